@@ -1,0 +1,93 @@
+"""What a step gets and what the network gives.
+
+Legend of the shape suffixes in this package:
+    V view (0 weak, 1 strong)   D domain (sources first, target last)   B sample of this worker's slice of the batch
+    N = V·D·B, in that order    L token    P picture    K feature    C class    H head    Q view pair (text × picture)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's slice of a step's global batch.
+
+    Args:
+        text: token ids [N, L], or text features [N, K] for an encoder of given features.
+        text_mask: 1 where a token is, [N, L]; None for features.
+        pictures: normalised pictures [P, 3, height, width] without empty slots, or picture features [N, K].
+        picture_owner: which of the N samples-in-a-view a picture belongs to, ascending, [P]; None for features.
+        labels_DB: class, or pseudo label; -1 where there is none.
+        num_views: 2 in training, 1 in prediction.
+        global_batch: samples per domain over all workers.
+        offset: place of this slice's first sample in the global batch.
+    """
+
+    text: Tensor
+    text_mask: Tensor | None
+    pictures: Tensor
+    picture_owner: Tensor | None
+    labels_DB: Tensor
+    num_views: int = 2
+    global_batch: int = 0
+    offset: int = 0
+
+    @property
+    def num_domains(self) -> int:
+        return self.labels_DB.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.labels_DB.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_views * self.num_domains * self.size
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """On `device`; what is floating becomes `dtype`."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            return x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+
+        return replace(
+            self,
+            text=move(self.text),
+            text_mask=move(self.text_mask),
+            pictures=move(self.pictures),
+            picture_owner=move(self.picture_owner),
+            labels_DB=move(self.labels_DB),
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the network makes of a batch.
+
+    Args:
+        text_VDBK: unit text features.
+        picture_VDBK: unit picture features.
+        fused_DBK: fused features of weak text × weak picture.
+        logits_HQDBC: logits of each head for each view pair; pair 0 is weak × weak.
+        text_logits_DBC: the text head on the weak view.
+        picture_logits_DBC: the picture head on the weak view.
+    """
+
+    text_VDBK: Tensor
+    picture_VDBK: Tensor
+    fused_DBK: Tensor
+    logits_HQDBC: Tensor
+    text_logits_DBC: Tensor
+    picture_logits_DBC: Tensor
+
+    @property
+    def fused_logits_DBC(self) -> Tensor:
+        """The prediction: mean of the heads' logits on weak × weak."""
+        return self.logits_HQDBC[:, 0].mean(0)

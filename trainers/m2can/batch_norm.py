@@ -1,0 +1,153 @@
+"""Batch normalisation over groups of pictures, global over the workers, in three modes.
+
+    per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
+                once a sample. All groups go through one call; the running averages move as if the calls had come one
+                after another (order: domain → weak samples → strong samples), in closed form.
+    batch       all pictures of the global batch are one group (synchronised over the workers).
+    frozen      the running averages are used and do not move.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.m2can.batch import Batch
+from trainers.m2can.collective import Collective
+
+BatchNormMode = Literal["per_sample", "batch", "frozen"]
+
+
+class PictureGroups:
+    """Which pictures are normalised together; shared by the layers of one encoder and set before each training pass."""
+
+    def __init__(self, mode: BatchNormMode) -> None:
+        self.mode = mode
+        self.collective = Collective()
+        self.layers: list[GroupedBatchNorm2d] = []
+
+    def begin(self, batch: Batch) -> None:
+        """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
+        assert batch.picture_owner is not None
+        self.owner_P = batch.picture_owner
+        self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
+        count_G = torch.bincount(self.owner_P, minlength=self.num_groups)
+        self.count_G = count_G
+        self.real_P = (self.owner_P < batch.num_rows) if int(count_G[-1]) else None
+        self.one_picture_each = bool((count_G[:-1] == 1).all()) and self.real_P is None
+        if self.mode == "per_sample":
+            self._rank_groups(batch)
+        elif self.mode == "batch":
+            self.global_pictures = self.collective.sum_(count_G[:-1].sum().clone())
+
+    def _rank_groups(self, batch: Batch) -> None:
+        """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
+        rows = batch.num_views * batch.num_domains
+        exists_RB = (self.count_G[:-1] > 0).view(rows, batch.size, 1)
+        everyone = self.collective.gather(exists_RB.double(), batch.global_batch).squeeze(-1)
+        ordered_DVB = everyone.view(batch.num_views, batch.num_domains, -1).transpose(0, 1)
+        later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1
+        mine_VDB = later_DVB.transpose(0, 1)[..., batch.offset : batch.offset + batch.size]
+        self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
+        self.exists_G = (self.count_G > 0) & (torch.arange(self.num_groups, device=self.count_G.device) < batch.num_rows)
+        self.total_calls = ordered_DVB.sum()
+
+    def group_weights(self, momentum: float) -> Tensor:
+        """How much of a group's statistics is left in the running average after all calls: m·(1−m)^(calls after), [G]."""
+        return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
+
+    def commit(self) -> None:
+        """Move the running averages, once a pass, with one sum over the workers for all layers."""
+        moved = [layer for layer in self.layers if layer.pending is not None]
+        if not moved:
+            return
+        flat = self.collective.sum_(torch.cat([layer.pending.flatten() for layer in moved]))  # type: ignore[union-attr]
+        for layer, part in zip(moved, flat.split([2 * layer.num_features for layer in moved])):
+            mean, var = part.view(2, -1)
+            keep = (1 - layer.momentum) ** self.total_calls  # type: ignore[operator]
+            layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]
+            layer.running_var.mul_(keep).add_(var)  # type: ignore[union-attr]
+            layer.num_batches_tracked += self.total_calls.long()  # type: ignore[operator]
+            layer.pending = None
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Same parameters and buffers as torch's BatchNorm2d; in training it normalises by the encoder's PictureGroups."""
+
+    groups: PictureGroups
+    pending: Tensor | None = None
+
+    @classmethod
+    def convert(cls, module: nn.Module, groups: PictureGroups) -> nn.Module:
+        """Replace every BatchNorm2d below `module`, keeping its parameters and buffers."""
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert(child, groups))
+        if not isinstance(module, nn.BatchNorm2d):
+            return module
+        layer = cls(module.num_features, module.eps, module.momentum)
+        layer._parameters, layer._buffers = module._parameters, module._buffers
+        layer.groups = groups
+        groups.layers.append(layer)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, C, height, width] → the same."""
+        # A frozen block's statistics do not move either.
+        if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.groups.mode == "per_sample":
+            return self._per_sample(x)
+        return self._whole_batch(x)
+
+    def _per_sample(self, x: Tensor) -> Tensor:
+        groups = self.groups
+        var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
+        if groups.one_picture_each:
+            mean_GC, var_GC, at_P = mean_PC, var_PC, slice(None)
+        else:
+            at_P = groups.owner_P
+            share_P1 = (1 / groups.count_G.clamp_min(1).to(x.dtype))[at_P].unsqueeze(1)
+            zeros = x.new_zeros(groups.num_groups, x.shape[1])
+            mean_GC = zeros.index_add(0, at_P, mean_PC * share_P1)
+            # Total variance = variance inside the pictures + variance of their means.
+            var_GC = zeros.index_add(0, at_P, (var_PC + (mean_PC - mean_GC[at_P]).square()) * share_P1)
+        self._remember(mean_GC.detach(), var_GC.detach(), x.shape[2] * x.shape[3])
+        scale_GC = self.weight * (var_GC + self.eps).rsqrt()
+        shift_GC = self.bias - mean_GC * scale_GC
+        return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
+
+    @torch.no_grad()
+    def _remember(self, mean_GC: Tensor, var_GC: Tensor, pixels: int) -> None:
+        """Assigned, not added: a recomputed forward pass leaves the same."""
+        groups = self.groups
+        assert self.momentum is not None
+        weight_G, count_G = groups.group_weights(self.momentum), groups.count_G
+        if groups.one_picture_each:
+            weight_G, count_G = weight_G[:-1], count_G[:-1]
+        number_G1 = (count_G * pixels).to(var_GC.dtype).unsqueeze(1)
+        unbiased_GC = var_GC * (number_G1 / (number_G1 - 1).clamp_min(1))
+        weight_G1 = weight_G.to(var_GC.dtype).unsqueeze(1)
+        self.pending = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
+
+    def _whole_batch(self, x: Tensor) -> Tensor:
+        groups = self.groups
+        if groups.collective.world_size == 1 and groups.real_P is None:
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum or 0.0, self.eps
+            )
+        mask = 1.0 if groups.real_P is None else groups.real_P.to(x.dtype)[:, None, None, None]
+        number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
+        mean_C = groups.collective.sum((x * mask).sum((0, 2, 3))) / number
+        centred = x - mean_C[:, None, None]
+        var_C = groups.collective.sum((centred.square() * mask).sum((0, 2, 3))) / number
+        with torch.no_grad():
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean_C, self.momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(var_C * number / (number - 1).clamp_min(1), self.momentum)  # type: ignore[union-attr]
+            self.num_batches_tracked += 1  # type: ignore[operator]
+        return centred * (self.weight * (var_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]

@@ -1,0 +1,139 @@
+"""Encoders of texts and pictures: one call for all domains and views, ragged pictures, no padding slots."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv1x1
+
+from trainers.m2can.batch import Batch
+from trainers.m2can.batch_norm import BatchNormMode, GroupedBatchNorm2d, PictureGroups
+
+Pooling = Literal["pooler", "cls", "mean"]
+
+
+class GivenFeatures(nn.Module):
+    """Takes the place of an encoder where the batch already holds features, e.g. cached ones of a frozen encoder."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, features_NK: Tensor, _: Tensor | None = None) -> Tensor:
+        return features_NK
+
+
+class TextEncoder(nn.Module):
+    """A Hugging Face encoder with a pooling.
+
+    Args:
+        model: a model of transformers.AutoModel's kind (`last_hidden_state`, and `pooler_output` for `pooler`).
+        pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens).
+
+    Shape:
+        tokens [N, L], mask [N, L] → [N, width]
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # parameters without a gradient would stop data parallelism
+        if pooling == "pooler" and getattr(model, "pooler", None) is None:
+            raise ValueError(f"pooling `pooler`: {type(model).__name__} has no pooler; use `cls` or `mean`")
+        self.model = model
+        self.pooling = pooling
+        config: Any = model.config
+        self.width = int(config.hidden_size)
+
+    def forward(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        out = self.model(input_ids=tokens_NL, attention_mask=mask_NL)
+        if self.pooling == "pooler":
+            return out.pooler_output
+        hidden_NLK = out.last_hidden_state
+        if self.pooling == "cls":
+            return hidden_NLK[:, 0]
+        weight_NL1 = mask_NL.unsqueeze(-1).to(hidden_NLK.dtype)
+        return (hidden_NLK * weight_NL1).sum(1) / weight_NL1.sum(1).clamp_min(1)
+
+
+class PictureEncoder(nn.Module):
+    """A picture backbone; a sample's feature is the mean over its pictures, zero where it has none.
+
+    Args:
+        model: pictures [P, 3, height, width] → features [P, width].
+        width: the backbone's feature width.
+        batch_norm: see trainers.m2can.batch_norm.
+    """
+
+    def __init__(self, model: nn.Module, width: int, batch_norm: BatchNormMode) -> None:
+        super().__init__()
+        self.groups = PictureGroups(batch_norm)
+        self.model = GroupedBatchNorm2d.convert(model, self.groups)
+        self.width = width
+
+    def forward(self, pictures_P: Tensor, batch: Batch) -> Tensor:
+        """[P, 3, height, width] → [N, width]"""
+        assert batch.picture_owner is not None
+        if self.training and self.groups.layers:
+            self.groups.begin(batch)
+        features_PK = self.model(pictures_P)
+        # One more row than samples: it takes the placeholder of a batch without any picture, and is dropped.
+        totals = features_PK.new_zeros(batch.num_rows + 1, self.width).index_add(0, batch.picture_owner, features_PK)
+        counts = torch.bincount(batch.picture_owner, minlength=batch.num_rows + 1).clamp_min(1)
+        return (totals / counts.unsqueeze(1).to(totals.dtype))[:-1]
+
+
+class SmallResNet(nn.Sequential):
+    """A ResNet of one BasicBlock a stage for demos and tests: widths w, 2w, 4w, 8w after a stride-2 stem.
+
+    Source: He et al., CVPR 2016, scaled down.
+    """
+
+    def __init__(self, width: int = 16, stages: int = 4) -> None:
+        widths = [width * 2**i for i in range(stages)]
+        stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        blocks = [BasicBlock(width, width)]
+        for before, after in zip(widths, widths[1:]):
+            shortcut = nn.Sequential(conv1x1(before, after, stride=2), nn.BatchNorm2d(after))
+            blocks.append(BasicBlock(before, after, stride=2, downsample=shortcut))
+        super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.width = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def blocks_of(encoder: TextEncoder | PictureEncoder | GivenFeatures) -> list[nn.Module]:
+    """The blocks that `freeze: k` counts, input first; block 0 is the embeddings or the stem.
+
+    Raises:
+        ValueError: the architecture's blocks are not known here.
+    """
+    model: Any = getattr(encoder, "model", nn.Identity())
+    if isinstance(model, SmallResNet):
+        return [m for m in model if any(True for _ in m.parameters())]
+    if hasattr(model, "layer4"):  # torchvision and timm ResNets
+        stem = nn.ModuleList([model.conv1, model.bn1])
+        return [stem, model.layer1, model.layer2, model.layer3, model.layer4]
+    if isinstance(getattr(model, "features", None), nn.Sequential):  # torchvision's convolutional families
+        return list(model.features)
+    if hasattr(model, "conv_stem") and hasattr(model, "blocks"):  # timm's EfficientNets
+        return [nn.ModuleList([model.conv_stem, model.bn1]), *model.blocks]
+    if hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer"):  # the BERT family
+        return [model.embeddings, *model.encoder.layer]
+    if hasattr(model, "embeddings") and hasattr(getattr(model, "transformer", None), "layer"):  # DistilBERT
+        return [model.embeddings, *model.transformer.layer]
+    raise ValueError(f"freeze by blocks is not known for {type(model).__name__}; use `none` or `all`")
+
+
+def freeze(encoder: TextEncoder | PictureEncoder, what: Literal["none", "all"] | int) -> None:
+    """Stop the gradients of all parameters, of none, or of the first `what` blocks and what lies before them."""
+    if what == "none":
+        return
+    parts = [encoder] if what == "all" else blocks_of(encoder)[:what]
+    for part in parts:
+        part.requires_grad_(False)

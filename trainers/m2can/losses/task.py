@@ -1,0 +1,39 @@
+"""The task term: cross-entropies of labels and pseudo labels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.collective import Collective
+
+
+def task(outputs: Outputs, batch: Batch, collective: Collective) -> Tensor:
+    """Mean over the domains of three cross-entropies: heads on all view pairs, their mean on weak × weak, single modalities.
+
+    For each domain: the mean over heads and the four view pairs of the cross-entropy; plus that of the heads' mean
+    logits on weak × weak; plus the mean of the text head's and the picture head's on the weak views. Samples without a
+    label (-1) do not count; a domain without any counts as zero.
+
+    Source: Zhao et al. 2025.
+
+    Returns:
+        scalar, this worker's share.
+    """
+    labels_DB = batch.labels_DB
+    labelled_D = collective.sum_((labels_DB >= 0).sum(1).to(outputs.fused_DBK.dtype)).clamp_min(1)
+
+    def cross_entropy(logits_XDBC: Tensor) -> Tensor:
+        """Sum over domains of the mean over X and the domain's labelled samples."""
+        flat_labels = labels_DB.expand(logits_XDBC.shape[:-1])
+        loss_XDB = F.cross_entropy(
+            logits_XDBC.flatten(0, -2), flat_labels.flatten(), ignore_index=-1, reduction="none"
+        ).view(flat_labels.shape)
+        return (loss_XDB.mean(0).sum(1) / labelled_D).sum()
+
+    heads = cross_entropy(outputs.logits_HQDBC.flatten(0, 1))
+    fused = cross_entropy(outputs.fused_logits_DBC.unsqueeze(0))
+    text = cross_entropy(outputs.text_logits_DBC.unsqueeze(0))
+    picture = cross_entropy(outputs.picture_logits_DBC.unsqueeze(0))
+    return (heads + fused + (text + picture) / 2) / batch.num_domains

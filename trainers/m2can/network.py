@@ -1,0 +1,97 @@
+"""The M2CAN network: projections, MLB fusion and heads on top of two encoders."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.encoders import GivenFeatures, PictureEncoder, TextEncoder
+
+PROJECTED, BILINEAR, FUSED, HIDDEN = 256, 128, 64, 128
+
+
+class Projection(nn.Module):
+    """Linear, ReLU, L2-normalise: [..., width] → unit vectors [..., 256]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, PROJECTED)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(F.relu(self.linear(x)), dim=-1)
+
+
+class Fusion(nn.Module):
+    """MLB: f = P(sigmoid(U t ∘ V v)) + h1 t + h2 v.
+
+    Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017, with two shortcuts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.U = nn.Linear(PROJECTED, BILINEAR)
+        self.V = nn.Linear(PROJECTED, BILINEAR)
+        self.P = nn.Linear(BILINEAR, FUSED)
+        self.h1 = nn.Linear(PROJECTED, FUSED)
+        self.h2 = nn.Linear(PROJECTED, FUSED)
+
+    def forward(self, text_VDBK: Tensor, picture_VDBK: Tensor) -> Tensor:
+        """All view pairs: → [V·V, D, B, 64]; the text's view is the slower index, so pair 0 is weak × weak."""
+        u, v = self.U(text_VDBK).unsqueeze(1), self.V(picture_VDBK).unsqueeze(0)
+        shortcut = self.h1(text_VDBK).unsqueeze(1) + self.h2(picture_VDBK).unsqueeze(0)
+        return (self.P(torch.sigmoid(u * v)) + shortcut).flatten(0, 1)
+
+
+def single_modality_head(num_classes: int) -> nn.Sequential:
+    """[..., 256] → [..., C] from one modality alone."""
+    return nn.Sequential(
+        nn.Linear(PROJECTED, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FUSED), nn.Linear(FUSED, num_classes)
+    )
+
+
+class M2CAN(nn.Module):
+    """Encoders, projections, fusion, S classifier heads and two single-modality heads.
+
+    Args:
+        text_encoder, picture_encoder: modules with a `width`.
+        num_heads: classifier heads; the published code has one for each source.
+        num_classes: C.
+
+    Source: Zhao et al. 2025.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder | GivenFeatures,
+        picture_encoder: PictureEncoder | GivenFeatures,
+        num_heads: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.picture_encoder = picture_encoder
+        self.text_projection = Projection(text_encoder.width)
+        self.picture_projection = Projection(picture_encoder.width)
+        self.fusion = Fusion()
+        self.heads = nn.ModuleList(nn.Linear(FUSED, num_classes) for _ in range(num_heads))
+        self.text_head = single_modality_head(num_classes)
+        self.picture_head = single_modality_head(num_classes)
+        self.num_classes = num_classes
+
+    def forward(self, batch: Batch) -> Outputs:
+        text_NK = self.text_encoder(batch.text, batch.text_mask)
+        picture_NK = self.picture_encoder(batch.pictures, batch)
+        shape = (batch.num_views, batch.num_domains, batch.size, -1)
+        text_VDBK = self.text_projection(text_NK).view(shape)
+        picture_VDBK = self.picture_projection(picture_NK).view(shape)
+        fused_QDBK = self.fusion(text_VDBK, picture_VDBK)
+        return Outputs(
+            text_VDBK=text_VDBK,
+            picture_VDBK=picture_VDBK,
+            fused_DBK=fused_QDBK[0],
+            logits_HQDBC=torch.stack([head(fused_QDBK) for head in self.heads]),
+            text_logits_DBC=self.text_head(text_VDBK[0]),
+            picture_logits_DBC=self.picture_head(picture_VDBK[0]),
+        )

@@ -1,0 +1,47 @@
+"""SAM: sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class SharpnessAwareStep:
+    """w ← w + ρ·g/(‖g‖₂ + 1e-12) over all parameters that have gradients; later back to exactly w.
+
+    Source: Foret et al., "Sharpness-Aware Minimization", ICLR 2021, arXiv:2010.01412.
+
+    Args:
+        parameters: what is perturbed. Their gradients must be the global ones, equal on every worker.
+        rho: ρ > 0.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rho: float) -> None:
+        self.parameters = list(parameters)
+        self.rho = rho
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+
+    @torch.no_grad()
+    def perturb(self, grad_norm: Tensor) -> None:
+        """Climb along the gradients, given their common norm."""
+        touched = [p for p in self.parameters if p.grad is not None]
+        self._before = [(p, p.detach().clone()) for p in touched]
+        scale = self.rho / (grad_norm + 1e-12)
+        torch._foreach_add_(touched, torch._foreach_mul([p.grad for p in touched], scale))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Copied back, not subtracted: w comes back to the last bit."""
+        if self._before:
+            parameters, before = zip(*self._before)
+            torch._foreach_copy_(list(parameters), list(before))
+        self._before = []
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """‖g‖₂ over all tensors, on the device (no synchronisation); zero for an empty list."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

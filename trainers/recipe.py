@@ -1,0 +1,311 @@
+"""Recipe: everything one run needs, as one validated object for command line, tuning and checkpoint.
+
+A recipe file states only what differs from its preset:
+
+    preset: recommended            # or `published`
+    data: {sources: [a/manifest.yaml, b/manifest.yaml], target: c/manifest.yaml}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from datasets_manifest.errors import InputError, from_validation_error, nearest
+from datasets_manifest.images import PictureViews
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Texts(_Section):
+    """How texts become tokens."""
+
+    cleaning: Literal["published", "proper", "none"] = "proper"
+    form: Literal["published", "plain"] = "plain"
+    max_tokens: Annotated[int, Field(ge=3, le=8192)] = 200
+    word_dropout: Share = 0.1
+
+
+class Data(_Section):
+    """Manifests and how they are read. Paths are relative to the recipe's folder."""
+
+    sources: Annotated[list[str], Field(min_length=1)]
+    target: str
+    train_split: str = "train"
+    val_split: str = "val"
+    samples_per_epoch: Count | None = None  # of each domain; None: the longest source
+    max_bad_fraction: Share = 0.05  # of a domain's records; more unusable ones end the run
+    pictures: PictureViews = PictureViews()
+    texts: Texts = Texts()
+
+
+class TextEncoderSection(_Section):
+    """`name`: `tiny` (random, for demos), a local folder or a hub name of a transformers encoder."""
+
+    name: str = "bert-base-uncased"
+    weights: str = "pretrained"  # `pretrained`, `random`, or a safetensors or weights-only file
+    pooling: Literal["pooler", "cls", "mean"] = "mean"
+    freeze: Freeze = "none"
+    dropout: Share | None = None  # None: as the encoder's own configuration says
+    hidden: Count = 64  # of `tiny`
+    layers: Count = 1  # of `tiny`
+
+
+class PictureEncoderSection(_Section):
+    """`name`: `tiny` (random, for demos), `torchvision:<model>` or `timm:<model>`."""
+
+    name: str = "torchvision:resnet50"
+    weights: str = "pretrained"  # `pretrained`, a torchvision weights name, `random`, or a file
+    freeze: Freeze = "none"
+    batch_norm: Literal["per_sample", "batch", "frozen"] = "batch"
+    head: Literal["none", "identity_linear"] = "none"  # the published one: a square linear layer that starts as identity
+    width: Count = 16  # of `tiny`
+
+
+class Encoders(_Section):
+    text: TextEncoderSection = TextEncoderSection()
+    picture: PictureEncoderSection = PictureEncoderSection()
+
+
+class ObjectiveSection(_Section):
+    """Weights of the terms; 0 = not computed."""
+
+    cmcfa: NotNegative = 0.5
+    cdcfa: NotNegative = 0.2
+    cdafa: NotNegative = 0.05
+    mcc: NotNegative = 0.05
+    temperature: Positive = 2.0
+    smoothing: Share = 0.8
+
+
+class Uacr(_Section):
+    """Pseudo labels. `unselected`: what becomes of target samples without one: left out, or used by alignment and MCC."""
+
+    enabled: bool = True
+    start: Share = 0.3
+    update: Share = 0.3
+    prior: Literal["uniform", "estimated"] | list[Positive] = "uniform"
+    unselected: Literal["drop", "align"] = "drop"
+
+
+class Sam(_Section):
+    """Sharpness-aware minimisation; rho 0 = off."""
+
+    rho: NotNegative = 0.05
+
+
+class LearningRates(_Section):
+    encoders: NotNegative = 2e-5
+    projections: NotNegative = 2e-5
+    fusion: NotNegative = 5e-4
+    heads: NotNegative = 5e-4
+    discriminators_source: NotNegative = 2e-4
+    discriminators_target: NotNegative = 3e-4
+
+
+class OptimizerSection(_Section):
+    type: Literal["adam", "adamw", "sgd", "adadelta"] = "adam"
+    betas: tuple[Share, Share] = (0.9, 0.999)  # of adam and adamw
+    eps: Positive = 1e-8  # of adam, adamw and adadelta
+    momentum: Share = 0.9  # of sgd
+    weight_decay: NotNegative = 0.0
+    lr: LearningRates = LearningRates()
+
+
+class ScheduleSection(_Section):
+    mode: Literal["poly", "cosine", "multistep", "constant"] = "poly"
+    power: Positive = 0.99  # of poly
+    lowest_lr: NotNegative = 1e-6  # of poly
+    target_lr: NotNegative = 0.0  # of cosine
+    multistep: list[Count] = []  # epochs after which the rate falls to a tenth
+
+
+class Train(_Section):
+    epochs: Count = 10
+    batch_size: Count = 8  # of each domain, over all workers
+    eval_batch_size: Count = 64
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 123456
+    precision: Literal["fp32", "fp64"] = "fp32"
+
+
+class Selection(_Section):
+    """How the checkpoint is chosen without target labels."""
+
+    validator: Literal["infomax"] = "infomax"
+    gate: Share = 0.03  # source accuracy that an epoch may lie below the best epoch's and still be chosen
+
+
+class Cluster(_Section):
+    workers: Count = 1
+    address: str | None = None  # of a Ray cluster; None: the one that is running here, else a local one
+    cpus_per_worker: Positive | None = None  # None: half the cluster's CPUs, shared; the other half prepares data
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_failures: Annotated[int, Field(ge=-1)] = 1
+
+
+class Checkpoints(_Section):
+    keep: Count | None = None  # how many epochs' checkpoints stay; None: all
+
+
+class Tracking(_Section):
+    enabled: bool = True
+    uri: str | None = None  # None: MLFLOW_TRACKING_URI, else a SQLite file in the storage folder
+    experiment: str = "m2can"
+    register_as: str | None = None  # None: m2can-<target>
+
+
+class Run(_Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None  # None: target and time
+    storage: str = "runs"  # folder of runs, relative to the working folder
+
+
+class Recipe(_Section):
+    schema_version: Literal[1] = 1
+    preset: Literal["recommended", "published"] = "recommended"
+    data: Data
+    encoders: Encoders = Encoders()
+    objective: ObjectiveSection = ObjectiveSection()
+    uacr: Uacr = Uacr()
+    sam: Sam = Sam()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    train: Train = Train()
+    selection: Selection = Selection()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoints = Checkpoints()
+    tracking: Tracking = Tracking()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Recipe:
+        if self.cluster.workers > self.train.batch_size:
+            raise ValueError(
+                f"cluster.workers {self.cluster.workers} is more than the rows of a batch, "
+                f"train.batch_size {self.train.batch_size}: a worker would have none"
+            )
+        return self
+
+    @property
+    def target_takes_part(self) -> bool:
+        """Whether any component reads the target: with all of them off, training is source-only."""
+        o = self.objective
+        return self.uacr.enabled or bool(o.cmcfa or o.cdcfa or o.cdafa or o.mcc)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted keys → plain values."""
+        return _flatten(self.model_dump(mode="json"))
+
+
+# A preset is a tree of values that differ from the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "data": {"texts": {"cleaning": "published", "form": "published"}},
+        "encoders": {
+            "text": {"pooling": "pooler"},
+            "picture": {"weights": "IMAGENET1K_V1", "batch_norm": "per_sample", "head": "identity_linear"},
+        },
+    },
+    "recommended": {
+        "uacr": {"prior": "estimated", "unselected": "align"},
+    },
+}
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file, apply `a.b=c` overrides (values are YAML), validate.
+
+    Raises:
+        InputError: names the file, the key, the value and the nearest valid key.
+    """
+    file = Path(path)
+    tree = _read_yaml(file)
+    for override in overrides or []:
+        _apply(tree, override)
+    return make_recipe(tree, file)
+
+
+def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
+    """Validate a tree of values on top of its preset. Manifest paths become relative to `file`'s folder."""
+    name = tree.get("preset", "recommended")
+    if not isinstance(name, str) or name not in PRESETS:
+        close = nearest(str(name), PRESETS)
+        wanted = f"one of {', '.join(PRESETS)}" + (f" (nearest: {close})" if close else "")
+        raise InputError("unknown preset", file=file, field="preset", value=name, wanted=wanted)
+    try:
+        recipe = Recipe.model_validate(_merge(PRESETS[name], tree))
+    except ValidationError as error:
+        raise from_validation_error(error, Recipe, file) from None
+    return _anchored(recipe, Path(file).resolve().parent) if isinstance(file, Path) else recipe
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    def anchor(path: str) -> str:
+        return path if "://" in path else str(folder / path)
+
+    data = recipe.data
+    placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}
+    return recipe.model_copy(update={"data": data.model_copy(update=placed)})
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError("there is no such file" if not file.exists() else "is a folder", file=file, wanted="a recipe")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML ({str(error).splitlines()[0]})", file=file) from None
+    if not isinstance(tree, dict):
+        raise InputError("does not hold a mapping", file=file, value=tree, wanted="keys such as `data:`")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, written = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError("is not of the form a.b=c", field="--set", value=override)
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise InputError("has a value that is not YAML", field=f"--set {key}", value=written) from error
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.strip().split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError("is not a section", field=f"--set {'.'.join(parents[: depth + 1])}", value=node)
+    node[last] = value
+
+
+def _number(value: str) -> str | float:
+    """YAML reads 1e-4 as text; a user means the number."""
+    try:
+        return float(value) if "e" in value.lower() else value
+    except ValueError:
+        return value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}.").items()}
