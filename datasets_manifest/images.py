@@ -3,7 +3,6 @@
 A picture is decoded once, as small as both views allow: the header is read first, then the strong view's crop is drawn,
 and only then is it known at which of libjpeg's scales (1, 1/2, 1/4, 1/8) decoding may stop. Pictures are turned upright
 as their EXIF orientation says, because that is how the people who wrote the texts saw them.
-
 Shapes: pictures and views are RGB uint8 [height, width, 3]; boxes are (left, top, width, height) in pixels.
 """
 
@@ -22,13 +21,11 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field, model_validator
 
-# A decode task owns one core; OpenCV's own threads would fight the neighbouring tasks for theirs.
-cv2.setNumThreads(0)
+cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # applied on the device
 
 Pixels = npt.NDArray[np.uint8]
-Box = tuple[int, int, int, int]
 Range = tuple[float, float]
 Adjustment = Callable[[Pixels, float], Pixels]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -105,8 +102,9 @@ def read_picture_bytes(path: str) -> bytes:
 def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | None) -> tuple[Pixels, Pixels | None]:
     """The weak view and, if there is an `rng` to draw it with, the strong view, each [crop, crop, 3].
 
-    Of an animation the first frame is taken; what is transparent shows white. Raises BadPicture: empty, not an image,
-    too large (by the header, before any pixel is decoded), truncated, unreadable.
+    Of an animation the first frame is taken; what is transparent shows white. The weak view shows the same with every
+    `rng` but not to the last grey level, since the scale of decoding depends on the draw. Raises BadPicture: empty, not
+    an image, too large (by the header, before any pixel is decoded), truncated, unreadable.
     """
     image = _open(data, spec.max_pixels)
     turn = _orientation(image)
@@ -120,20 +118,17 @@ def weak_view(picture: Pixels, spec: PictureViews) -> Pixels:
     """Shorter side to `resize`, then the centre [crop, crop, 3]; sizes are rounded as torchvision rounds them."""
     height, width = picture.shape[:2]
     # A 1 x 50,000,000 picture is small but not so its enlargement: keep only the middle, all that the crop will see.
-    longest = 4 * min(width, height)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    top, left = max(0, height - 4 * width) // 2, max(0, width - 4 * height) // 2
     picture = picture[top : height - top, left : width - left]
-    height, width = picture.shape[:2]
-    to_width, to_height = (spec.resize * side // min(width, height) for side in (width, height))
+    to_height, to_width = (spec.resize * side // min(width, height) for side in picture.shape[:2])
     left, top = round((to_width - spec.crop) / 2), round((to_height - spec.crop) / 2)
-    resized = _resize(picture, to_width, to_height)
-    return np.ascontiguousarray(resized[top : top + spec.crop, left : left + spec.crop])
+    return _resize(picture, to_width, to_height)[top : top + spec.crop, left : left + spec.crop].copy()
 
 
 class StrongDraw(NamedTuple):
     """Every random choice of one strong view; `jitter` holds adjustments and their amounts in the order of use."""
 
-    box: Box
+    box: tuple[int, int, int, int]
     flip: bool
     jitter: tuple[tuple[Adjustment, float], ...]
     grey: bool
@@ -149,7 +144,9 @@ def draw_strong(width: int, height: int, spec: StrongView, rng: np.random.Genera
     return StrongDraw(box, bool(flip), tuple((ADJUSTMENTS[i], amounts[i]) for i in order), bool(grey))
 
 
-def draw_crop(width: int, height: int, area: Range, aspect: Range, rng: np.random.Generator) -> Box:
+def draw_crop(
+    width: int, height: int, area: Range, aspect: Range, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """A random box: area uniform, aspect ratio log-uniform, place uniform.
 
     Ten tries, then the largest central box whose aspect ratio is allowed, as torchvision's RandomResizedCrop does it.
@@ -257,15 +254,19 @@ def _upright(picture: Pixels, turn: int) -> Pixels:
 
 
 def _decode(image: Image.Image, data: bytes, divisor: int) -> Pixels:
-    """The picture as stored, a JPEG's sides divided by `divisor`; by OpenCV, or by Pillow if it is of a rare kind."""
-    usual_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")  # MPO: a JPEG with others behind it
-    usual_png = image.format == "PNG" and not image.has_transparency_data
-    if (usual_jpeg or usual_png) and not _ends_early(data):
-        flags = _REDUCED.get(divisor, cv2.IMREAD_COLOR) if usual_jpeg else cv2.IMREAD_COLOR
+    """The picture as stored, a JPEG's sides divided by `divisor`.
+
+    OpenCV reads the usual JPEGs, Pillow all the rest: OpenCV mistakes CMYK for RGB, drops transparency, and allocates
+    what a damaged PNG's chunk claims to hold, up to 4 GB; its lead on PNGs is small.
+    """
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not _ends_early(data):  # MPO: several JPEGs
+        flags = _REDUCED.get(divisor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+        # libjpeg rounds sides up; a last row or column that is less than half picture would shift the rest
+        width, height = ((side + divisor // 2) // divisor for side in image.size)
         with suppress(cv2.error):
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if picture is not None:
-                return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                return cv2.cvtColor(picture[:height, :width], cv2.COLOR_BGR2RGB)
     try:
         return _decode_with_pillow(image)
     except Exception as error:  # as in `_open`
@@ -285,14 +286,12 @@ def _ends_early(data: bytes) -> bool:
     """Whether the end mark is missing. For such a file OpenCV may return a picture that is grey from the gap on."""
     if data.startswith(b"\xff\xd8"):  # an end mark before the last scan is that of the embedded thumbnail
         return data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0
-    if data.startswith(b"RIFF"):
-        return len(data) < int.from_bytes(data[4:8], "little") + 8
-    return data.startswith(b"\x89PNG") and b"IEND" not in data[-1024:]
+    return data.startswith(b"RIFF") and len(data) < int.from_bytes(data[4:8], "little") + 8
 
 
 def _damage(data: bytes, error: Exception) -> Reason:
     """The reason for an error of Pillow's; a known first word before an unreadable header means a file cut short."""
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):  # Pillow's own limit
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too large"
     if isinstance(error, UnidentifiedImageError):
         return "truncated" if data.startswith(_MAGIC) else "not an image"

@@ -109,7 +109,7 @@ VOICES: Final = {
             "Seven hours walking, then another {topic}.",
             "Map, rope and lantern packed {time}, off toward some {topic}.",
         ),
-        kind_shares=(0.19, 0.53, 0.18, 0.10),
+        kind_shares=(0.20, 0.45, 0.25, 0.10),
         sentence_shares=(0.20, 0.45, 0.35),
     ),
 }

@@ -7,6 +7,7 @@ InputError, which file, field and value are wrong.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,7 +118,7 @@ class LoadedManifest:
         return self._resolve(self.split(split).image_root or ".")
 
     def _resolve(self, written: str) -> Path:
-        return self.folder / Path(written).expanduser()
+        return self.folder / os.path.expanduser(written)
 
 
 def load_manifest(path: str | Path) -> LoadedManifest:
@@ -127,7 +128,7 @@ def load_manifest(path: str | Path) -> LoadedManifest:
         InputError: the file is missing, a folder, not UTF-8, not YAML or JSON, or not a manifest; or a records file or
             an image root that it names does not exist.
     """
-    file = Path(path).expanduser().absolute()
+    file = Path(os.path.expanduser(path)).absolute()
     content = _parse(_read_text(file), file)
     if not isinstance(content, dict):
         raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
@@ -142,7 +143,7 @@ def load_manifest(path: str | Path) -> LoadedManifest:
 
 
 def _read_text(file: Path) -> str:
-    if file.is_dir():
+    if _exists(file, "folder"):
         raise InputError("the manifest is a folder", file=file, wanted="a YAML or JSON file")
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:

@@ -35,7 +35,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _EMOJI_VARIANT = "\ufe0f"
 _URL = re.compile(r"https?://\S+|(?<!\w)www\.\S+", re.IGNORECASE)
 _HASH = re.compile(r"#+(?=\w)")
-_USER = re.compile(r"(?<!\w)@\w+")
+_USER = re.compile(r"(?<!\w)(?:@\w+)+")
 
 
 def clean(text: str, how: Cleaning) -> str:

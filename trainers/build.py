@@ -22,8 +22,6 @@ from trainers.recipe import OptimizerSection, PictureEncoderSection, Recipe, Sch
 from trainers.step import parameter_groups
 
 
-
-
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
     """The encoder's transformers configuration, of `tiny` or as found in the folder or hub.
 
@@ -55,7 +53,10 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and max_tokens > limit:
             raise InputError(
-                "is more than the encoder reads", field="data.texts.max_tokens", value=max_tokens, wanted=f"at most {limit}"
+                "is more than the encoder reads",
+                field="data.texts.max_tokens",
+                value=max_tokens,
+                wanted=f"at most {limit}",
             )
     if section.dropout is not None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
@@ -154,7 +155,10 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         import timm
     except ImportError:
         raise InputError(
-            "timm is not installed", field="encoders.picture.name", value=f"timm:{name}", wanted="pip install 'm2can[timm]'"
+            "timm is not installed",
+            field="encoders.picture.name",
+            value=f"timm:{name}",
+            wanted="pip install 'm2can[timm]'",
         ) from None
     if not timm.is_model(name):
         close = nearest(name, timm.list_models())
@@ -210,11 +214,17 @@ def load_weights_file(model: nn.Module, path: str, field: str) -> None:
     try:
         missing, _ = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"does not fit the encoder ({str(error).splitlines()[-1].strip()})", file=file, field=field) from None
+        raise InputError(
+            f"does not fit the encoder ({str(error).splitlines()[-1].strip()})", file=file, field=field
+        ) from None
     missing = [name for name in missing if not name.startswith(("pooler.", "fc."))]
     if missing:
         raise InputError(
-            f"lacks {len(missing)} of the encoder's tensors", file=file, field=field, value=missing[:5], wanted="all of them"
+            f"lacks {len(missing)} of the encoder's tensors",
+            file=file,
+            field=field,
+            value=missing[:5],
+            wanted="all of them",
         )
 
 

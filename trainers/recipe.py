@@ -69,7 +69,9 @@ class PictureEncoderSection(_Section):
     weights: str = "pretrained"  # `pretrained`, a torchvision weights name, `random`, or a file
     freeze: Freeze = "none"
     batch_norm: Literal["per_sample", "batch", "frozen"] = "batch"
-    head: Literal["none", "identity_linear"] = "none"  # the published one: a square linear layer that starts as identity
+    head: Literal["none", "identity_linear"] = (
+        "none"  # the published one: a square linear layer that starts as identity
+    )
     width: Count = 16  # of `tiny`
 
 

@@ -64,6 +64,9 @@ class Step:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.sharpness = SharpnessAwareStep(self.parameters, rho) if rho > 0 else None
         self.number = 0
+        self.groups = getattr(network.picture_encoder, "groups", None)
+        if self.groups is not None:
+            self.groups.collective = collective  # batch statistics are the global batch's
 
     def __call__(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Run the step.
@@ -121,9 +124,8 @@ class Step:
             grad.copy_(part.view_as(grad))
 
     def _commit_statistics(self) -> None:
-        groups = getattr(self.network.picture_encoder, "groups", None)
-        if groups is not None:
-            groups.commit()
+        if self.groups is not None:
+            self.groups.commit()
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
         if not bool(torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])):

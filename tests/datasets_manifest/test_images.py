@@ -5,13 +5,13 @@ import pickle
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from scipy.stats import ks_2samp
@@ -42,8 +42,7 @@ def photo(height: int, width: int, seed: int = 0) -> Pixels:
 def encoded(picture: Pixels | Image.Image, form: str = "JPEG", mode: str | None = None, **options: object) -> bytes:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
-    if form == "JPEG":
-        options = {"quality": 92, **options}
+    options = {"JPEG": {"quality": 92}, "PNG": {"compress_level": 1}}.get(form, {}) | options
     (image.convert(mode) if mode else image).save(buffer, form, **options)
     return buffer.getvalue()
 
@@ -76,30 +75,32 @@ def test_weak_view_is_torchvisions(size: tuple[int, int], form: str) -> None:
     data = encoded(photo(*size), form)
     view, wanted = weak(data), np.asarray(WEAK(opened(data)))
     assert view.shape == (224, 224, 3) and view.dtype == np.uint8 and view.flags.c_contiguous
-    assert distance(view, wanted) < 1.5 and abs(view.astype(float).mean() - wanted.mean()) < 0.3
+    assert distance(view, wanted) < 2 and abs(view.astype(float).mean() - wanted.mean()) < 0.3
 
 
-def test_weak_view_of_a_very_long_picture_needs_little_memory() -> None:
-    view = weak(encoded(photo(2, 200_000), "PNG"))  # enlarged as a whole it would be 256 x 25,600,000
-    assert view.shape == (224, 224, 3)
-    long = encoded(photo(100, 1200))  # too long for the whole, but with enough to compare
+def test_extreme_shapes_and_sizes_have_views_too() -> None:
+    for size in ((2, 200_000), (1, 1), (1, 300), (300, 1), (3, 5)):  # the first would be 256 x 25,600,000 if enlarged
+        views = decode_views(encoded(photo(*size), "PNG"), SPEC, np.random.default_rng(0))
+        assert [view.shape for view in views if view is not None] == [(224, 224, 3)] * 2
+    long = encoded(photo(100, 1200))  # only its middle is enlarged
     assert distance(weak(long), WEAK(opened(long))) < 1.5
 
 
-@pytest.mark.parametrize("box_from", range(len(SIZES)))
-def test_strong_crop_is_torchvisions_resized_crop(box_from: int) -> None:
-    height, width = SIZES[box_from]
-    data, spec = encoded(photo(height, width)), PictureViews(strong=PLAIN_STRONG)
-    left, top, w, h = draw_strong(width, height, PLAIN_STRONG, np.random.default_rng(box_from)).box
-    _, strong = decode_views(data, spec, np.random.default_rng(box_from))
-    assert strong is not None and strong.shape == (224, 224, 3)
-    # at a reduced size a box begins at every second, fourth, eighth pixel only
-    assert distance(strong, functional.resized_crop(opened(data), top, left, h, w, [224, 224])) < 2.5
+@pytest.mark.parametrize("size", SIZES)
+def test_strong_crop_is_torchvisions_resized_crop(size: tuple[int, int]) -> None:
+    data, spec = encoded(photo(*size)), PictureViews(strong=PLAIN_STRONG)
+    for seed in range(2):
+        left, top, w, h = draw_strong(size[1], size[0], PLAIN_STRONG, np.random.default_rng(seed)).box
+        strong = decode_views(data, spec, np.random.default_rng(seed))[1]
+        assert strong is not None and strong.shape == (224, 224, 3)
+        # at a reduced size a box begins at every second, fourth, eighth pixel only
+        assert distance(strong, functional.resized_crop(opened(data), top, left, h, w, [224, 224])) < 2.5
 
 
 @pytest.mark.parametrize("size", [(300, 400), (1000, 500), (64, 64)])
 def test_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     height, width = size
+    torch.manual_seed(0)
     rng, blank = np.random.default_rng(3), Image.new("L", (width, height))
     ours = np.array([draw_crop(width, height, (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(3000)])
     theirs = [transforms.RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
@@ -112,11 +113,9 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (1, 1), (1, 500)])
 def test_crop_of_an_extreme_shape_falls_back_to_the_centre(size: tuple[int, int]) -> None:
-    height, width = size
-    box = draw_crop(width, height, (0.9, 1.0), (3 / 4, 4 / 3), np.random.default_rng(0))
-    top, left, h, w = transforms.RandomResizedCrop.get_params(
-        Image.new("L", (width, height)), [0.9, 1.0], [3 / 4, 4 / 3]
-    )
+    box = draw_crop(size[1], size[0], (0.9, 1.0), (3 / 4, 4 / 3), np.random.default_rng(0))
+    blank = Image.new("L", (size[1], size[0]))
+    top, left, h, w = transforms.RandomResizedCrop.get_params(blank, [0.9, 1.0], [3 / 4, 4 / 3])
     assert box == (left, top, max(1, w), max(1, h))
 
 
@@ -150,15 +149,10 @@ def test_choices_have_their_probabilities_and_ranges() -> None:
 
 def test_flip_and_greyscale_are_carried_out() -> None:
     data = encoded(photo(300, 400))
-
-    def strong(**changes: float) -> Pixels:
-        spec = PictureViews(strong=PLAIN_STRONG.model_copy(update=changes))
-        view = decode_views(data, spec, np.random.default_rng(5))[1]
-        assert view is not None
-        return view
-
-    assert np.array_equal(strong(flip=1.0), strong()[:, ::-1])
-    assert np.ptp(strong(greyscale=1.0).astype(int), axis=2).max() == 0
+    specs = [PLAIN_STRONG, *(PLAIN_STRONG.model_copy(update={choice: 1.0}) for choice in ("flip", "greyscale"))]
+    plain, flipped, grey = (decode_views(data, PictureViews(strong=s), np.random.default_rng(5))[1] for s in specs)
+    assert np.array_equal(flipped, plain[:, ::-1])
+    assert np.ptp(grey.astype(int), axis=2).max() == 0 and distance(grey.mean(), plain.mean()) < 20
 
 
 def test_the_generator_alone_decides() -> None:
@@ -174,9 +168,7 @@ def test_the_generator_alone_decides() -> None:
     (511, cv2.IMREAD_COLOR), (512, cv2.IMREAD_REDUCED_COLOR_2), (1025, cv2.IMREAD_REDUCED_COLOR_4),
     (2048, cv2.IMREAD_REDUCED_COLOR_8),
 ])  # fmt: skip
-def test_jpegs_are_decoded_once_and_no_larger_than_needed(
-    short: int, flags: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jpegs_are_decoded_once_and_small(short: int, flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     decode = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda data, flags: calls.append(flags) or decode(data, flags))
@@ -185,12 +177,6 @@ def test_jpegs_are_decoded_once_and_no_larger_than_needed(
     decode_views(data, PictureViews(strong=StrongView(area=(0.01, 0.01))), np.random.default_rng(0))
     # the second one's crop is so small that it needs every pixel there is
     assert calls == [flags | cv2.IMREAD_IGNORE_ORIENTATION, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION]
-
-
-def sixteen_bit(picture: Pixels) -> bytes:
-    done, data = cv2.imencode(".png", picture[..., ::-1].astype(np.uint16) * 256 + 77)
-    assert done
-    return data.tobytes()
 
 
 def negative_behind(picture: Pixels, form: str, **options: object) -> bytes:
@@ -205,11 +191,10 @@ COLOUR = {
     "JPEG with a second": (lambda p: negative_behind(p, "MPO"), 3),
     "RGBA PNG": (lambda p: encoded(p, "PNG", "RGBA"), 0.01),
     "palette PNG": (lambda p: encoded(Image.fromarray(p).quantize(256), "PNG"), 8),
-    "16-bit PNG": (sixteen_bit, 1),
+    "16-bit PNG": (lambda p: cv2.imencode(".png", p[..., ::-1].astype(np.uint16) * 256 + 77)[1].tobytes(), 1),
     "animated PNG": (lambda p: negative_behind(p, "PNG"), 0.01),
     "animated GIF": (lambda p: negative_behind(p, "GIF"), 15),
     "animated WebP": (lambda p: negative_behind(p, "WEBP", lossless=True), 0.01),
-    "GIF": (lambda p: encoded(p, "GIF"), 15),
     "WebP": (lambda p: encoded(p, "WEBP", quality=95), 3),
     "BMP": (lambda p: encoded(p, "BMP"), 0.01),
     "TIFF": (lambda p: encoded(p, "TIFF", compression="tiff_lzw"), 0.01),
@@ -236,9 +221,8 @@ def test_greyscale_files_become_three_equal_channels(kind: str) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_transparent_pixels_show_white(mode: str) -> None:
     image = Image.new("RGBA", (300, 300), (0, 0, 0, 0)).convert(mode)
-    assert (
-        weak(encoded(image, "PNG", **({} if "A" in mode else {"transparency": image.getpixel((0, 0))}))) == 255
-    ).all()
+    options = {} if "A" in mode else {"transparency": image.getpixel((0, 0))}
+    assert (weak(encoded(image, "PNG", **options)) == 255).all()
     half = weak(encoded(Image.new("RGBA", (300, 300), (0, 0, 0, 128)), "PNG"))
     assert distance(half, 127) < 1
 
@@ -257,11 +241,6 @@ def test_exif_orientation_is_applied(form: str, turn: int) -> None:
         assert distance(strong, functional.resized_crop(upright, top, left, h, w, [224, 224])) < 2.5  # type: ignore[arg-type]
 
 
-def test_a_damaged_exif_block_does_not_matter() -> None:
-    picture = photo(256, 256)
-    assert distance(weak(encoded(picture, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")), weak(encoded(picture))) == 0
-
-
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "good").write_bytes(b"bytes")
@@ -269,12 +248,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, wanted in (("none", "missing"), ("empty", "empty"), ("", "unreadable"), ("a\0b", "unreadable")):
         with pytest.raises(BadPicture) as caught:
             images.read_picture_bytes(str(tmp_path / name))
-        assert (caught.value.reason, caught.value.path) == (wanted, str(tmp_path / name))
-
-
-def test_bad_picture_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(BadPicture("truncated", "a/b.jpg")))
-    assert (error.reason, error.path, str(error)) == ("truncated", "a/b.jpg", "a/b.jpg: truncated")
+        error = pickle.loads(pickle.dumps(caught.value))  # as it comes out of another process
+        assert (error.reason, error.path, str(error)) == (wanted, str(tmp_path / name), f"{tmp_path / name}: {wanted}")
 
 
 def test_what_is_not_an_image_is_called_so() -> None:
@@ -299,15 +274,20 @@ def test_a_truncated_jpeg_is_found_behind_a_whole_thumbnail() -> None:
 
 def test_bytes_after_the_end_do_no_harm() -> None:
     data = encoded(photo(300, 400))
-    wanted = weak(data)
     for tail in (b"\0" * 100, b"SEFT appended by a phone", b"\xff\xda\xff\xd8"):
-        assert np.array_equal(weak(data + tail), wanted)
+        assert np.array_equal(weak(data + tail), weak(data))
 
 
-def test_damaged_pixels_of_a_png_are_unreadable() -> None:
+def test_damage_inside_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytearray(encoded(photo(300, 400), "PNG"))
     data[len(data) // 2] ^= 255
     assert reason(bytes(data)) == "unreadable"
+    data[33] = 0xE0  # the second chunk claims 3.7 GB, which OpenCV would allocate
+    with monkeypatch.context() as patched:
+        patched.delattr(cv2, "imdecode")
+        assert reason(bytes(data)) in ("truncated", "unreadable")
+    picture = photo(256, 256)  # damaged EXIF is no reason to lose a picture
+    assert distance(weak(encoded(picture, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")), weak(encoded(picture))) == 0
 
 
 def claims(size: tuple[int, int]) -> dict[str, bytes]:
@@ -337,13 +317,6 @@ def test_max_pixels_is_the_largest_allowed() -> None:
     data = encoded(photo(100, 120))
     assert weak(data, PictureViews(max_pixels=12_000)).shape == (224, 224, 3)
     assert reason(data, PictureViews(max_pixels=11_999)) == "too large"
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 5)])
-def test_tiny_pictures_are_enlarged(size: tuple[int, int]) -> None:
-    for seed in range(5):
-        views = decode_views(encoded(photo(*size), "PNG"), SPEC, np.random.default_rng(seed))
-        assert [view.shape for view in views if view is not None] == [(224, 224, 3)] * 2
 
 
 @pytest.mark.parametrize("values", [

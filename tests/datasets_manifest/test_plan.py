@@ -141,7 +141,7 @@ def test_writing_into_a_slice_or_a_pool_leaves_the_plan_alone() -> None:
     rows, labels = np.arange(4), np.zeros(4, dtype=np.int64)
     given_pool = DomainPool(rows, labels)
     plan = EpochPlan.build(seed=0, epoch=0, pools=[given_pool], samples_per_epoch=4, batch_size=4)
-    before = plan.global_step(0).rows_DB
+    before = plan.global_step(0).rows_DB.copy()
     plan.global_step(0).rows_DB[:] = -5
     rows[:] = -5
     np.testing.assert_array_equal(plan.global_step(0).rows_DB, before)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from datasets_manifest.errors import InputError, from_validation_error
+from datasets_manifest.errors import InputError
 from datasets_manifest.schema import MAX_MANIFEST_BYTES, Columns, LoadedManifest, load_manifest
 
 GOOD: dict[str, Any] = {
@@ -127,6 +127,7 @@ def test_manifest_is_frozen(folder: Path) -> None:
         ("splits.train.records", ["train.jsonl", "gone"], "splits.train.records.1", "gone", "a file at"),
         ("splits.train.records", ".", "splits.train.records", ".", "a file at"),
         ("splits.train.records", "a\0b", "splits.train.records", "a\0b", "a file at"),
+        ("splits.train.records", "~nobody/x", "splits.train.records", "~nobody/x", "a file at"),
         ("splits.train.records", "s3://b/k", "splits.train.records", "s3://b/k", "a local path"),
         ("splits.train.image_root", "gone", "splits.train.image_root", "gone", "a folder at"),
         ("splits.train.format", "jsnl", "splits.train.format", "jsnl", "(nearest: 'jsonl')"),
@@ -179,7 +180,7 @@ def test_null_is_named(folder: Path) -> None:
         ("x: 2001-99-99", "cannot be parsed"),
         ("name: a\nname: b\n", "'name' is written twice"),
         ("name: !!python/object:os.system x", "could not determine a constructor"),
-        ("[" * 5000, "cannot be parsed"),
+        ("[" * 1500, "cannot be parsed"),
         ("\x01", "cannot be parsed"),
         ("1: 2", "unknown key `1`"),
     ],
@@ -241,12 +242,12 @@ def test_random_bytes_are_refused_and_nothing_else(folder: Path, content: bytes,
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["records", "x"]), inner, max_size=3),
-    max_leaves=5,
+    max_leaves=3,
 )
 _PATHS = ["name", "classes", "splits", "splits.train", "splits.train.records", "splits.train.columns", "new"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=_JSON, path=st.sampled_from(_PATHS))
 def test_any_value_anywhere_loads_or_is_refused(folder: Path, value: object, path: str) -> None:
     file = write(folder, changed(path, value), "fuzz.json")
@@ -254,55 +255,3 @@ def test_any_value_anywhere_loads_or_is_refused(folder: Path, value: object, pat
         load_manifest(file)
     except InputError as error:
         assert str(file) in str(error)
-
-
-# The translation of pydantic's errors serves other models, too: their shapes are tried here.
-
-
-class Sgd(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["sgd"] = "sgd"
-    momentum: float = 0.9
-
-
-class Adam(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    kind: Literal["adam"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-
-
-class Run(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    optimizer: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
-    fallback: Sgd | Adam | None = None
-    stages: list[Adam] = []
-    by_name: dict[str, Adam | None] | None = None
-    learning_rate: float = Field(default=1e-3, alias="lr")
-    warmup: int | Literal["auto"] = 0
-
-
-@pytest.mark.parametrize(
-    ("content", "field", "wanted"),
-    [
-        ({"optimizer": {"kind": "adam", "beta": 1}}, "optimizer.beta", "`optimizer.betas`"),
-        ({"optimizer": {"kind": "sgd", "momentun": 1}}, "optimizer.momentun", "`optimizer.momentum`"),
-        ({"optimizer": {"kind": "adam", "betas": [1, "x"]}}, "optimizer.betas.1", "a valid number"),
-        ({"optimizer": {"kind": "adm"}}, "optimizer", None),
-        ({"fallback": {"kind": "adam", "beta": 1}}, "fallback.beta", None),
-        ({"stages": [{}, {"beta": 1}]}, "stages.1.beta", "`stages.1.betas`"),
-        ({"stages": [{}, {"betas": "x"}]}, "stages.1.betas", "a list"),
-        ({"by_name": {"a": None, "b": {"beta": 1}}}, "by_name.b.beta", "`by_name.b.betas`"),
-        ({"lrr": 1}, "lrr", "`lr`"),
-        ({"lr": "x"}, "lr", "a valid number"),
-        ({"warmup": "aut"}, "warmup", "'auto'"),
-        ({"warmup": []}, "warmup", "'auto'"),
-        ({"optimzer": {}, "lr": "x"}, "optimzer", "`optimizer`"),
-    ],
-)
-def test_faults_of_nested_models_keep_the_users_path(content: object, field: str, wanted: str | None) -> None:
-    with pytest.raises(ValidationError) as caught:
-        Run.model_validate(content)
-    error = from_validation_error(caught.value, Run, "run.yaml")
-    assert error.field == field
-    assert str(error).startswith(f"run.yaml: {field}: ")
-    assert wanted is None or wanted in str(error.wanted)

@@ -1,10 +1,10 @@
 """Batch normalisation over groups of pictures, global over the workers, in three modes.
 
-    per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
-                once a sample. All groups go through one call; the running averages move as if the calls had come one
-                after another (order: domain → weak samples → strong samples), in closed form.
-    batch       all pictures of the global batch are one group (synchronised over the workers).
-    frozen      the running averages are used and do not move.
+per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
+            once a sample. All groups go through one call; the running averages move as if the calls had come one
+            after another (order: domain → weak samples → strong samples), in closed form.
+batch       all pictures of the global batch are one group (synchronised over the workers).
+frozen      the running averages are used and do not move.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class PictureGroups:
         later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1
         mine_VDB = later_DVB.transpose(0, 1)[..., batch.offset : batch.offset + batch.size]
         self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
-        self.exists_G = (self.count_G > 0) & (torch.arange(self.num_groups, device=self.count_G.device) < batch.num_rows)
+        self.exists_G = (self.count_G > 0) & (
+            torch.arange(self.num_groups, device=self.count_G.device) < batch.num_rows
+        )
         self.total_calls = ordered_DVB.sum()
 
     def group_weights(self, momentum: float) -> Tensor:
@@ -89,12 +91,19 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return module
         layer = cls(module.num_features, module.eps, module.momentum)
         layer._parameters, layer._buffers = module._parameters, module._buffers
+        layer._modules = module._modules  # timm's layers hold the dropout and activation that follow
         layer.groups = groups
         groups.layers.append(layer)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """[P, C, height, width] → the same."""
+        y = self._normalise(x)
+        for following in self.children():
+            y = following(y)
+        return y
+
+    def _normalise(self, x: Tensor) -> Tensor:
         # A frozen block's statistics do not move either.
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -147,7 +156,10 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         var_C = groups.collective.sum((centred.square() * mask).sum((0, 2, 3))) / number
         with torch.no_grad():
             assert self.momentum is not None
-            self.running_mean.lerp_(mean_C, self.momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_(var_C * number / (number - 1).clamp_min(1), self.momentum)  # type: ignore[union-attr]
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            # A global batch without any picture moves nothing.
+            seen = groups.global_pictures > 0
+            share = self.momentum * seen.to(x.dtype)
+            self.running_mean.lerp_(mean_C, share)  # type: ignore[union-attr]
+            self.running_var.lerp_(var_C * number / (number - 1).clamp_min(1), share)  # type: ignore[union-attr]
+            self.num_batches_tracked += seen.long()  # type: ignore[operator]
         return centred * (self.weight * (var_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]

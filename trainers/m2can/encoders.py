@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -97,7 +98,7 @@ class SmallResNet(nn.Sequential):
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         blocks = [BasicBlock(width, width)]
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             shortcut = nn.Sequential(conv1x1(before, after, stride=2), nn.BatchNorm2d(after))
             blocks.append(BasicBlock(before, after, stride=2, downsample=shortcut))
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())

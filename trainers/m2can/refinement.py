@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -77,20 +77,27 @@ def uniform_prior(num_classes: int) -> np.ndarray:
     return np.full(num_classes, 1 / num_classes)
 
 
-def estimate_prior(probs_NC: np.ndarray, source_prior_C: np.ndarray, iterations: int = 200) -> np.ndarray:
+def estimate_prior(
+    probs_NC: np.ndarray,
+    source_prior_C: np.ndarray,
+    total: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    iterations: int = 200,
+) -> np.ndarray:
     """The target's class shares by expectation-maximisation on the classifier's probabilities.
 
     Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
 
     Args:
-        probs_NC: probabilities of a classifier trained under `source_prior_C`.
-        source_prior_C: class shares of what it was trained on.
+        probs_NC: probabilities of a classifier trained under `source_prior_C`; this worker's rows.
+        source_prior_C: class shares of what it was trained on, each above 0.
+        total: sum over the workers.
     """
     prior = source_prior_C.astype(np.float64)
+    number = total(np.array([len(probs_NC)], np.float64))[0]
     for _ in range(iterations):
         posterior = probs_NC * (prior / source_prior_C)
         posterior /= posterior.sum(1, keepdims=True)
-        after = posterior.mean(0)
+        after = total(posterior.sum(0)) / number
         if np.abs(after - prior).max() < 1e-8:
             return after
         prior = after

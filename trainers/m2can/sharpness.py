@@ -28,6 +28,8 @@ class SharpnessAwareStep:
         """Climb along the gradients, given their common norm."""
         touched = [p for p in self.parameters if p.grad is not None]
         self._before = [(p, p.detach().clone()) for p in touched]
+        if not touched:
+            return
         scale = self.rho / (grad_norm + 1e-12)
         torch._foreach_add_(touched, torch._foreach_mul([p.grad for p in touched], scale))  # type: ignore[arg-type]
 

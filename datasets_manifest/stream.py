@@ -1,0 +1,106 @@
+"""Plan → Ray Data → batches: one ordered pipeline per worker and epoch.
+
+A worker's rows travel as numbers. Tasks anywhere in the cluster look them up in the shared table, read, decode and
+tokenize; the encoded rows come back in the plan's order. A step may span blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
+from datasets_manifest.plan import StepSlice
+
+ROWS_PER_TASK = 48  # enough to bury a task's overhead; at 224 pixels a block is then about 14 MB
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker's pipeline may take of the cluster.
+
+    cpus: CPUs for its tasks together. object_store: bytes of shared memory, or None for no limit of ours.
+    """
+
+    cpus: float
+    object_store: float | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Reads rows of a table that lies in Ray's object store.
+
+    Args:
+        table: reference of a table of readers.TABLE_SCHEMA.
+        share: this worker's part of the cluster.
+    """
+
+    table: ray.ObjectRef
+    share: Share
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
+        """The batches of `slices`, in order; a batch's rows are domain after domain."""
+        rows = [s.rows_DB.ravel() for s in slices]
+        positions = [s.positions_DB.ravel() for s in slices]
+        return self._run(rows, positions, encoding)
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+        """The weak views of rows, batch by batch."""
+        return self._run(batches, [np.zeros(len(rows), np.int64) for rows in batches], encoding)
+
+    def _run(self, rows: list[np.ndarray], positions: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+        if not rows:
+            return
+        sizes = [len(batch) for batch in rows]
+        steps = np.repeat(np.arange(len(rows)), sizes)
+        index = index_table(steps, np.concatenate(rows), np.concatenate(positions))
+        pending: list[pa.Table] = []
+        ready = 0
+        dataset = self._dataset(index, encoding)
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        for size in sizes:
+            while ready < size:
+                block = next(blocks)
+                pending.append(block)
+                ready += block.num_rows
+            joined = pa.concat_tables(pending)
+            yield collate(joined.slice(0, size), encoding.pictures.crop, encoding.vocabulary.pad_id)
+            pending, ready = [joined.slice(size)], ready - size
+
+    def _dataset(self, index: pa.Table, encoding: Encoding) -> Any:
+        task_cpus = min(0.5, self.share.cpus)
+        blocks = [index.slice(start, ROWS_PER_TASK) for start in range(0, index.num_rows, ROWS_PER_TASK)]
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            _encode,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            fn_kwargs={"table": self.table, "encoding": encoding},
+            num_cpus=task_cpus,
+        )
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        limits = {"cpu": self.share.cpus}
+        if self.share.object_store is not None:
+            limits["object_store_memory"] = self.share.object_store
+        options.resource_limits = options.resource_limits.copy(**limits)
+        dataset.context.enable_progress_bars = False
+        return dataset
+
+
+def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
+    # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
+    return encode_rows(index, ray.get(table), encoding)
+
+
+def quiet() -> None:
+    """Ray Data reports each of its executions; a run has one per worker and epoch and reports for itself."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

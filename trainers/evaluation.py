@@ -1,0 +1,42 @@
+"""Metrics of predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score
+
+
+def classification_metrics(labels_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro-F1 over the rows that have a label, 0 to 1; nothing where no row has one.
+
+    Classes that are neither among the labels nor predicted do not count in macro-F1.
+    """
+    known = labels_N >= 0
+    if not known.any():
+        return {}
+    labels, predicted = labels_N[known], predicted_N[known]
+    return {
+        "accuracy": float((labels == predicted).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+    }
+
+
+def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts [true class, predicted class] over the rows that have a label."""
+    known = labels_N >= 0
+    return confusion_matrix(labels_N[known], predicted_N[known], labels=np.arange(num_classes))
+
+
+def calibration_error(labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over equal-width bins of confidence, 0 to 1; rows without a label do not count.
+
+    Source: Guo et al., ICML 2017, arXiv:1706.04599.
+    """
+    known = labels_N >= 0
+    if not known.any():
+        return float("nan")
+    correct = (labels_N == predicted_N)[known].astype(float)
+    confidence = confidence_N[known]
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(correct[place == b].sum() - confidence[place == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(correct))

@@ -1,0 +1,70 @@
+"""From host memory to the device: uint8 pictures travel, normalisation happens there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_manifest.encode import Encoding, HostBatch, Vocabulary
+from datasets_manifest.images import IMAGENET_MEAN, IMAGENET_STD
+from trainers.m2can.batch import Batch
+from trainers.recipe import Recipe
+
+
+def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
+    texts = recipe.data.texts
+    return Encoding(
+        pictures=recipe.data.pictures,
+        cleaning=texts.cleaning,
+        form=texts.form,
+        max_tokens=texts.max_tokens,
+        word_dropout=texts.word_dropout,
+        vocabulary=vocabulary,
+        seed=recipe.train.seed,
+        epoch=epoch,
+        strong=strong,
+    )
+
+
+def to_batch(
+    host: HostBatch,
+    labels_DB: np.ndarray,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offset: int = 0,
+    global_batch: int = 0,
+) -> Batch:
+    """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
+
+    A batch without any picture gets a black one that belongs to no sample (owner N), so that every worker runs the
+    picture encoder.
+    """
+    num_views = len(host.tokens) // labels_DB.size
+    pictures, owner = host.pictures, host.owner
+    if not len(pictures):
+        pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
+        owner = np.array([len(host.tokens)])
+
+    def send(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    return Batch(
+        text=send(host.tokens),
+        text_mask=send(host.mask),
+        pictures=normalise(send(pictures), dtype),
+        picture_owner=send(owner),
+        labels_DB=send(labels_DB),
+        num_views=num_views,
+        global_batch=global_batch or labels_DB.shape[1],
+        offset=offset,
+    )
+
+
+def normalise(pictures: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [P, height, width, 3] → [P, 3, height, width] of `dtype`."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=pictures.device) * 255
+    std = torch.tensor(IMAGENET_STD, dtype=dtype, device=pictures.device) * 255
+    return ((pictures.to(dtype) - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,229 @@
+"""The driver: Recipe → Ray Train → chosen checkpoint → MLflow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from datasets_manifest.corpus import Corpus, load_corpus, require_pictures
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream import Share
+from trainers.build import build_network, text_config
+from trainers.checkpoint import ModelCard
+from trainers.journal import EpochRecord, Journal, JournalCallback
+from trainers.progress import Listener, Monitor
+from trainers.recipe import Recipe
+from trainers.selection import choose_epoch
+from trainers.vocabulary import make_vocabulary
+from trainers.worker import WorkerConfig, train_worker
+
+
+class RunFailed(RuntimeError):
+    """Training ended without a model; says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
+    checkpoint: the chosen epoch's folder.
+    """
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    card: ModelCard
+    records: list[EpochRecord]
+    chosen: EpochRecord
+    last: EpochRecord
+    oracle: EpochRecord | None
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose inputs were all looked at: what is wrong is found here, before anything of a cluster is taken."""
+
+    recipe: Recipe
+    name: str
+    folder: Path
+    corpus: Corpus
+    card: ModelCard
+    notes: list[str]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read the manifests, look for the pictures' files, try the encoders.
+
+    Raises:
+        InputError: what is wrong with the recipe or the data.
+    """
+    data = recipe.data
+    corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
+    if isinstance(recipe.uacr.prior, list) and len(recipe.uacr.prior) != len(corpus.classes):
+        raise InputError(
+            "needs a share for every class",
+            field="uacr.prior",
+            value=recipe.uacr.prior,
+            wanted=f"{len(corpus.classes)} numbers, for {', '.join(corpus.classes)}",
+        )
+    samples = data.samples_per_epoch or max(len(part) for part in corpus.train[:-1])
+    steps = -(-samples // recipe.train.batch_size)
+    if samples // steps < recipe.cluster.workers:
+        raise InputError(
+            f"a step has {samples // steps} rows of each domain: some workers would have none",
+            field="cluster.workers",
+            value=recipe.cluster.workers,
+            wanted=f"at most {samples // steps}",
+        )
+    notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction)
+    vocabulary = make_vocabulary(recipe, corpus)
+    card = ModelCard(
+        recipe=recipe,
+        classes=corpus.classes,
+        sources=[part.domain for part in corpus.train[:-1]],
+        target=corpus.target,
+        text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, data.texts.max_tokens),
+        vocabulary=vocabulary,
+    )
+    build_network(recipe, card.text_config, len(corpus.classes), load_weights=True)
+    name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    storage = Path(recipe.run.storage).resolve()
+    return Prepared(recipe, name, storage / name, corpus, card, notes)
+
+
+def start_ray(address: str | None) -> bool:
+    """Join the cluster at `address`, the one that runs here, or start one; True if it was started.
+
+    Raises:
+        InputError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return False
+    quiet = {"log_to_driver": False, "configure_logging": False}
+    place = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if place:
+            ray.init(address=place, **quiet)
+            return False
+        ray.init(include_dashboard=False, **quiet)
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
+    return True
+
+
+def train(
+    prepared: Prepared,
+    *,
+    on_step: Callable[[dict[str, Any]], None] = lambda content: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    trace: Path | None = None,
+) -> Outcome:
+    """Run the workers to the end. Ray must be running.
+
+    Raises:
+        InputError: the cluster lacks what the recipe asks for.
+        RunFailed: training ended without a model.
+    """
+    recipe = prepared.recipe
+    prepared.folder.mkdir(parents=True, exist_ok=True)
+    scaling, share = _resources(recipe)
+    journal = Journal(str(prepared.folder / "journal"))
+    monitor = Monitor.remote()
+    config = WorkerConfig(
+        card=prepared.card,
+        corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
+        table=ray.put(prepared.corpus.table),
+        share=share,
+        monitor=monitor,
+        trace=trace is not None,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"worker": config},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=prepared.name,
+            storage_path=str(prepared.folder.parent),
+            failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.checkpoint.keep,
+                checkpoint_score_attribute="selection/score" if recipe.checkpoint.keep else None,
+            ),
+            callbacks=[JournalCallback(journal.folder)],
+        ),
+    )
+    listener = Listener(
+        monitor, journal, on_step=on_step, on_epoch=on_epoch, run_folder=prepared.folder, trace=trace
+    )
+    try:
+        with listener:
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunFailed(str(error)) from error
+    if listener.fatal is not None:
+        raise RunFailed(listener.fatal)
+    return _outcome(prepared, journal.read(), result)
+
+
+def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
+    """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise."""
+    total = ray.cluster_resources()
+    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.workers
+    use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
+    if use_gpu and gpus < workers:
+        raise InputError("the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}")
+    each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
+    left = (cpus - each * workers) / workers
+    if left <= 0:
+        raise InputError(
+            f"{workers} workers take all of the cluster's {cpus:g} CPUs and none is left to prepare data",
+            field="cluster.cpus_per_worker",
+            value=each,
+            wanted=f"less than {cpus / workers:g}",
+        )
+    scaling = ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)})
+    memory = total.get("object_store_memory", 0.0)
+    return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
+
+
+def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Outcome:
+    kept = {int(metrics["epoch"]): Path(found.path) for found, metrics in result.best_checkpoints}
+    candidates = [record for record in records if record.epoch in kept]
+    if not candidates:
+        raise RunFailed("the run ended without a checkpoint")
+    chosen = candidates[choose(candidates, prepared.recipe.selection.gate)]
+    labelled = [record for record in records if "target/val/accuracy" in record.metrics]
+    return Outcome(
+        name=prepared.name,
+        folder=prepared.folder,
+        recipe=prepared.recipe,
+        card=prepared.card,
+        records=records,
+        chosen=chosen,
+        last=records[-1],
+        oracle=max(labelled, key=lambda r: r.metrics["target/val/accuracy"], default=None),
+        checkpoint=kept[chosen.epoch],
+    )
+
+
+def choose(records: list[EpochRecord], gate: float) -> int:
+    """Position of the record that is chosen without target labels."""
+    scores = [record.metrics.get("selection/score", float("nan")) for record in records]
+    return choose_epoch(scores, [record.metrics.get("source/val/accuracy") for record in records], gate)
+
+
+def set_threads() -> None:
+    """The driver's own work (trying the network, pictures) must not take the workers' cores."""
+    torch.set_num_threads(1)

@@ -1,0 +1,101 @@
+"""After an epoch: every target sample and every validation sample is scored once, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_manifest.corpus import Part
+from datasets_manifest.encode import HostBatch
+from trainers.inputs import to_batch
+from trainers.m2can.collective import Collective
+from trainers.m2can.network import M2CAN
+from trainers.m2can.refinement import estimate_prior, score_samples
+
+COLUMNS = ("label", "score", "prob", "variance")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of the rows of some parts, on every worker the same.
+
+    columns: COLUMNS by name, [rows of all parts].
+    parts: in the order of the columns' rows.
+    target_mean_probs_C, target_mean_entropy: over the target's training rows.
+    target_prior_C: their class shares by expectation-maximisation, None if that was not wanted.
+    """
+
+    columns: dict[str, np.ndarray]
+    parts: list[Part]
+    target_mean_probs_C: np.ndarray
+    target_mean_entropy: float
+    target_prior_C: np.ndarray | None
+
+    def of(self, part: Part) -> dict[str, np.ndarray]:
+        """The columns of one part."""
+        start = 0
+        for other in self.parts:
+            if other is part:
+                return {name: column[start : start + len(part)] for name, column in self.columns.items()}
+            start += len(other)
+        raise KeyError(f"{part.domain}/{part.split}")
+
+
+@torch.inference_mode()
+def score_parts(
+    batches: Iterable[HostBatch],
+    parts: list[Part],
+    network: M2CAN,
+    collective: Collective,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source_prior_C: np.ndarray | None,
+) -> Scored:
+    """Score this worker's share of the rows of `parts` and exchange the results.
+
+    A worker keeps 16 bytes a row in float32 (and the target's probabilities if its class shares are to be estimated).
+
+    Args:
+        batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
+        parts: the target's training part first.
+        source_prior_C: class shares of the sources' labels; None: the target's shares are not estimated.
+    """
+    training = network.training
+    network.eval()
+    target_stop = parts[0].stop
+    scored: list[Tensor] = []
+    probs: list[np.ndarray] = []
+    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
+    for host in batches:
+        labels = np.full((1, len(host.rows)), -1)
+        logits_HBC = network(to_batch(host, labels, device=device, dtype=dtype)).logits_HQDBC[:, 0, 0]
+        scores = score_samples(logits_HBC)
+        scored.append(torch.stack([getattr(scores, name).to(dtype) for name in COLUMNS], 1).cpu())
+        in_target = (host.rows >= parts[0].start) & (host.rows < target_stop)
+        if in_target.any():
+            probs_BC = logits_HBC.mean(0).softmax(-1).double().cpu()[torch.from_numpy(in_target)]
+            entropy = torch.special.entr(probs_BC).sum()
+            sums += torch.cat([probs_BC.sum(0), entropy[None], torch.tensor([float(len(probs_BC))])])
+            if source_prior_C is not None:
+                probs.append(probs_BC.float().numpy())
+    network.train(training)
+
+    def total(x: np.ndarray) -> np.ndarray:
+        return collective.sum_(torch.from_numpy(x.copy()).to(device)).cpu().numpy()
+
+    mean = total(sums.numpy())
+    mean = mean[:-1] / max(mean[-1], 1.0)
+    prior = None
+    if source_prior_C is not None:
+        mine = np.concatenate(probs) if probs else np.empty((0, network.num_classes), np.float32)
+        prior = estimate_prior(mine, source_prior_C, total)
+    local = torch.cat(scored) if scored else torch.empty(0, len(COLUMNS), dtype=dtype)
+    everyone = collective.gather(local.to(device)[None], sum(map(len, parts)))[0].cpu().numpy()
+    columns = {name: everyone[:, i] for i, name in enumerate(COLUMNS)}
+    columns["label"] = columns["label"].astype(np.int64)
+    return Scored(columns, parts, mean[:-1], float(mean[-1]), prior)

@@ -1,0 +1,45 @@
+"""The tokenizer of a run: the text encoder's own, or one built from the training texts for `tiny`."""
+
+from __future__ import annotations
+
+from datasets_manifest.corpus import Corpus
+from datasets_manifest.encode import Vocabulary
+from datasets_manifest.errors import InputError
+from datasets_manifest.text import build_tokenizer, clean, tokenizer_from_json
+from trainers.recipe import Recipe
+
+
+def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
+    """Raises InputError: the encoder has no tokenizer that can be read."""
+    name = recipe.encoders.text.name
+    if name == "tiny":
+        specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+        json = build_tokenizer(_training_texts(recipe, corpus))
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+            json = tokenizer.backend_tokenizer.to_str()
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"no fast tokenizer could be read ({str(error).splitlines()[0]})",
+                field="encoders.text.name",
+                value=name,
+                wanted="`tiny`, a local folder or a hub name of a transformers encoder",
+            ) from None
+        specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
+        for key, token in specials.items():
+            if token is None:
+                raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name)
+    made = tokenizer_from_json(json, recipe.data.texts.max_tokens, **specials)
+    return Vocabulary(json=json, pad_id=made.pad_id, size=made.vocab_size, **specials)
+
+
+def _training_texts(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """Of the sources and of the target: its texts are there, only its labels are not."""
+    texts = []
+    for part in corpus.train:
+        for sentences in corpus.table["texts"].slice(part.start, len(part)).to_pylist():
+            texts += [clean(sentence, recipe.data.texts.cleaning) for sentence in sentences]
+    return texts
