@@ -47,6 +47,7 @@ class DomainPool:
 class StepSlice:
     """One worker's part of one step, or the whole step.
 
+    epoch, step: 0-based.
     rows_DB: row numbers in the shared table.
     labels_DB: the labels drawn with them.
     positions_DB: each draw's index in its domain's epoch order (a repeated row has another position, so another view).
@@ -54,6 +55,7 @@ class StepSlice:
     global_batch: rows of the whole step per domain.
     """
 
+    epoch: int
     step: int
     rows_DB: Ints
     labels_DB: Ints
@@ -66,10 +68,12 @@ class StepSlice:
 class EpochPlan:
     """The rows of every step of one epoch; made by `build`.
 
+    epoch: as given to `build`.
     rows_DN, labels_DN: the draws of each domain in epoch order.
     bounds: int64 [num_steps + 1]; step k holds draws bounds[k] to bounds[k + 1].
     """
 
+    epoch: int
     rows_DN: Ints
     labels_DN: Ints
     bounds: Ints
@@ -109,7 +113,7 @@ class EpochPlan:
         orders = [_draw_order(seed, epoch, domain, len(p.rows), samples_per_epoch) for domain, p in enumerate(pools)]
         rows_DN = np.stack([pool.rows[order] for pool, order in zip(pools, orders)])
         labels_DN = np.stack([pool.labels[order] for pool, order in zip(pools, orders)])
-        return cls(rows_DN, labels_DN, _split_bounds(samples_per_epoch, -(-samples_per_epoch // batch_size)))
+        return cls(epoch, rows_DN, labels_DN, _split_bounds(samples_per_epoch, -(-samples_per_epoch // batch_size)))
 
     @property
     def num_steps(self) -> int:
@@ -161,7 +165,7 @@ class EpochPlan:
         positions_DB = np.tile(np.arange(draws.start, draws.stop, dtype=np.int64), (self.num_domains, 1))
         # Copies: a caller that writes into its slice must not change the plan.
         rows_DB, labels_DB = self.rows_DN[:, draws].copy(), self.labels_DN[:, draws].copy()
-        return StepSlice(step, rows_DB, labels_DB, positions_DB, offset=first, global_batch=stop - start)
+        return StepSlice(self.epoch, step, rows_DB, labels_DB, positions_DB, offset=first, global_batch=stop - start)
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,7 @@ STYLES: Final = {
     "city": Style(
         suffix=".jpg",
         sizes=((144, 108), (128, 96)),
-        night_share=0.05,
+        night_share=0.03,
         line_width=(3.5, 5.0),
         filled_share=0.6,
         motif_shares=(0.33, 0.20, 0.12, 0.35),
@@ -145,7 +145,7 @@ STYLES: Final = {
     "mountain": Style(
         suffix=".png",
         sizes=((112, 84), (128, 96)),
-        night_share=0.9,
+        night_share=0.92,
         line_width=(1.8, 2.8),
         filled_share=0.35,
         motif_shares=(0.20, 0.24, 0.34, 0.22),

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from datasets_manifest.errors import InputError
 from trainers.journal import EpochRecord
@@ -28,6 +29,14 @@ _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # MLflow's limits for one request and for a name or value.
 _METRICS_A_BATCH, _PARAMS_A_BATCH, _KEY, _PARAM_VALUE = 1000, 100, 250, 6000
+# MLflow has these settings as environment variables only; what the user set stands.
+_DEFAULTS = {
+    # It would repeat a failed request for four minutes; the sender repeats it, and says so.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # Standard output belongs to the command line (`--json`).
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def resolve_tracking_uri(recipe_uri: str | None, storage: Path) -> str:
@@ -50,10 +59,8 @@ def open_client(uri: str) -> MlflowClient:
 
     A SQLite store that is new is set up on the way, under a lock: two processes doing that together break it.
     """
-    if _scheme(uri) in _SERVERS:
-        # By default MLflow repeats a failed request for four minutes; we repeat it ourselves, and say so.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # ours is the only progress on the terminal
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     with _store_lock(uri):
         return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
@@ -143,6 +150,16 @@ def _store_lock(uri: str) -> Iterator[None]:
     with open(f"{file}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown."""
+    if "://" not in uri:
+        return uri
+    try:
+        return make_url(uri).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return f"{uri.partition('://')[0]}://…"
 
 
 def _scheme(uri: str) -> str:

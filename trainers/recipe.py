@@ -95,6 +95,7 @@ class Uacr(_Section):
     """Pseudo labels. `unselected`: what becomes of target samples without one: left out, or used by alignment and MCC."""
 
     enabled: bool = True
+    warmup: Count = 1  # epochs before the first pseudo labels
     start: Share = 0.3
     update: Share = 0.3
     prior: Literal["uniform", "estimated"] | list[Positive] = "uniform"
@@ -230,11 +231,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         InputError: names the file, the key, the value and the nearest valid key.
     """
-    file = Path(path)
-    tree = _read_yaml(file)
-    for override in overrides or []:
+    return make_recipe(read_tree(path, overrides or []), Path(path))
+
+
+def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """The values a recipe file states, with `a.b=c` overrides, not yet validated.
+
+    Raises:
+        InputError: not a YAML mapping, or an override that has no such form.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
         _apply(tree, override)
-    return make_recipe(tree, file)
+    return tree
 
 
 def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:

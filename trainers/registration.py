@@ -26,6 +26,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
+from trainers.mlflow_run import RunLink
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def signature_for(classes: list[str]) -> ModelSignature:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-def register(client: MlflowClient, experiment_id: str, run_id: str, model: ModelToLog) -> str:
+def register(link: RunLink, model: ModelToLog) -> str:
     """Log and register the model of a run, unless that was done before.
 
     A run has one version. The alias moves to it, but never back from a newer version to an older one.
@@ -100,25 +101,25 @@ def register(client: MlflowClient, experiment_id: str, run_id: str, model: Model
     Raises:
         MlflowException, OSError: MLflow or its artifact store is away; calling again goes on from there.
     """
-    name = model.registered_name
-    known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    client, name = link.client, model.registered_name
+    known = client.search_model_versions(f"name = '{name}' and run_id = '{link.run_id}'")
     number = min((int(v.version) for v in known), default=None)
     if number is None:
-        logged = _logged_model(client, experiment_id, run_id, model)
-        number = _create_version(client, run_id, model, logged)
+        number = _create_version(link, model, _logged_model(link, model))
     if _alias_at(client, name) < number:
         client.set_registered_model_alias(name, ALIAS, str(number))
     return str(number)
 
 
-def _create_version(client: MlflowClient, run_id: str, model: ModelToLog, logged: LoggedModel) -> int:
+def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> int:
+    client = link.client
     _ensure_registered_model(client, model.registered_name)
     served = client.tracking_uri.startswith(("http", "databricks"))
     # A database that is opened without a server looks `models:/<id>` up at the process-wide address, and does not note
     # the version with the model; a server does both rightly.
     source = logged.model_uri if served else logged.artifact_location
     made = client.create_model_version(
-        model.registered_name, source, run_id=run_id, tags=model.tags, model_id=logged.model_id
+        model.registered_name, source, run_id=link.run_id, tags=model.tags, model_id=logged.model_id
     )
     number = int(made.version)
     if not served:
@@ -127,11 +128,12 @@ def _create_version(client: MlflowClient, run_id: str, model: ModelToLog, logged
     return number
 
 
-def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, model: ModelToLog) -> LoggedModel:
+def _logged_model(link: RunLink, model: ModelToLog) -> LoggedModel:
     """The run's logged model, complete: found, finished if an earlier attempt was cut off, or made."""
+    client, run_id = link.client, link.run_id
     found = [
         each
-        for each in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+        for each in client.search_logged_models([link.experiment_id], f"source_run_id = '{run_id}'")
         if each.name == _MODEL_NAME and each.status != LoggedModelStatus.FAILED
     ]
     # READY first: what is pending beside it is a leftover.
@@ -139,7 +141,7 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, model: 
     logged = (
         found[0]
         if found
-        else client.create_logged_model(experiment_id, name=_MODEL_NAME, source_run_id=run_id, tags=model.tags)
+        else client.create_logged_model(link.experiment_id, name=_MODEL_NAME, source_run_id=run_id, tags=model.tags)
     )
     outputs = client.get_run(run_id).outputs
     if outputs is None or logged.model_id not in {each.model_id for each in outputs.model_outputs}:
@@ -174,14 +176,15 @@ def save(folder: Path, model: ModelToLog, logged: LoggedModel | None = None) -> 
         code_paths=[str(Path(package.__path__[0])) for package in (datasets_manifest, trainers)],
         signature=model.signature,
         input_example=model.input_example,
-        pip_requirements=_pinned(),
+        pip_requirements=_pinned(model.bundle),
     )
 
 
-def _pinned() -> list[str]:
+def _pinned(bundle: Path) -> list[str]:
     """Explicit requirements: inferring them would load the model in another process, which takes most of a minute."""
+    uses_timm = '"timm:' in (bundle / "model.json").read_text(encoding="utf-8")
     pins = []
-    for name in _REQUIREMENTS:
+    for name in (*_REQUIREMENTS, "timm") if uses_timm else _REQUIREMENTS:
         try:
             # The local part (`+cpu`) says from which index a wheel came; elsewhere it could not be installed.
             pins.append(f"{name}=={version(name).partition('+')[0]}")

@@ -164,9 +164,7 @@ def train(
             callbacks=[JournalCallback(journal.folder)],
         ),
     )
-    listener = Listener(
-        monitor, journal, on_step=on_step, on_epoch=on_epoch, run_folder=prepared.folder, trace=trace
-    )
+    listener = Listener(monitor, journal, on_step=on_step, on_epoch=on_epoch, run_folder=prepared.folder, trace=trace)
     try:
         with listener:
             result = trainer.fit()
@@ -183,7 +181,9 @@ def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
     cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.workers
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:
-        raise InputError("the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}")
+        raise InputError(
+            "the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}"
+        )
     each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
     left = (cpus - each * workers) / workers
     if left <= 0:
@@ -193,7 +193,9 @@ def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
             value=each,
             wanted=f"less than {cpus / workers:g}",
         )
-    scaling = ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)})
+    scaling = ScalingConfig(
+        num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)}
+    )
     memory = total.get("object_store_memory", 0.0)
     return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
 

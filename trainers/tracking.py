@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from datasets_manifest.errors import InputError
 from trainers.journal import Journal
-from trainers.mlflow_run import RunLink, open_client, open_experiment, resolve_tracking_uri
+from trainers.mlflow_run import RunLink, open_client, open_experiment, resolve_tracking_uri, without_password
 from trainers.registration import ModelToLog, register
 
 __all__ = [
@@ -87,13 +87,15 @@ class Sender:
             raise InputError("has a quote in it", field="run.name", value=run_name)
         self.uri, self.experiment, self.run_name, self.journal = uri, experiment, run_name, journal
         self._params, self._tags, self._storage, self._interval_s = params, tags, storage, interval_s
+        self._place = without_password(uri)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._link: RunLink | None = None
         self._ending: _Ending | None = None
-        self._away_since: float | None = None
+        self._failing_since: float | None = None  # time.monotonic() of the first of the failures in a row
+        self._answering = False  # MLflow answered in this round, and what was asked at the end is being done
         self._warned = False
         self._last_error: Exception | None = None
         self.run_id: str | None = None  # known once MLflow has answered
@@ -127,18 +129,16 @@ class Sender:
         """
         if artifacts is not None and not artifacts.is_dir():
             raise FileNotFoundError(f"{artifacts}: no such folder to log")
-        ending = _Ending(status, artifacts, model)
-        # Away until the next answer: whatever was known of MLflow before may be out of date.
-        self._ending, self._away_since = ending, time.monotonic()
+        ending, asked = _Ending(status, artifacts, model), time.monotonic()
+        self._ending, self._failing_since = ending, None
         self._wake.set()
         self.start()
         while not ending.done.done():
-            since = self._away_since
-            left = deadline_s if since is None else since + deadline_s - time.monotonic()
-            if left <= 0:
+            away_s = 0.0 if self._answering else time.monotonic() - (self._failing_since or asked)
+            if away_s >= deadline_s:
                 self._ending = None
                 break
-            wait([ending.done], timeout=min(left, 0.5))
+            wait([ending.done], timeout=min(deadline_s - away_s, 0.5))
         self.stop()
         if not ending.done.done():
             raise TrackingUnavailable(self._farewell(f"was away for {deadline_s:g} s")) from self._last_error
@@ -150,13 +150,6 @@ class Sender:
             self._stopping = True
         self._wake.set()
 
-    def _farewell(self, what: str) -> str:
-        cause = f" ({_line(self._last_error)})" if self._last_error is not None else ""
-        return (
-            f"MLflow at {self.uri} {what}{cause}. Nothing is lost: the journal {self.journal.folder} and the checkpoints "
-            f"beside it keep everything, and it is sent, once, when a run named {self.run_name} is started again."
-        )
-
     def _work(self) -> None:
         pause = self._interval_s
         while True:
@@ -164,51 +157,30 @@ class Sender:
             self._wake.clear()
             ending = self._ending
             try:
-                self._send_news()
-                self._note_answer()
+                link = self._send_news()
+                if ending is not None:
+                    self._answering = True
+                    self._answer(ending, _conclude(link, ending))
+                self._note_success()
                 pause = self._interval_s
-                if ending is not None and not ending.done.done():
-                    ending.done.set_result(self._conclude(ending))
             except Exception as error:
                 self._link = None  # what MLflow has is read from it again
                 self._note_failure(error, ending)
                 pause = min(max(2 * pause, 0.5), _LONGEST_PAUSE_S)
+            self._answering = False
             with self._lock:
                 if self._stopping:
                     self._thread = None
                     return
             self._wake.wait(pause)
 
-    def _note_answer(self) -> None:
-        self._away_since = None
-        if self._warned:
-            _log.warning("MLflow at %s is back; the journal has been sent", self.uri)
-        self._warned = False
-
-    def _note_failure(self, error: Exception, ending: _Ending | None) -> None:
-        self._last_error = error
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-        refused = isinstance(error, MlflowException) and error.error_code in _REFUSALS
-        if ending is not None and (refused or not isinstance(error, _AWAY)):
-            failure = TrackingUnavailable(self._farewell("refused")) if refused else error
-            failure.__cause__ = error if refused else None
-            ending.done.set_exception(failure)
-        elif not self._warned:
-            self._warned = True
-            _log.warning(
-                "MLflow at %s does not take the run's records, training goes on; the journal %s keeps them until it does: %s",
-                self.uri,
-                self.journal.folder,
-                _line(error),
-            )
-
-    def _send_news(self) -> None:
+    def _send_news(self) -> RunLink:
         if self._link is None:
             self._link = self._connect()
         self.run_id = self._link.run_id
         for record in self.journal.read(known=self._link.sent):
             self._link.send(record)
+        return self._link
 
     def _connect(self) -> RunLink:
         """Find or make the MLflow run, and read from it what was sent before."""
@@ -216,15 +188,55 @@ class Sender:
         link.log_params(self._params)
         return link
 
-    def _conclude(self, ending: _Ending) -> TrackedRun:
-        assert self._link is not None
-        client, run_id = self._link.client, self._link.run_id
-        if ending.artifacts is not None:
-            client.log_artifacts(run_id, str(ending.artifacts), "report")
-        version = register(client, self._link.experiment_id, run_id, ending.model) if ending.model is not None else None
-        if client.get_run(run_id).info.status != ending.status:
-            client.set_terminated(run_id, ending.status)
-        return TrackedRun(run_id, ending.model.registered_name if ending.model is not None else None, version)
+    def _note_success(self) -> None:
+        self._failing_since = None
+        if self._warned:
+            _log.warning("MLflow at %s is back and has all records", self._place)
+        self._warned = False
+
+    def _note_failure(self, error: Exception, ending: _Ending | None) -> None:
+        self._last_error = error
+        self._failing_since = self._failing_since or time.monotonic()
+        if ending is not None and isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            refusal = TrackingUnavailable(self._farewell("refused"))
+            refusal.__cause__ = error
+            self._answer(ending, refusal)
+        elif ending is not None and not isinstance(error, _AWAY):
+            self._answer(ending, error)
+        elif not self._warned:
+            self._warned = True
+            _log.warning(
+                "MLflow at %s does not take the run's records, training goes on; the journal %s keeps them until it does: %s",
+                self._place,
+                self.journal.folder,
+                _line(error),
+            )
+
+    def _answer(self, ending: _Ending, answer: TrackedRun | Exception) -> None:
+        self._ending = None
+        if isinstance(answer, Exception):
+            ending.done.set_exception(answer)
+        else:
+            ending.done.set_result(answer)
+
+    def _farewell(self, what: str) -> str:
+        cause = f" ({_line(self._last_error)})" if self._last_error is not None else ""
+        return (
+            f"MLflow at {self._place} {what}{cause}. Nothing is lost: the journal {self.journal.folder} and the "
+            f"checkpoints beside it keep everything, and it is sent, once, when a run named {self.run_name} is started "
+            "again."
+        )
+
+
+def _conclude(link: RunLink, ending: _Ending) -> TrackedRun:
+    if ending.artifacts is not None:
+        link.client.log_artifacts(link.run_id, str(ending.artifacts), "report")
+    name, version = None, None
+    if ending.model is not None:
+        name, version = ending.model.registered_name, register(link, ending.model)
+    if link.client.get_run(link.run_id).info.status != ending.status:
+        link.client.set_terminated(link.run_id, ending.status)
+    return TrackedRun(link.run_id, name, version)
 
 
 class _Ending:

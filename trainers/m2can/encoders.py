@@ -87,7 +87,7 @@ class PictureEncoder(nn.Module):
 
 
 class SmallResNet(nn.Sequential):
-    """A ResNet of one BasicBlock a stage for demos and tests: widths w, 2w, 4w, 8w after a stride-2 stem.
+    """A ResNet of one BasicBlock a stage for demos and tests: widths w, 2w, 4w, 8w after a stem of stride 4.
 
     Source: He et al., CVPR 2016, scaled down.
     """
@@ -95,7 +95,10 @@ class SmallResNet(nn.Sequential):
     def __init__(self, width: int = 16, stages: int = 4) -> None:
         widths = [width * 2**i for i in range(stages)]
         stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
         )
         blocks = [BasicBlock(width, width)]
         for before, after in itertools.pairwise(widths):

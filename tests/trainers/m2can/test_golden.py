@@ -70,7 +70,7 @@ def test_what_is_not_a_number_is_infinitely_wrong(wrong: float) -> None:
 
 def test_a_changed_weight_of_a_term_is_noticed() -> None:
     changed = copy.deepcopy(HEADS[1])
-    changed["weights"]["mcc"] *= 1 + 1e-6
+    changed["weights"]["mcc"] *= 1.001
     errors = above(errors_of(changed), 1e-9)
     assert {"steps[0].first", "steps[0].grads", "steps[0].grad_norm_first"} <= set(errors)
 

@@ -1,0 +1,67 @@
+"""The command `m2can`. Exit codes: 0 done, 2 bad input, 1 failed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from datasets_manifest.errors import InputError
+from services.cli import data, demo, models, predict, train
+
+app = typer.Typer(
+    name="m2can",
+    help="Train M2CAN on labelled image-text domains and an unlabelled target, on a Ray cluster; look models up in MLflow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("train", epilog="Example:  m2can train recipe.yaml --workers 2 --set train.epochs=5")(train.train)
+app.command("evaluate", epilog="Example:  m2can evaluate models:/m2can-mountain@candidate --data mountain/manifest.yaml")(
+    predict.evaluate
+)
+app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
+    predict.predict
+)
+app.command("demo")(demo.demo)
+app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        names = ("m2can", "torch", "ray", "mlflow", "transformers", "pyarrow")
+        typer.echo("  ".join(f"{name} {version(name)}" for name in names))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show versions and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
+    from trainers.run import RunFailed
+    from trainers.tracking import TrackingUnavailable
+
+    try:
+        app()
+    except InputError as error:
+        print(f"m2can: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RunFailed, TrackingUnavailable) as error:
+        print(f"m2can: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("m2can: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""`m2can train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.output import RunProgress, percent, print_json
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers (cluster.workers).")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write every step's loss terms to this file (JSON lines).")] = None,
+) -> None:
+    """Train a recipe on a Ray cluster, register the model in MLflow."""
+    from trainers.recipe import load_recipe
+
+    overrides = list(set_ or [])
+    if workers is not None:
+        overrides.append(f"cluster.workers={workers}")
+    if address is not None:
+        overrides.append(f"cluster.address={address}")
+    result = run_recipe(load_recipe(recipe, overrides), as_json=json_, trace=trace)
+    if json_:
+        print_json(result)
+    else:
+        print_result(result)
+
+
+def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:
+    """Prepare, train, publish; what came of it as plain values."""
+    from trainers.publish import make_sender, publish, summary, tracking_uri
+    from trainers.run import prepare, set_threads, start_ray
+    from trainers.run import train as run_training
+
+    set_threads()
+    prepared = prepare(recipe)
+    for note in prepared.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", err=True)
+    start_ray(recipe.cluster.address)
+    sender = make_sender(prepared) if recipe.tracking.enabled else None
+    if sender is not None:
+        sender.start()
+    try:
+        with RunProgress(recipe.train.epochs, as_json) as progress:
+            outcome = run_training(prepared, on_step=progress.on_step, on_epoch=progress.on_epoch, trace=trace)
+    except BaseException:
+        if sender is not None:
+            sender.finish("FAILED", deadline_s=10.0)
+        raise
+    tracked = publish(outcome, sender) if sender is not None else None
+    return {
+        "event": "end",
+        "run_name": outcome.name,
+        "run_id": tracked.run_id if tracked else None,
+        "tracking_uri": tracking_uri(recipe) if tracked else None,
+        "checkpoint": str(outcome.checkpoint),
+        "model_name": tracked.model_name if tracked else None,
+        "model_version": str(tracked.model_version) if tracked else None,
+        "chosen_epoch": outcome.chosen.epoch,
+        "last_epoch": outcome.last.epoch,
+        "oracle_epoch": outcome.oracle.epoch if outcome.oracle else None,
+        **summary(outcome),
+        "report": str(outcome.folder / "report") if tracked else None,
+    }
+
+
+def print_result(result: dict[str, Any]) -> None:
+    if result["oracle_epoch"] is not None:
+        typer.echo("target accuracy")
+        for which in ("chosen", "last", "oracle"):
+            without = " (without target labels)" if which == "chosen" else ""
+            value = percent(result[f"target_accuracy_{which}"])
+            typer.echo(f"  {which:6} epoch {result[f'{which}_epoch']:3}  {value:>7}{without}")
+    typer.echo(f"checkpoint  {result['checkpoint']}")
+    if result["model_name"]:
+        typer.echo(f"model       models:/{result['model_name']}@candidate (version {result['model_version']})")
+        typer.echo(f"MLflow run  {result['run_id']} at {result['tracking_uri']}")
+        typer.echo(f"pictures    {result['report']}")

@@ -1,0 +1,126 @@
+"""The same global batch on 1, 2 and 4 workers (real processes on gloo) gives the same step.
+
+Two of the seven rows' slices are uneven, pictures are ragged, and some workers have none. One start per world runs all
+scenarios; the processes fork from a server that has imported torch once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from tests.trainers.global_step import Scenario, worker
+
+WORLDS = (1, 2, 4)
+PICTURES_OF = {"per_sample": "ragged", "batch": "none at the end", "frozen": "none at the end"}
+
+FIRST_STEP = [
+    *(Scenario(s, t, mode, PICTURES_OF[mode]) for s, t, mode in product((1, 2, 3), (False, True), PICTURES_OF)),
+    Scenario(2, True, "per_sample", "one each"),
+    Scenario(2, True, "per_sample", "none at the end"),
+    Scenario(2, True, "batch", "one each"),
+    Scenario(2, True, "batch", "ragged"),
+]
+TWENTY_STEPS = [Scenario(2, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
+SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
+MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
+ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, MISTAKE]
+SECONDS = 300
+
+Found = dict[tuple[int, int, Scenario], dict[str, Any]]
+
+
+def start(world_size: int, folder: Path) -> None:
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["tests.trainers.global_step", "transformers.models.bert"]
+    )
+    processes = mp.start_processes(
+        worker, (world_size, ALL, folder), nprocs=world_size, join=False, start_method="forkserver"
+    )
+    until = time.monotonic() + SECONDS
+    try:
+        while not processes.join(timeout=5):
+            assert time.monotonic() < until, f"{world_size} workers did not end within {SECONDS} s"
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("worlds")
+    results = {}
+    for world_size in WORLDS:
+        start(world_size, folder)
+        for rank in range(world_size):
+            for scenario, result in zip(ALL, torch.load(folder / f"{world_size}-{rank}.pt")):
+                results[world_size, rank, scenario] = result
+    return results
+
+
+def disagreement(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest error relative to the tensor's largest element; tiny tensors count with a thousandth of the largest."""
+    assert list(found) == list(wanted)
+    largest = max(float(x.abs().max()) for x in wanted.values())
+    assert largest > 0
+    return max(
+        float((found[name] - x).abs().max()) / max(float(x.abs().max()), 1e-3 * largest) for name, x in wanted.items()
+    )
+
+
+def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
+    return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
+
+
+@pytest.mark.parametrize("scenario", [*FIRST_STEP, *SINGLE], ids=str)
+def test_first_step(found: Found, scenario: Scenario) -> None:
+    tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
+    one = found[1, 0, scenario]
+    for other in others(found, scenario):
+        for what in ("gradients", "perturbation", "statistics", "weights"):
+            if what != "weights" or scenario.dtype == "float64":  # Adam makes full steps of rounding errors
+                assert disagreement(other[what], one[what]) < tolerance, what
+        assert disagreement(other["terms"][0], one["terms"][0]) < tolerance
+        assert other["counts"] == one["counts"]
+
+
+@pytest.mark.parametrize("scenario", TWENTY_STEPS, ids=str)
+def test_twenty_steps(found: Found, scenario: Scenario) -> None:
+    one = found[1, 0, scenario]["terms"]
+    assert len(one) == 20
+    assert one[19]["second task"] < 0.9 * one[0]["second task"]  # it moves
+    for other in others(found, scenario):
+        assert max(disagreement(a, b) for a, b in zip(other["terms"], one)) < 1e-6
+
+
+@pytest.mark.parametrize("scenario", FIRST_STEP, ids=str)
+def test_the_scenarios_hold_what_they_should(found: Found, scenario: Scenario) -> None:
+    one = found[1, 0, scenario]
+    terms = {name.split()[1] for name in one["terms"][0]} - {"total", "grad_norm"}
+    assert terms == {"task", "cmcfa", "cdcfa", "cdafa"} | ({"mcc"} if scenario.target else set())
+    pairs = scenario.domains * (scenario.domains - 1) // 2
+    assert sum("discriminators" in name for name in one["gradients"]) == 2 * pairs
+    length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
+    assert length == pytest.approx(0.05, rel=1e-6)
+    calls = {"per_sample": None, "batch": 2, "frozen": 0}[scenario.batch_norm]
+    if calls is None:
+        owners = scenario.slice(0, 0, 7).picture_owner
+        assert owners is not None
+        calls = 2 * len(owners.unique())
+    assert set(one["counts"].values()) == {calls}
+
+
+def test_a_mistake_shows(found: Found) -> None:
+    """Batch norm over each worker's own pictures is what plain data parallelism does: everything disagrees."""
+    one = found[1, 0, MISTAKE]
+    for what in ("gradients", "statistics"):
+        assert disagreement(found[2, 0, MISTAKE][what], one[what]) > 1e-3

@@ -1,0 +1,281 @@
+"""The training loop, one worker's view: plan → stream → step → score → select. Knows torch, and neither Ray nor MLflow.
+
+Everything random is named by (seed, epoch, row, position) or (seed, epoch, step, rank), so a loop that is given back its
+state goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets_manifest.corpus import Corpus
+from datasets_manifest.encode import Encoding, HostBatch
+from datasets_manifest.errors import InputError
+from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
+from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
+from trainers.checkpoint import ModelCard, TrainingState
+from trainers.evaluation import classification_metrics
+from trainers.inputs import make_encoding, to_batch
+from trainers.m2can.collective import Collective
+from trainers.m2can.refinement import select, selection_rate, uniform_prior
+from trainers.scoring import Scored, score_parts
+from trainers.selection import infomax
+from trainers.step import NonFiniteLoss, Step
+
+Passes = dict[str, dict[str, torch.Tensor]]
+
+
+class BatchSource(Protocol):
+    """Where encoded rows come from: datasets_manifest.stream.Stream, or datasets_manifest.local.LocalStream."""
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]: ...
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]: ...
+
+
+class Observer:
+    """What a loop tells while it runs; does nothing."""
+
+    def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None: ...
+
+    def bad_pictures(self, bad: list[tuple[int, str]]) -> None: ...
+
+    def not_finite(self, slice_: StepSlice) -> None: ...
+
+
+class Loop:
+    """Network, optimizers and the state that moves from epoch to epoch.
+
+    Args:
+        card: the recipe and what the data are.
+        corpus: its parts; its table may be empty.
+        labels: of all rows of the table, -1 where unlabelled. The target's reach metrics only.
+        source: gives the batches.
+        collective: exchange with the other workers.
+        device: where the network lives.
+        observer: is told what happens.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        corpus: Corpus,
+        labels: np.ndarray,
+        source: BatchSource,
+        collective: Collective,
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self.card, self.recipe, self.corpus, self.labels = card, card.recipe, corpus, labels
+        self.source, self.collective, self.device, self.observer = source, collective, device, observer
+        self.rank, self.world_size = collective.rank, collective.world_size
+        self.dtype = torch.float64 if self.recipe.train.precision == "fp64" else torch.float32
+        self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
+        self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
+        self.epoch = 0  # epochs completed
+        self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
+        self.kept_labels = np.empty(0, np.int64)
+        self.bad_rows = np.zeros(len(labels), np.int64)
+        self._build()
+
+    def _build(self) -> None:
+        recipe, num_classes = self.recipe, len(self.corpus.classes)
+        torch.manual_seed(recipe.train.seed)
+        self.network = build_network(recipe, self.card.text_config, num_classes, load_weights=True)
+        self.network = self.network.to(self.device, self.dtype).train()
+        groups = getattr(self.network.picture_encoder, "groups", None)
+        if groups is not None:
+            groups.collective = self.collective
+        self.discriminators = build_discriminators(self.corpus.num_sources, num_classes).to(self.device, self.dtype)
+        optimizer, discriminator_optimizer = build_optimizers(self.network, self.discriminators, recipe.optimizer)
+        self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
+        model = (
+            DistributedDataParallel(self.network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if self.world_size > 1
+            else self.network
+        )
+        self.step = Step(
+            network=self.network,
+            model=model,
+            discriminators=self.discriminators,
+            objective=build_objective(recipe),
+            optimizer=optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
+            rho=recipe.sam.rho,
+            collective=self.collective,
+        )
+
+    def run_epoch(self) -> tuple[dict[str, float], Scored]:
+        """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
+
+        Raises:
+            NonFiniteLoss: on every worker, before the optimizers moved.
+            InputError: on every worker: too many pictures of a domain cannot be read.
+        """
+        started = time.perf_counter()
+        metrics = self._train_epoch(self._plan())
+        trained = time.perf_counter()
+        scored = self._score()
+        metrics |= self._select(scored) | self._evaluate(scored)
+        metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
+        metrics["data/bad_records"] = self._require_good_pictures()
+        self.epoch += 1
+        return metrics, scored
+
+    def state(self) -> TrainingState:
+        """What moves beside the weights and the optimizers."""
+        arrays = {"kept_rows": torch.from_numpy(self.kept_rows), "kept_labels": torch.from_numpy(self.kept_labels)}
+        return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values={})
+
+    def restore(self, state: TrainingState) -> None:
+        self.epoch, self.step.number = state.epoch, state.step
+        self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+
+    def _plan(self) -> EpochPlan:
+        recipe, target = self.recipe, self.corpus.train[-1]
+        pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
+        if recipe.uacr.enabled and recipe.uacr.unselected == "drop":
+            if len(self.kept_rows):
+                pools.append(DomainPool(self.kept_rows, self.kept_labels))
+        elif recipe.target_takes_part:
+            pseudo = np.full(len(target), -1)
+            pseudo[self.kept_rows - target.start] = self.kept_labels
+            pools.append(DomainPool(target.rows, pseudo))
+        return EpochPlan.build(
+            seed=recipe.train.seed,
+            epoch=self.epoch,
+            pools=pools,
+            samples_per_epoch=self.samples_per_epoch,
+            batch_size=recipe.train.batch_size,
+        )
+
+    def _train_epoch(self, plan: EpochPlan) -> dict[str, float]:
+        slices = list(plan.worker_steps(self.rank, self.world_size))
+        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=self.epoch, strong=True)
+        totals: dict[str, torch.Tensor] = {}
+        started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
+        for slice_, host in zip(slices, self.source.train(slices, encoding)):
+            waited += time.perf_counter() - asked
+            self.bad_rows[[row for row, _ in host.bad]] = 1
+            self.observer.bad_pictures(host.bad)
+            batch = to_batch(
+                host,
+                slice_.labels_DB,
+                device=self.device,
+                dtype=self.dtype,
+                offset=slice_.offset,
+                global_batch=slice_.global_batch,
+            )
+            self._seed(slice_.step)
+            try:
+                passes = self.step(batch)
+            except NonFiniteLoss:
+                self.observer.not_finite(slice_)
+                raise
+            for name, value in passes["second"].items():
+                totals[name] = totals.get(name, 0) + value
+            self.observer.step(slice_, plan, passes)
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - started
+        metrics = {
+            f"loss/{name}" if name != "grad_norm" else name: float(value) / len(slices)
+            for name, value in totals.items()
+        }
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        metrics |= {f"lr/{group['name']}": group["lr"] for group in groups}
+        return metrics | {
+            "speed/steps_per_s": len(slices) / seconds,
+            "speed/samples_per_s": plan.num_domains * self.samples_per_epoch / seconds,
+            "speed/data_wait_fraction": waited / seconds,
+        }
+
+    def _seed(self, step: int) -> None:
+        """Dropout draws from what names the step and the rank: there is no generator to carry along."""
+        sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def _score(self) -> Scored:
+        parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
+        plan = EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
+        encoding = make_encoding(self.recipe, self.card.vocabulary)
+        batches = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
+        return score_parts(
+            batches,
+            parts,
+            self.network,
+            self.collective,
+            device=self.device,
+            dtype=self.dtype,
+            source_prior_C=self._source_prior() if self.recipe.uacr.prior == "estimated" else None,
+        )
+
+    def _source_prior(self) -> np.ndarray:
+        labels = np.concatenate([self.labels[part.start : part.stop] for part in self.corpus.train[:-1]])
+        # One more of each: a class that no source shows still has a place.
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.corpus.classes)) + 1
+        return counts / counts.sum()
+
+    def _select(self, scored: Scored) -> dict[str, float]:
+        """UACR: the pseudo labels of the next epoch, the same on every worker."""
+        if not self.recipe.uacr.enabled:
+            return {}
+        uacr, target = self.recipe.uacr, self.corpus.train[-1]
+        columns = scored.of(target)
+        since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
+        rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
+        if isinstance(uacr.prior, list):
+            prior = np.array(uacr.prior) / sum(uacr.prior)
+        elif scored.target_prior_C is not None:
+            prior = scored.target_prior_C
+        else:
+            prior = uniform_prior(len(self.corpus.classes))
+        kept = select(columns["label"], columns["score"], rate, prior)
+        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept]
+        metrics = {"uacr/rate": rate, "uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(target)}
+        metrics |= {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
+        true = self.labels[target.start : target.stop]
+        known = true >= 0
+        if known.any():  # for reports only; no label of the target reaches training
+            metrics["uacr/accuracy"] = float((columns["label"] == true)[known].mean())
+            if known[kept].any():
+                metrics["uacr/precision"] = float((columns["label"] == true)[kept][known[kept]].mean())
+        return metrics
+
+    def _evaluate(self, scored: Scored) -> dict[str, float]:
+        metrics = {"selection/score": infomax(scored.target_mean_probs_C, scored.target_mean_entropy)}
+        of_sources = []
+        for domain, part in enumerate(self.corpus.val):
+            if part is None:
+                continue
+            found = classification_metrics(self.labels[part.start : part.stop], scored.of(part)["label"])
+            is_target = domain == self.corpus.num_sources
+            name = "target/val" if is_target else f"source/{part.domain}/val"
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            if found and not is_target:
+                of_sources.append(found)
+        for key in ("accuracy", "macro_f1") if of_sources else ():
+            metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
+        return metrics
+
+    def _require_good_pictures(self) -> float:
+        """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""
+        bad = self.collective.sum_(torch.from_numpy(self.bad_rows.copy()).to(self.device)).cpu().numpy() > 0
+        for part in self.corpus.train:
+            count, limit = int(bad[part.start : part.stop].sum()), self.recipe.data.max_bad_fraction
+            if count > limit * len(part):
+                first = part.start + int(bad[part.start : part.stop].argmax())
+                raise InputError(
+                    f"{count} of {len(part)} records have a picture that cannot be read, "
+                    f"the first is record {first - part.start + 1}; all are in bad_pictures.jsonl of the run",
+                    file=part.domain,
+                    field=f"splits.{part.split}",
+                    wanted=f"at most a part of {limit:g} (data.max_bad_fraction)",
+                )
+        return float(bad.sum())

@@ -1,0 +1,109 @@
+"""From a finished run to what people look at: pictures, the MLflow run, the registered model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+
+from trainers import figures
+from trainers.checkpoint import model_folder, read_tensors
+from trainers.evaluation import calibration_error, confusion
+from trainers.journal import Journal
+from trainers.recipe import Recipe
+from trainers.registration import ModelToLog, signature_for
+from trainers.run import Outcome, Prepared
+from trainers.tracking import Sender, TrackedRun, resolve_tracking_uri
+
+_EXAMPLE = pd.DataFrame({"text": ["a caption of one sentence"], "image": [None]})
+_EMPTY = np.empty(0)
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """Where MLflow is, for this recipe."""
+    return resolve_tracking_uri(recipe.tracking.uri, Path(recipe.run.storage).resolve())
+
+
+def make_sender(prepared: Prepared) -> Sender:
+    """The run's one writer to MLflow."""
+    recipe, card = prepared.recipe, prepared.card
+    return Sender(
+        tracking_uri(recipe),
+        recipe.tracking.experiment,
+        prepared.name,
+        Journal(str(prepared.folder / "journal")),
+        params=recipe.flat(),
+        tags={"m2can.sources": ",".join(card.sources), "m2can.target": card.target, "m2can.folder": str(prepared.folder)},
+        storage=Path(recipe.run.storage).resolve(),
+    )
+
+
+def publish(outcome: Outcome, sender: Sender) -> TrackedRun:
+    """Draw the pictures, log them and the model, register it as `candidate`, end the MLflow run.
+
+    Raises:
+        TrackingUnavailable: MLflow is away; everything is in the run's folder.
+    """
+    report = draw_report(outcome)
+    recipe, card = outcome.recipe, outcome.card
+    model = ModelToLog(
+        bundle=model_folder(outcome.checkpoint),
+        registered_name=recipe.tracking.register_as or f"m2can-{card.target}",
+        tags={
+            "m2can.sources": ",".join(card.sources),
+            "m2can.target": card.target,
+            "m2can.validator": recipe.selection.validator,
+            "m2can.epoch": str(outcome.chosen.epoch),
+            "m2can.checkpoint": str(outcome.checkpoint),
+            **{f"m2can.{name}": f"{value:.4f}" for name, value in summary(outcome).items() if value is not None},
+        },
+        input_example=_EXAMPLE,
+        signature=signature_for(card.classes),
+    )
+    return sender.finish("FINISHED", artifacts=report, model=model)
+
+
+def summary(outcome: Outcome) -> dict[str, float | None]:
+    """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1; None without labels."""
+
+    def accuracy(record: Any) -> float | None:
+        return record.metrics.get("target/val/accuracy") if record is not None else None
+
+    return {
+        "target_accuracy_chosen": accuracy(outcome.chosen),
+        "target_accuracy_last": accuracy(outcome.last),
+        "target_accuracy_oracle": accuracy(outcome.oracle),
+    }
+
+
+def draw_report(outcome: Outcome) -> Path:
+    """The run's pictures and summary, in its folder `report`."""
+    folder = outcome.folder / "report"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    figures.loss_curves(outcome.records, folder / "loss_curves.png")
+    figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
+    tensors = {name: tensor.numpy() for name, tensor in read_tensors(outcome.checkpoint / "evaluation.safetensors").items()}
+    data = outcome.recipe.data
+    val = f"{outcome.card.target}/{data.val_split}"
+    content: dict[str, Any] = {"chosen_epoch": outcome.chosen.epoch, **summary(outcome)}
+    if (tensors.get(f"{val}/true", _EMPTY) >= 0).any():
+        true, predicted = tensors[f"{val}/true"], tensors[f"{val}/label"]
+        matrix = confusion(true, predicted, len(outcome.card.classes))
+        figures.confusion_matrix(matrix, outcome.card.classes, folder / "confusion_matrix.png")
+        content |= {
+            "target_confusion": matrix.tolist(),
+            "target_calibration_error": calibration_error(true, predicted, tensors[f"{val}/prob"]),
+        }
+    train = f"{outcome.card.target}/{data.train_split}"
+    true = tensors[f"{train}/true"]
+    known = true >= 0
+    if known.any():
+        correct = (true == tensors[f"{train}/label"])[known]
+        figures.pseudo_label_precision(tensors[f"{train}/score"][known], correct, folder / "pseudo_label_precision.png")
+    (folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return folder
