@@ -104,10 +104,11 @@ def encode_samples(
     views = ["weak", "strong"] if encoding.strong else ["weak"]
     columns = {f"tokens_{view}": _list_array(ids) for view, ids in zip(views, _tokens(texts, encoding, rngs))}
     pictures = [_pictures(sample, encoding, rng) for sample, rng in zip(images, rngs)]
-    for v, view in enumerate(views):
-        columns[f"pictures_{view}"] = pa.array([b"".join(sample[v]) for sample in pictures], pa.large_binary())
-    columns["num_pictures"] = pa.array([len(sample[0]) for sample in pictures], pa.int32())
-    columns["bad"] = pa.array([sample[2] for sample in pictures], pa.list_(pa.string()))
+    columns["pictures_weak"] = pa.array([b"".join(weak) for weak, _, _ in pictures], pa.large_binary())
+    if encoding.strong:
+        columns["pictures_strong"] = pa.array([b"".join(strong) for _, strong, _ in pictures], pa.large_binary())
+    columns["num_pictures"] = pa.array([len(weak) for weak, _, _ in pictures], pa.int32())
+    columns["bad"] = pa.array([bad for _, _, bad in pictures], pa.list_(pa.string()))
     return columns
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torchvision
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from datasets_manifest.errors import InputError, nearest
@@ -20,6 +20,12 @@ from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.objective import Objective
 from trainers.recipe import OptimizerSection, PictureEncoderSection, Recipe, ScheduleSection, TextEncoderSection
 from trainers.step import parameter_groups
+
+HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls a model's last part
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
             config = AutoConfig.from_pretrained(section.name)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no text encoder could be read ({str(error).splitlines()[0]})",
+                f"no text encoder could be read ({first_line(error)})",
                 field="encoders.text.name",
                 value=section.name,
                 wanted="`tiny`, a local folder or a hub name of a transformers encoder",
@@ -71,17 +77,25 @@ def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, l
     settings = dict(config)
     made = AutoConfig.for_model(settings.pop("model_type"), **settings)
     if load_weights and section.weights == "pretrained" and section.name != "tiny":
-        model = AutoModel.from_pretrained(section.name, config=made, dtype=torch.float32)
+        try:
+            model = AutoModel.from_pretrained(section.name, config=made, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"its weights could not be read ({first_line(error)})",
+                field="encoders.text.weights",
+                value=section.name,
+                wanted="a folder or hub name with weights, `random` or a file",
+            ) from None
     else:
         model = AutoModel.from_config(made, dtype=torch.float32)
     model.train()  # from_pretrained leaves eval mode behind
-    if load_weights and section.weights not in ("pretrained", "random"):
-        load_weights_file(model, section.weights, "encoders.text.weights")
     try:
         encoder = TextEncoder(model, section.pooling)
         m2can_encoders.freeze(encoder, section.freeze)
     except ValueError as error:
         raise InputError(str(error), field="encoders.text") from None
+    if load_weights and section.weights not in ("pretrained", "random"):
+        load_weights_file(encoder.model, section.weights, "encoders.text.weights")
     return encoder
 
 
@@ -143,11 +157,21 @@ def _torchvision(name: str, weights: str | None) -> tuple[nn.Module, int]:
             value=weights,
             wanted="a local file, or a network",
         ) from None
-    for head in ("fc", "classifier", "heads", "head"):
-        if hasattr(model, head):
-            setattr(model, head, nn.Identity())
-            return model, _width_of(model)
-    raise InputError("its head is not known", field="encoders.picture.name", value=name)
+    for head in HEADS:
+        if hasattr(model, head) and not getattr(model, "aux_logits", False):  # with those, training gives two outputs
+            setattr(model, head, _without_classifier(getattr(model, head)))
+            width = _width_of(model)
+            if width is not None:
+                return model, width
+    raise InputError("its head is not known", field="encoders.picture.name", value=name, wanted="another model")
+
+
+def _without_classifier(head: nn.Module) -> nn.Module:
+    """What stays of a head: the normalisation and flattening before a single linear layer (ConvNeXt), else nothing."""
+    parts = list(head) if isinstance(head, nn.Sequential) else [head]
+    kept = [part for part in parts[:-1] if not isinstance(part, nn.Dropout)]
+    linear = sum(isinstance(part, nn.Linear) for part in parts)
+    return nn.Sequential(*kept) if kept and linear == 1 and isinstance(parts[-1], nn.Linear) else nn.Identity()
 
 
 def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
@@ -182,12 +206,12 @@ def _append_identity(model: nn.Module, width: int) -> None:
 
 
 @torch.no_grad()
-def _width_of(model: nn.Module) -> int:
-    """The feature width, by asking: families keep it in different places."""
+def _width_of(model: nn.Module) -> int | None:
+    """The feature width, by asking: families keep it in different places. None if the output is no vector."""
     training = model.training
-    width = model.eval()(torch.zeros(1, 3, 224, 224)).shape[-1]
+    shape = model.eval()(torch.zeros(1, 3, 224, 224)).shape
     model.train(training)
-    return int(width)
+    return int(shape[1]) if len(shape) == 2 else None
 
 
 def _is_file(weights: str) -> bool:
@@ -205,19 +229,27 @@ def load_weights_file(model: nn.Module, path: str, field: str) -> None:
         raise InputError("there is no such file", file=file, field=field)
     try:
         if file.suffix == ".safetensors":
-            state: dict[str, Tensor] = load_file(file)
+            state: dict[str, Any] = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds, all of them mean the same here
-        raise InputError(f"cannot be read as weights ({str(error).splitlines()[0]})", file=file, field=field) from None
+        raise InputError(f"cannot be read as weights ({first_line(error)})", file=file, field=field) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError("does not hold tensors by name", file=file, field=field, wanted="a state dict")
+    ours = model.state_dict()
+    state = {
+        name: x
+        for name, x in state.items()
+        if not (name.split(".")[0] in HEADS and name in ours and getattr(x, "shape", None) != ours[name].shape)
+    }
     try:
         missing, _ = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError(
             f"does not fit the encoder ({str(error).splitlines()[-1].strip()})", file=file, field=field
         ) from None
-    missing = [name for name in missing if not name.startswith(("pooler.", "fc."))]
+    missing = [name for name in missing if not name.startswith("fc.")]
     if missing:
         raise InputError(
             f"lacks {len(missing)} of the encoder's tensors",

@@ -161,17 +161,17 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path, 
     """How far a score tells right pseudo labels from wrong ones.
 
     Left: precision in bins of equal numbers of samples, by score. Right: precision of what is kept if only the samples
-    with the lowest scores are kept, by their share.
+    with the highest scores are kept, by their share.
 
     Args:
-        scores: uncertainty of N samples, lower = surer.
+        scores: of N samples, higher = surer.
         correct: whether the pseudo label is right, N.
         file: PNG.
         bins: at most this many.
     """
     scores, correct = np.asarray(scores, dtype=float), np.asarray(correct, dtype=float)
     known = np.isfinite(scores)
-    order = np.argsort(scores[known], kind="stable")
+    order = np.argsort(-scores[known], kind="stable")
     scores, correct = scores[known][order], correct[known][order]
     n = len(scores)
     with _figure(file, height=4.6) as figure:
@@ -188,7 +188,7 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path, 
             wide = len(parts) > 5 and len(part) > 999
             left.text(place, 0.02, f"{len(part):,}", ha="center", va="bottom", fontsize=9, rotation=90 if wide else 0)
         left.set_xticks(range(len(parts)), [f"{scores[part[-1]]:.2g}" for part in parts], rotation=45, fontsize=9)
-        left.set_xlabel("score up to (left = surest); number of samples in the bar")
+        left.set_xlabel("score from (left = surest); number of samples in the bar")
         left.set_ylim(0.0, 1.02)
         # The first few samples say nothing yet: the curve begins at a hundredth of them, or ten.
         kept = np.arange(1, n + 1)[min(n - 1, max(9, n // 100)) :]

@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from datasets_manifest.errors import InputError
 from trainers.journal import EpochRecord
@@ -152,14 +151,9 @@ def _store_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown."""
-    if "://" not in uri:
-        return uri
-    try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return f"{uri.partition('://')[0]}://…"
+def without_password(text: str) -> str:
+    """An address, or an error's text with addresses in it, as it may be shown."""
+    return re.sub(r"://[^/\s]+@", "://***@", text)
 
 
 def _scheme(uri: str) -> str:

@@ -108,7 +108,7 @@ class Listener:
         self.on_step(content)
 
     def _take_bad(self, content: list[tuple[str, str]]) -> None:
-        new = [entry for entry in map(tuple, content) if entry not in self._bad]
+        new = [(identity, problem) for identity, problem in content if (identity, problem) not in self._bad]
         if new:
             self._bad.update(new)
             with (self.run_folder / "bad_pictures.jsonl").open("a", encoding="utf-8") as file:

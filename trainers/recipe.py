@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
@@ -26,6 +26,13 @@ Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("is a boolean (YAML takes on, off, yes and no for one), which does not belong here")
+        return value
 
 
 class Texts(_Section):
@@ -289,8 +296,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(written)
     except yaml.YAMLError as error:
         raise InputError("has a value that is not YAML", field=f"--set {key}", value=written) from error
-    if isinstance(value, str):
-        value = _number(value)
     *parents, last = key.strip().split(".")
     node = tree
     for depth, parent in enumerate(parents):
@@ -298,14 +303,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise InputError("is not a section", field=f"--set {'.'.join(parents[: depth + 1])}", value=node)
     node[last] = value
-
-
-def _number(value: str) -> str | float:
-    """YAML reads 1e-4 as text; a user means the number."""
-    try:
-        return float(value) if "e" in value.lower() else value
-    except ValueError:
-        return value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def train(
     prepared.folder.mkdir(parents=True, exist_ok=True)
     scaling, share = _resources(recipe)
     journal = Journal(str(prepared.folder / "journal"))
-    monitor = Monitor.remote()
+    monitor = Monitor.remote()  # type: ignore[attr-defined]
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),

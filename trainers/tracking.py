@@ -160,8 +160,11 @@ class Sender:
                 link = self._send_news()
                 if ending is not None:
                     self._answering = True
-                    self._answer(ending, _conclude(link, ending))
-                self._note_success()
+                    tracked = _conclude(link, ending)
+                    self._note_success()
+                    self._answer(ending, tracked)
+                else:
+                    self._note_success()
                 pause = self._interval_s
             except Exception as error:
                 self._link = None  # what MLflow has is read from it again
@@ -250,4 +253,4 @@ class _Ending:
 def _line(error: Exception | None) -> str:
     """The first line of an error, short: MLflow's repeat the whole request."""
     text = str(error).strip() or repr(error)
-    return f"{text.splitlines()[0][:300]}"
+    return without_password(text.splitlines()[0])[:300]

@@ -20,7 +20,7 @@ from trainers.m2can.losses.adversarial import Discriminators
 from trainers.recipe import Recipe, make_recipe
 from trainers.step import Step
 
-ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 48
+ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
 
 # Pictures of the seven rows of a domain. Slices on two workers: 4, 3; on four: 2, 2, 2, 1.
 PICTURES = {
@@ -65,7 +65,7 @@ class Scenario:
 
     def slice(self, step: int, offset: int, size: int) -> Batch:
         """Rows offset … offset+size of each domain's global batch. The random numbers are drawn for all rows."""
-        rng = torch.Generator().manual_seed(100 + step)
+        rng = torch.Generator().manual_seed(100 + step % 2)  # two batches in turn can be learnt
         tokens, pictures, owner = [], [], []
         for view in range(2):
             for domain in range(self.domains):
@@ -73,7 +73,9 @@ class Scenario:
                     length = int(torch.randint(3, 12, (), generator=rng))
                     ids = torch.randint(1, VOCABULARY, (length,), generator=rng)
                     shown = PICTURES[self.pictures][row]
-                    seen = torch.randn(shown, 3, PIXELS, PIXELS, generator=rng, dtype=torch.float64) * (1 + domain) + view
+                    seen = (
+                        torch.randn(shown, 3, PIXELS, PIXELS, generator=rng, dtype=torch.float64) * (1 + domain) + view
+                    )
                     if offset <= row < offset + size:
                         owner += [len(tokens)] * shown
                         tokens.append(ids)
@@ -129,7 +131,9 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     distributed = collective.world_size > 1
     step = RecordedStep(
         network=network,
-        model=DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True) if distributed else network,
+        model=DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if distributed
+        else network,
         discriminators=discriminators,
         objective=build.build_objective(recipe),
         optimizer=optimizers[0],
@@ -153,7 +157,6 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
                 "gradients": step.gradients,
                 "perturbation": {name: step.perturbed[name] - w for name, w in before.items()},
                 "statistics": {name: x.clone() for name, x in network.named_buffers() if x.is_floating_point()},
-                "weights": snapshot(network) | snapshot(discriminators),
             }
     counts = {name: int(x) for name, x in network.named_buffers() if name.endswith("num_batches_tracked")}
     return first | {"terms": terms, "counts": counts}

@@ -12,7 +12,6 @@ from tests.trainers.tracked import client, make_bundle, model_for, record, rows,
 from trainers.journal import Journal
 from trainers.registration import ALIAS, ModelToLog
 
-pytest_plugins = ("tests.trainers.tracked",)
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 

@@ -22,7 +22,6 @@ from trainers.journal import EpochRecord, Journal
 from trainers.registration import ALIAS
 from trainers.tracking import Sender, TrackingUnavailable, open_experiment, resolve_tracking_uri
 
-pytest_plugins = ("tests.trainers.tracked",)
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 

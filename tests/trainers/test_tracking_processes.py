@@ -31,7 +31,6 @@ from trainers.recipe import make_recipe
 from trainers.registration import ALIAS, ModelToLog, signature_for
 from trainers.tracking import open_client, resolve_tracking_uri
 
-pytest_plugins = ("tests.trainers.tracked",)
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
 
 

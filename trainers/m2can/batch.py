@@ -52,17 +52,15 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On `device`; what is floating becomes `dtype`."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
+        def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True)
 
         return replace(
             self,
             text=move(self.text),
-            text_mask=move(self.text_mask),
+            text_mask=None if self.text_mask is None else move(self.text_mask),
             pictures=move(self.pictures),
-            picture_owner=move(self.picture_owner),
+            picture_owner=None if self.picture_owner is None else move(self.picture_owner),
             labels_DB=move(self.labels_DB),
         )
 

@@ -63,5 +63,10 @@ def pictured(counts_VDB: Sequence[Sequence[Sequence[int]]], pixels: int = 12, se
         owner = torch.tensor([counts.numel()])
     # Different brightness and contrast in each picture, so that a wrong grouping shows.
     pictures = torch.randn(len(owner), 3, pixels, pixels, generator=rng, dtype=torch.float64)
-    pictures = pictures * (1 + torch.arange(len(owner)) % 4)[:, None, None, None] + torch.arange(len(owner))[:, None, None, None] % 3
-    return batch(torch.zeros(counts.shape[1:], dtype=torch.long), pictures.requires_grad_(), owner, views=counts.shape[0])
+    pictures = (
+        pictures * (1 + torch.arange(len(owner)) % 4)[:, None, None, None]
+        + torch.arange(len(owner))[:, None, None, None] % 3
+    )
+    return batch(
+        torch.zeros(counts.shape[1:], dtype=torch.long), pictures.requires_grad_(), owner, views=counts.shape[0]
+    )

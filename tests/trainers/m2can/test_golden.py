@@ -104,7 +104,9 @@ def _own_record(classes: int, batch: int, domains: int, heads: int, steps: int) 
     record["weights_after"] = {f"classifiers.{i}.linear.bias": {} for i in range(heads)}
     record["steps"] = [{"first": {}, "second": {}, "lr_after": [], "ad_lr_after": []}] * steps
     found = replay_golden.Replay(record).run()
-    record["steps"] = [{name: step[name] for name in ("first", "second", "lr_after", "ad_lr_after")} for step in found["steps"]]
+    record["steps"] = [
+        {name: step[name] for name in ("first", "second", "lr_after", "ad_lr_after")} for step in found["steps"]
+    ]
     record["weights_after"] = {name: replay_golden.check_of(x) for name, x in found["weights_after"].items()}
     record["discriminators_after"] = [
         {name: replay_golden.check_of(x) for name, x in each.items()} for each in found["discriminators_after"]

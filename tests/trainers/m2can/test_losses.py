@@ -112,7 +112,9 @@ def discriminators() -> Callable[[int], Discriminators]:
     return make
 
 
-def naive_adversarial(o: Outputs, modules: Discriminators, pairs: list[tuple[int, int]], eps: float, reverse: float) -> Tensor:
+def naive_adversarial(
+    o: Outputs, modules: Discriminators, pairs: list[tuple[int, int]], eps: float, reverse: float
+) -> Tensor:
     """`reverse` multiplies what flows back to the features."""
     size = o.fused_DBK.shape[1]
     of_pair = dict(zip(combinations(range(round((1 + math.sqrt(1 + 8 * len(modules))) / 2)), 2), modules))
@@ -145,7 +147,9 @@ def test_adversarial(discriminators, sources: int, domains: int, pairs: list[tup
     found = adversarial(o, made.batch(made.labels(domains)), modules, 0.8)
     wanted = naive_adversarial(o, modules, pairs, 0.8, reverse=-(2 / (1 + math.exp(-calls / 1000)) - 1))
     same(found, wanted, o)
-    for ours, theirs in zip(*(torch.autograd.grad(x, list(modules.parameters()), allow_unused=True) for x in (found, wanted))):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x, list(modules.parameters()), allow_unused=True) for x in (found, wanted))
+    ):
         assert (ours is None) == (theirs is None)  # a pair that takes no part gets no gradient at all
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
@@ -231,4 +235,8 @@ def test_weight_zero_is_not_computed(discriminators, monkeypatch: pytest.MonkeyP
 
 
 def test_mcc_and_cdafa_wait_for_the_target_and_the_discriminators() -> None:
-    assert list(Objective(num_sources=2)(made.outputs(2), made.batch(made.labels(2)), ONE)) == ["task", "cmcfa", "cdcfa"]
+    assert list(Objective(num_sources=2)(made.outputs(2), made.batch(made.labels(2)), ONE)) == [
+        "task",
+        "cmcfa",
+        "cdcfa",
+    ]

@@ -63,7 +63,9 @@ def test_perturbation_is_rho_along_the_whole_gradient(parameters: list[nn.Parame
     for p, w, g in zip(parameters[:2], before, grads):
         torch.testing.assert_close(p.detach() - w, 0.05 * g / (norm + 1e-12), rtol=1e-10, atol=1e-15)
     assert torch.equal(parameters[2], before[2])
-    assert math.sqrt(sum(float(((p.detach() - w) ** 2).sum()) for p, w in zip(parameters, before))) == pytest.approx(0.05)
+    assert math.sqrt(sum(float(((p.detach() - w) ** 2).sum()) for p, w in zip(parameters, before))) == pytest.approx(
+        0.05
+    )
 
 
 def test_restore_is_exact_to_the_bit(parameters: list[nn.Parameter]) -> None:

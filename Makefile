@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Both need Python >= 3.11 and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-stack lint bench install lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        train on the generated data set, register the model, predict"
+	@echo "make test        all tests that need nothing but Python"
+	@echo "make test-stack  tests that need system packages"
+	@echo "make lint        ruff, types, import rules"
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+install: $(STAMP)
+
+demo: install
+	$(BIN)/m2can demo
+
+test: install
+	$(BIN)/python -m pytest -m "not stack"
+
+test-stack: install
+	$(BIN)/python -m pytest -m stack
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock

@@ -1,0 +1,47 @@
+"""Small runs for tests: few postcards, small encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from datasets_manifest.generated import write_postcards
+from datasets_manifest.local import LocalStream
+from trainers.demo import demo_recipe
+from trainers.loop import Loop, Observer
+from trainers.m2can.collective import Collective
+from trainers.recipe import Recipe
+from trainers.run import Prepared, prepare
+
+SMALL = [
+    "data.pictures.resize=36",
+    "data.pictures.crop=32",
+    "encoders.picture.width=4",
+    "encoders.text.hidden=32",
+    "train.batch_size=6",
+    "uacr.warmup=1",
+]
+
+
+def small_recipe(folder: Path, overrides: list[str] | None = None, *, train: int = 30, val: int = 12) -> Recipe:
+    """A recipe on postcards written below `folder`; runs go there too."""
+    manifests = write_postcards(folder / "postcards", seed=3, train=train, val=val)
+    return demo_recipe(manifests, [*SMALL, f"run.storage={folder / 'runs'}", *(overrides or [])])
+
+
+def prepared_run(folder: Path, overrides: list[str] | None = None) -> Prepared:
+    return prepare(small_recipe(folder, overrides))
+
+
+def make_loop(run: Prepared, observer: Observer | None = None) -> Loop:
+    """The training loop without Ray."""
+    return Loop(
+        run.card,
+        run.corpus,
+        labels=run.corpus.labels,
+        source=LocalStream(run.corpus.table),
+        collective=Collective(),
+        device=torch.device("cpu"),
+        observer=observer or Observer(),
+    )
