@@ -226,9 +226,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "picture": {"weights": "IMAGENET1K_V1", "batch_norm": "per_sample", "head": "identity_linear"},
         },
     },
-    "recommended": {
-        "uacr": {"prior": "estimated", "unselected": "align"},
-    },
+    "recommended": {},
 }
 
 

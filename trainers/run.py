@@ -148,6 +148,7 @@ def train(
         share=share,
         monitor=monitor,
         trace=trace is not None,
+        threads=max(1, int(scaling.resources_per_worker["CPU"])),
     )
     trainer = TorchTrainer(
         train_worker,

@@ -45,12 +45,15 @@ class WorkerConfig:
     share: Share
     monitor: Any
     trace: bool
+    threads: int  # of torch, on the CPU
 
 
 def train_worker(config: dict[str, WorkerConfig]) -> None:
     """Entry point of a Ray Train worker."""
     quiet()
     given = config["worker"]
+    # Left alone, every worker on a node would start a thread for each of the node's cores.
+    torch.set_num_threads(given.threads)
     context = ray.train.get_context()
     collective = DistributedCollective() if context.get_world_size() > 1 else Collective()
     table = ray.get(given.table)

@@ -15,8 +15,8 @@ from trainers.recipe import Recipe
 from trainers.run import Prepared, prepare
 
 SMALL = [
-    "data.pictures.resize=36",
-    "data.pictures.crop=32",
+    "data.pictures.resize=72",
+    "data.pictures.crop=64",
     "encoders.picture.width=4",
     "encoders.text.hidden=32",
     "train.batch_size=6",
