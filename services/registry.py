@@ -68,7 +68,9 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
     """
     match = _REFERENCE.match(reference)
     if match is None:
-        raise InputError("is not a model's name", field="MODEL", value=reference, wanted="NAME, NAME@alias or NAME:version")
+        raise InputError(
+            "is not a model's name", field="MODEL", value=reference, wanted="NAME, NAME@alias or NAME:version"
+        )
     name, alias, number = match["name"], match["alias"], match["version"]
     try:
         if alias:
@@ -80,7 +82,9 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
         raise InputError(f"is not in the registry ({error.message})", field="MODEL", value=reference) from None
     if not versions:
         known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise InputError("is not in the registry", field="MODEL", value=reference, wanted=f"a registered model: {known}")
+        raise InputError(
+            "is not in the registry", field="MODEL", value=reference, wanted=f"a registered model: {known}"
+        )
     return _version(client, max(versions, key=lambda v: int(v.version)))
 
 

@@ -37,7 +37,11 @@ def make_sender(prepared: Prepared) -> Sender:
         prepared.name,
         Journal(str(prepared.folder / "journal")),
         params=recipe.flat(),
-        tags={"m2can.sources": ",".join(card.sources), "m2can.target": card.target, "m2can.folder": str(prepared.folder)},
+        tags={
+            "m2can.sources": ",".join(card.sources),
+            "m2can.target": card.target,
+            "m2can.folder": str(prepared.folder),
+        },
         storage=Path(recipe.run.storage).resolve(),
     )
 
@@ -87,7 +91,9 @@ def draw_report(outcome: Outcome) -> Path:
     folder.mkdir(parents=True)
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
     figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
-    tensors = {name: tensor.numpy() for name, tensor in read_tensors(outcome.checkpoint / "evaluation.safetensors").items()}
+    tensors = {
+        name: tensor.numpy() for name, tensor in read_tensors(outcome.checkpoint / "evaluation.safetensors").items()
+    }
     data = outcome.recipe.data
     val = f"{outcome.card.target}/{data.val_split}"
     content: dict[str, Any] = {"chosen_epoch": outcome.chosen.epoch, **summary(outcome)}

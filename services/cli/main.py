@@ -19,9 +19,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("train", epilog="Example:  m2can train recipe.yaml --workers 2 --set train.epochs=5")(train.train)
-app.command("evaluate", epilog="Example:  m2can evaluate models:/m2can-mountain@candidate --data mountain/manifest.yaml")(
-    predict.evaluate
-)
+app.command(
+    "evaluate", epilog="Example:  m2can evaluate models:/m2can-mountain@candidate --data mountain/manifest.yaml"
+)(predict.evaluate)
 app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
     predict.predict
 )

@@ -11,7 +11,9 @@ from services.cli.output import print_json
 
 app = typer.Typer(help="Look models up in the MLflow registry.", no_args_is_help=True)
 
-TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI or --storage.")]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI or --storage.")
+]
 Storage = Annotated[Path, typer.Option(help="Folder of runs with the local MLflow store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 

@@ -69,7 +69,9 @@ def test_a_resumed_run_gives_the_same_numbers_to_the_last_bit(run: Prepared, tra
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "state/training.safetensors", "model/tokenizer.json"])
-def test_truncated_or_altered_files_are_named(run: Prepared, trained: tuple[Loop, Path], tmp_path: Path, name: str) -> None:
+def test_truncated_or_altered_files_are_named(
+    run: Prepared, trained: tuple[Loop, Path], tmp_path: Path, name: str
+) -> None:
     folder = save(trained[0], tmp_path / "checkpoint")
     file = folder / name
     file.write_bytes(file.read_bytes()[:-7])
@@ -81,7 +83,9 @@ def test_truncated_or_altered_files_are_named(run: Prepared, trained: tuple[Loop
         load(make_loop(run), folder)
 
 
-def test_a_failed_write_leaves_nothing(trained: tuple[Loop, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing(
+    trained: tuple[Loop, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -101,7 +105,7 @@ def test_a_later_schema_is_refused(trained: tuple[Loop, Path], tmp_path: Path) -
 
 
 def test_predictor_repeats_the_scores_of_training(run: Prepared, trained: tuple[Loop, Path]) -> None:
-    loop, folder = trained
+    folder = trained[1]
     part = run.corpus.val[-1]
     assert part is not None
     table = run.corpus.table.slice(part.start, len(part))
@@ -129,5 +133,3 @@ def test_predictor_with_missing_modalities(trained: tuple[Loop, Path], run: Prep
     np.testing.assert_allclose(broken.probs[0], by_path.probs[2], atol=1e-6)
     with pytest.raises(InputError, match="neither text nor picture"):
         predictor.predict([[]], [[]])
-
-

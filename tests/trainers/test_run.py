@@ -167,7 +167,13 @@ def test_target_labels_do_not_reach_training(tmp_path: Path) -> None:
 
 def test_local_stream_repeats_a_row_with_the_same_weak_view(tmp_path: Path) -> None:
     run = prepared_run(tmp_path)
-    host = next(iter(LocalStream(run.corpus.table).evaluate([np.array([3, 1, 3])], make_encoding(run.recipe, run.card.vocabulary))))
+    host = next(
+        iter(
+            LocalStream(run.corpus.table).evaluate(
+                [np.array([3, 1, 3])], make_encoding(run.recipe, run.card.vocabulary)
+            )
+        )
+    )
     assert host.rows.tolist() == [3, 1, 3]
     assert (host.tokens[0] == host.tokens[2]).all()
     first, third = host.pictures[host.owner == 0], host.pictures[host.owner == 2]

@@ -114,15 +114,15 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def _per_sample(self, x: Tensor) -> Tensor:
         groups = self.groups
         var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
-        if groups.one_picture_each:
-            mean_GC, var_GC, at_P = mean_PC, var_PC, slice(None)
-        else:
-            at_P = groups.owner_P
-            share_P1 = (1 / groups.count_G.clamp_min(1).to(x.dtype))[at_P].unsqueeze(1)
+        at_P: Tensor | slice = slice(None)
+        mean_GC, var_GC = mean_PC, var_PC
+        if not groups.one_picture_each:
+            owner_P = at_P = groups.owner_P
+            share_P1 = (1 / groups.count_G.clamp_min(1).to(x.dtype))[owner_P].unsqueeze(1)
             zeros = x.new_zeros(groups.num_groups, x.shape[1])
-            mean_GC = zeros.index_add(0, at_P, mean_PC * share_P1)
+            mean_GC = zeros.index_add(0, owner_P, mean_PC * share_P1)
             # Total variance = variance inside the pictures + variance of their means.
-            var_GC = zeros.index_add(0, at_P, (var_PC + (mean_PC - mean_GC[at_P]).square()) * share_P1)
+            var_GC = zeros.index_add(0, owner_P, (var_PC + (mean_PC - mean_GC[owner_P]).square()) * share_P1)
         self._remember(mean_GC.detach(), var_GC.detach(), x.shape[2] * x.shape[3])
         scale_GC = self.weight * (var_GC + self.eps).rsqrt()
         shift_GC = self.bias - mean_GC * scale_GC

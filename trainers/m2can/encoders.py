@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
     def __init__(self, model: nn.Module, pooling: Pooling) -> None:
         super().__init__()
         if pooling != "pooler" and getattr(model, "pooler", None) is not None:
-            model.pooler = None  # parameters without a gradient would stop data parallelism
+            model.pooler = None  # type: ignore[assignment]  # parameters without a gradient would stop data parallelism
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ValueError(f"pooling `pooler`: {type(model).__name__} has no pooler; use `cls` or `mean`")
         self.model = model

@@ -26,12 +26,12 @@ class SharpnessAwareStep:
     @torch.no_grad()
     def perturb(self, grad_norm: Tensor) -> None:
         """Climb along the gradients, given their common norm."""
-        touched = [p for p in self.parameters if p.grad is not None]
-        self._before = [(p, p.detach().clone()) for p in touched]
+        touched = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        self._before = [(p, p.detach().clone()) for p, _ in touched]
         if not touched:
             return
         scale = self.rho / (grad_norm + 1e-12)
-        torch._foreach_add_(touched, torch._foreach_mul([p.grad for p in touched], scale))  # type: ignore[arg-type]
+        torch._foreach_add_([p for p, _ in touched], torch._foreach_mul([grad for _, grad in touched], scale))
 
     @torch.no_grad()
     def restore(self) -> None:
