@@ -80,7 +80,7 @@ def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path, ray_cluster: None) -> None:
     rates = [f"optimizer.lr.{part}=1e30" for part in ("encoders", "projections", "fusion", "heads")]
     prepared = prepared_run(tmp_path, [*rates, "train.epochs=2", "run.name=diverges", "cluster.workers=2"])
-    with pytest.raises(RunFailed, match="NonFiniteLoss: step .* not finite"):
+    with pytest.raises(RunFailed, match=r"NonFiniteLoss: step .* not finite"):
         train(prepared)
     written = sorted(prepared.folder.glob("nonfinite-*.json"))
     assert len(written) == 2  # one for each worker
