@@ -4,13 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-stack lint bench install lock clean
+.PHONY: help install demo test lint lock
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train on the generated data set, register the model, predict"
 	@echo "make test        all tests that need nothing but Python"
-	@echo "make test-stack  tests that need system packages"
 	@echo "make lint        ruff, types, import rules"
 
 $(STAMP):
@@ -28,9 +27,6 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -m "not stack"
-
-test-stack: install
-	$(BIN)/python -m pytest -m stack
 
 lint: install
 	$(BIN)/ruff check .
