@@ -94,7 +94,7 @@ def test_pseudo_label_precision_bars_fall_with_the_score(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     scores = rng.random(1000)
     order = rng.permutation(1000)
-    correct = rng.random(1000) > scores
+    correct = rng.random(1000) < scores
     figures.pseudo_label_precision(scores[order], correct[order], tmp_path / "precision.png")
     picture = pixels(tmp_path / "precision.png")
     bars = (picture == [0x56, 0xB4, 0xE9]).all(axis=2).sum(axis=0)
