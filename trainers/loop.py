@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets_manifest.corpus import Corpus
 from datasets_manifest.encode import Encoding, HostBatch
 from datasets_manifest.errors import InputError
 from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
+from trainers import checkpoint
 from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
 from trainers.checkpoint import ModelCard, TrainingState
 from trainers.evaluation import classification_metrics
@@ -89,9 +91,6 @@ class Loop:
         torch.manual_seed(recipe.train.seed)
         self.network = build_network(recipe, self.card.text_config, num_classes, load_weights=True)
         self.network = self.network.to(self.device, self.dtype).train()
-        groups = getattr(self.network.picture_encoder, "groups", None)
-        if groups is not None:
-            groups.collective = self.collective
         self.discriminators = build_discriminators(self.corpus.num_sources, num_classes).to(self.device, self.dtype)
         optimizer, discriminator_optimizer = build_optimizers(self.network, self.discriminators, recipe.optimizer)
         self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
@@ -134,7 +133,22 @@ class Loop:
         arrays = {"kept_rows": torch.from_numpy(self.kept_rows), "kept_labels": torch.from_numpy(self.kept_labels)}
         return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values={})
 
-    def restore(self, state: TrainingState) -> None:
+    def save(self, folder: Path, evaluation: dict[str, torch.Tensor]) -> None:
+        """Write a checkpoint; see checkpoint.save."""
+        checkpoint.save(
+            folder,
+            network=self.network,
+            card=self.card,
+            modules={"discriminators": self.discriminators},
+            optimizers=self.optimizers,
+            state=self.state(),
+            evaluation=evaluation,
+        )
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; see checkpoint.load."""
+        modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
+        state = checkpoint.load(folder, network=self.network, modules=modules, optimizers=self.optimizers)
         self.epoch, self.step.number = state.epoch, state.step
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
 

@@ -25,7 +25,6 @@ from datasets_manifest.corpus import Corpus
 from datasets_manifest.errors import InputError
 from datasets_manifest.plan import EpochPlan, StepSlice
 from datasets_manifest.stream import Share, Stream, quiet
-from trainers import checkpoint
 from trainers.checkpoint import ModelCard
 from trainers.loop import Loop, Observer, Passes
 from trainers.m2can.collective import Collective, DistributedCollective
@@ -80,14 +79,7 @@ def resume(loop: Loop) -> None:
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:
-            loop.restore(
-                checkpoint.load(
-                    Path(folder),
-                    network=loop.network,
-                    modules={"discriminators": loop.discriminators},
-                    optimizers=loop.optimizers,
-                )
-            )
+            loop.load(Path(folder))
 
 
 def report(loop: Loop, metrics: dict[str, float], scored: Scored) -> None:
@@ -98,15 +90,7 @@ def report(loop: Loop, metrics: dict[str, float], scored: Scored) -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="m2can-")) / "checkpoint"
     try:
-        checkpoint.save(
-            folder,
-            network=loop.network,
-            card=loop.card,
-            modules={"discriminators": loop.discriminators},
-            optimizers=loop.optimizers,
-            state=loop.state(),
-            evaluation=evaluation_tensors(loop, scored),
-        )
+        loop.save(folder, evaluation_tensors(loop, scored))
         ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)

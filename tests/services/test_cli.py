@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers import checkpoint
 
 
 def m2can(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -26,15 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cli")
     loop = make_loop(prepared_run(place, ["train.epochs=1"]))
     loop.run_epoch()
-    checkpoint.save(
-        place / "checkpoint",
-        network=loop.network,
-        card=loop.card,
-        modules={"discriminators": loop.discriminators},
-        optimizers=loop.optimizers,
-        state=loop.state(),
-        evaluation={"kept_rows": torch.from_numpy(loop.kept_rows)},
-    )
+    loop.save(place / "checkpoint", {"kept_rows": torch.from_numpy(loop.kept_rows)})
     return place
 
 

@@ -18,27 +18,8 @@ from trainers.run import Prepared
 
 
 def save(loop: Loop, folder: Path) -> Path:
-    checkpoint.save(
-        folder,
-        network=loop.network,
-        card=loop.card,
-        modules={"discriminators": loop.discriminators},
-        optimizers=loop.optimizers,
-        state=loop.state(),
-        evaluation={"kept_rows": torch.from_numpy(loop.kept_rows)},
-    )
+    loop.save(folder, {"kept_rows": torch.from_numpy(loop.kept_rows)})
     return folder
-
-
-def load(loop: Loop, folder: Path) -> None:
-    loop.restore(
-        checkpoint.load(
-            folder,
-            network=loop.network,
-            modules={"discriminators": loop.discriminators},
-            optimizers=loop.optimizers,
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +37,7 @@ def trained(run: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lo
 def test_a_resumed_run_gives_the_same_numbers_to_the_last_bit(run: Prepared, trained: tuple[Loop, Path]) -> None:
     straight, resumed = make_loop(run), make_loop(run)
     straight.run_epoch()
-    load(resumed, trained[1])
+    resumed.load(trained[1])
     assert (resumed.epoch, resumed.step.number) == (straight.epoch, straight.step.number)
     for _ in range(2):
         wanted, _ = straight.run_epoch()
@@ -76,11 +57,11 @@ def test_truncated_or_altered_files_are_named(
     file = folder / name
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(InputError, match="truncated or altered") as caught:
-        load(make_loop(run), folder)
+        make_loop(run).load(folder)
     assert str(file) in str(caught.value)
     file.unlink()
     with pytest.raises(InputError, match="is missing"):
-        load(make_loop(run), folder)
+        make_loop(run).load(folder)
 
 
 def test_a_failed_write_leaves_nothing(
@@ -111,7 +92,7 @@ def test_predictor_repeats_the_scores_of_training(run: Prepared, trained: tuple[
     table = run.corpus.table.slice(part.start, len(part))
     predictions = Predictor.load(folder).predict(table["texts"].to_pylist(), table["images"].to_pylist(), batch_size=7)
     scored = make_loop(run)
-    load(scored, folder)
+    scored.load(folder)
     columns = scored._score().of(part)
     assert np.array_equal(predictions.probs.argmax(1), columns["label"])
     np.testing.assert_allclose(predictions.probs.max(1), columns["prob"], atol=1e-5)
