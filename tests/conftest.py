@@ -16,6 +16,9 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray instance for the whole session."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    from trainers.run import LOCAL_RAY
+
+    quiet = {"log_to_driver": False, "configure_logging": False}
+    ray.init(num_cpus=4, include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     yield
     ray.shutdown()

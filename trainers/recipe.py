@@ -66,7 +66,7 @@ class TextEncoderSection(_Section):
     freeze: Freeze = "none"
     dropout: Share | None = None  # None: as the encoder's own configuration says
     hidden: Count = 64  # of `tiny`
-    layers: Count = 1  # of `tiny`
+    layers: Annotated[int, Field(ge=0)] = 1  # of `tiny`; 0: the mean of the words' embeddings
 
 
 class PictureEncoderSection(_Section):

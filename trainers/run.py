@@ -20,12 +20,18 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard
+from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.progress import Listener, Monitor
 from trainers.recipe import Recipe
 from trainers.selection import choose_epoch
 from trainers.vocabulary import make_vocabulary
-from trainers.worker import WorkerConfig, train_worker
+from trainers.worker import WorkerConfig
+
+
+# Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
+# over: without this, most tasks that prepare data wait for a new process and its imports.
+LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
 
 
 class RunFailed(RuntimeError):
@@ -117,7 +123,7 @@ def start_ray(address: str | None) -> bool:
         if place:
             ray.init(address=place, **quiet)
             return False
-        ray.init(include_dashboard=False, **quiet)
+        ray.init(include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
     return True
@@ -152,7 +158,7 @@ def train(
     )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"worker": config},
+        train_loop_config={"worker": ray.put(config)},
         scaling_config=scaling,
         run_config=RunConfig(
             name=prepared.name,

@@ -47,10 +47,9 @@ class WorkerConfig:
     threads: int  # of torch, on the CPU
 
 
-def train_worker(config: dict[str, WorkerConfig]) -> None:
+def train_worker(given: WorkerConfig) -> None:
     """Entry point of a Ray Train worker."""
     quiet()
-    given = config["worker"]
     # Left alone, every worker on a node would start a thread for each of the node's cores.
     torch.set_num_threads(given.threads)
     context = ray.train.get_context()

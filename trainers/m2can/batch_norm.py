@@ -149,11 +149,14 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum or 0.0, self.eps
             )
-        mask = 1.0 if groups.real_P is None else groups.real_P.to(x.dtype)[:, None, None, None]
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
-        mean_C = groups.collective.sum((x * mask).sum((0, 2, 3))) / number
-        centred = x - mean_C[:, None, None]
-        var_C = groups.collective.sum((centred.square() * mask).sum((0, 2, 3))) / number
+        # One exchange for both moments. Around the running average, the same on all workers, they lose no digits.
+        moved = x - self.running_mean[:, None, None]  # type: ignore[index]
+        counted = moved if groups.real_P is None else moved * groups.real_P.to(x.dtype)[:, None, None, None]
+        sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])
+        offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
+        var_C = (square_C - offset_C.square()).clamp_min(0)
+        mean_C = self.running_mean + offset_C
         with torch.no_grad():
             assert self.momentum is not None
             # A global batch without any picture moves nothing.
@@ -162,4 +165,5 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean_C, share)  # type: ignore[union-attr]
             self.running_var.lerp_(var_C * number / (number - 1).clamp_min(1), share)  # type: ignore[union-attr]
             self.num_batches_tracked += seen.long()  # type: ignore[operator]
-        return centred * (self.weight * (var_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+        scale_C = self.weight * (var_C + self.eps).rsqrt()
+        return moved * scale_C[:, None, None] + (self.bias - offset_C * scale_C)[:, None, None]

@@ -1,0 +1,12 @@
+"""What Ray Train's controller has to import of ours: next to nothing. The method and the loop load on the workers."""
+
+from __future__ import annotations
+
+import ray
+
+
+def train_worker(config: dict[str, ray.ObjectRef]) -> None:
+    """Run trainers.worker.train_worker on the WorkerConfig that `config["worker"]` refers to."""
+    from trainers import worker
+
+    worker.train_worker(ray.get(config["worker"]))
