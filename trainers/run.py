@@ -22,12 +22,12 @@ from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard
 from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
+from trainers.probe import require_statistics
 from trainers.progress import Listener, Monitor
 from trainers.recipe import Recipe
 from trainers.selection import choose_epoch
 from trainers.vocabulary import make_vocabulary
 from trainers.worker import WorkerConfig
-
 
 # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
 # over: without this, most tasks that prepare data wait for a new process and its imports.
@@ -103,7 +103,9 @@ def prepare(recipe: Recipe) -> Prepared:
         text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, data.texts.max_tokens),
         vocabulary=vocabulary,
     )
-    build_network(recipe, card.text_config, len(corpus.classes), load_weights=True)
+    require_statistics(
+        build_network(recipe, card.text_config, len(corpus.classes), load_weights=True), data.pictures.crop
+    )
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     storage = Path(recipe.run.storage).resolve()
     return Prepared(recipe, name, storage / name, corpus, card, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -47,6 +48,7 @@ def _root(
 
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its progress is not ours
     from trainers.run import RunFailed
     from trainers.tracking import TrackingUnavailable
 

@@ -156,7 +156,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])
         offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
         var_C = (square_C - offset_C.square()).clamp_min(0)
-        mean_C = self.running_mean + offset_C
+        mean_C = self.running_mean + offset_C  # type: ignore[operator]
         with torch.no_grad():
             assert self.momentum is not None
             # A global batch without any picture moves nothing.
