@@ -117,14 +117,17 @@ class Journal:
 class JournalCallback(UserCallback):
     """Appends what rank 0 reports to the journal; runs in the Train controller.
 
-    Training goes on when the journal cannot be written: after a second attempt the loss is logged. A report without
-    `epoch` or `step` is a fault of the program and raises KeyError.
+    Training goes on when the journal cannot be written: after a second attempt the loss is logged. A report from the
+    middle of an epoch (`partial`) is no epoch's record. One without `epoch` or `step` is a fault of the program and
+    raises KeyError.
     """
 
     def __init__(self, folder: str) -> None:
         self._journal = Journal(folder)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if metrics[0].get("partial"):
+            return None
         record = record_of(metrics[0])
         for last in (False, True):
             try:

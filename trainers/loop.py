@@ -46,6 +46,9 @@ class Observer:
 
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None: ...
 
+    def between_steps(self, loop: Loop) -> None:
+        """After a step that is not an epoch's last: `loop.save` writes a checkpoint from which this very step follows."""
+
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None: ...
 
     def not_finite(self, slice_: StepSlice) -> None: ...
@@ -84,6 +87,8 @@ class Loop:
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
         self.bad_rows = np.zeros(len(labels), np.int64)
+        self.steps_done = 0  # of the running epoch
+        self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
         self._build()
 
     def _build(self) -> None:
@@ -125,32 +130,45 @@ class Loop:
         metrics |= self._select(scored) | self._evaluate(scored)
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
         metrics["data/bad_records"] = self._require_good_pictures()
-        self.epoch += 1
+        self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         return metrics, scored
 
     def state(self) -> TrainingState:
-        """What moves beside the weights and the optimizers."""
-        arrays = {"kept_rows": torch.from_numpy(self.kept_rows), "kept_labels": torch.from_numpy(self.kept_labels)}
-        return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values={})
+        """What moves beside the weights and the optimizers. All workers call it together."""
+        arrays = {
+            "kept_rows": torch.from_numpy(self.kept_rows),
+            "kept_labels": torch.from_numpy(self.kept_labels),
+            "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
+        }
+        arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
+        values = {"steps_done": self.steps_done}
+        return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
 
-    def save(self, folder: Path, evaluation: dict[str, torch.Tensor]) -> None:
-        """Write a checkpoint; see checkpoint.save."""
+    def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
+        """Write a checkpoint; see checkpoint.save. With several workers one of them writes, given everyone's `state`."""
         checkpoint.save(
             folder,
             network=self.network,
             card=self.card,
             modules={"discriminators": self.discriminators},
             optimizers=self.optimizers,
-            state=self.state(),
+            state=state or self.state(),
             evaluation=evaluation,
         )
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint; see checkpoint.load."""
+        """Go on from a checkpoint, of an epoch's end or from between two steps; see checkpoint.load.
+
+        The number of workers may be another one.
+        """
         modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
         state = checkpoint.load(folder, network=self.network, modules=modules, optimizers=self.optimizers)
-        self.epoch, self.step.number = state.epoch, state.step
+        self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        self.bad_rows[:] = 0
+        self.bad_rows[state.arrays["bad_rows"].numpy()] = 1
+        named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
+        self.totals = {name: total.to(self.device) for name, total in named}
 
     def _plan(self) -> EpochPlan:
         recipe, target = self.recipe, self.corpus.train[-1]
@@ -171,9 +189,8 @@ class Loop:
         )
 
     def _train_epoch(self, plan: EpochPlan) -> dict[str, float]:
-        slices = list(plan.worker_steps(self.rank, self.world_size))
+        slices = list(plan.worker_steps(self.rank, self.world_size, self.steps_done))
         encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=self.epoch, strong=True)
-        totals: dict[str, torch.Tensor] = {}
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
         for slice_, host in zip(slices, self.source.train(slices, encoding)):
             waited += time.perf_counter() - asked
@@ -194,19 +211,22 @@ class Loop:
                 self.observer.not_finite(slice_)
                 raise
             for name, value in passes["second"].items():
-                totals[name] = totals.get(name, 0) + value
+                self.totals[name] = self.totals.get(name, 0) + value
+            self.steps_done += 1
             self.observer.step(slice_, plan, passes)
+            if self.steps_done < plan.num_steps:
+                self.observer.between_steps(self)
             asked = time.perf_counter()
         seconds = time.perf_counter() - started
         metrics = {
-            f"loss/{name}" if name != "grad_norm" else name: float(value) / len(slices)
-            for name, value in totals.items()
+            f"loss/{name}" if name != "grad_norm" else name: float(value) / plan.num_steps
+            for name, value in self.totals.items()
         }
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         metrics |= {f"lr/{group['name']}": group["lr"] for group in groups}
         return metrics | {
             "speed/steps_per_s": len(slices) / seconds,
-            "speed/samples_per_s": plan.num_domains * self.samples_per_epoch / seconds,
+            "speed/samples_per_s": plan.num_domains * sum(s.global_batch for s in slices) / seconds,
             "speed/data_wait_fraction": waited / seconds,
         }
 
@@ -280,7 +300,7 @@ class Loop:
 
     def _require_good_pictures(self) -> float:
         """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""
-        bad = self.collective.sum_(torch.from_numpy(self.bad_rows.copy()).to(self.device)).cpu().numpy() > 0
+        bad = self._bad_anywhere()
         for part in self.corpus.train:
             count, limit = int(bad[part.start : part.stop].sum()), self.recipe.data.max_bad_fraction
             if count > limit * len(part):
@@ -293,3 +313,7 @@ class Loop:
                     wanted=f"at most a part of {limit:g} (data.max_bad_fraction)",
                 )
         return float(bad.sum())
+
+    def _bad_anywhere(self) -> np.ndarray:
+        """Of each row, whether any worker found a picture of it bad."""
+        return self.collective.sum_(torch.from_numpy(self.bad_rows.copy()).to(self.device)).cpu().numpy() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,23 @@ class Monitor:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._beats: dict[int, tuple[int, int]] = {}
+        self._stop = False
 
     def post(self, kind: str, content: Any) -> None:
         self._messages.append((kind, content))
+
+    def beat(self, rank: int, epoch: int, step: int) -> bool:
+        """A worker is at this step; the answer is whether it is to stop."""
+        self._beats[rank] = (epoch, step)
+        return self._stop
+
+    def beats(self) -> dict[int, tuple[int, int]]:
+        """Rank → the epoch and step where it was last heard of."""
+        return self._beats
+
+    def request_stop(self) -> None:
+        self._stop = True
 
     def drain(self) -> list[Message]:
         taken, self._messages = self._messages, []
@@ -39,6 +54,7 @@ class Listener:
         journal: of the run.
         on_step: called with a step's message.
         on_epoch: called with each epoch's record, once.
+        stop: once it is set the workers are asked to stop.
         run_folder: local folder for what workers found: bad pictures, the samples of a step that was not finite.
         trace: file that gets every step's terms as a line of JSON, or None.
     """
@@ -50,6 +66,7 @@ class Listener:
         *,
         on_step: Callable[[dict[str, Any]], None],
         on_epoch: Callable[[EpochRecord], None],
+        stop: threading.Event,
         run_folder: Path,
         trace: Path | None,
     ) -> None:
@@ -57,9 +74,13 @@ class Listener:
         self.on_step, self.on_epoch = on_step, on_epoch
         self.run_folder, self.trace_file = run_folder, trace
         self.fatal: str | None = None
+        self.stopped: dict[str, int] | None = None
+        self._stop_workers = stop
+        self._asked_to_stop = False
         self._trace: TextIO | None = None
         self._traced: set[tuple[int, int]] = set()
         self._bad: set[tuple[str, str]] = set()
+        self._notes: set[str] = set()
         self._seen = {record.epoch for record in journal.read()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True, name="m2can-listener")
@@ -87,6 +108,9 @@ class Listener:
             self._take()
 
     def _take(self) -> None:
+        if self._stop_workers.is_set() and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.monitor.request_stop.remote()
         try:
             messages = ray.get(self.monitor.drain.remote(), timeout=30)
         except RayError:
@@ -118,6 +142,27 @@ class Listener:
     def _take_nonfinite(self, content: dict[str, Any]) -> None:
         file = self.run_folder / f"nonfinite-epoch{content['epoch']}-step{content['step']}-rank{content['rank']}.json"
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _take_note(self, content: str) -> None:
+        if content not in self._notes:  # every rank says it
+            self._notes.add(content)
+            print(f"note: {content}", file=sys.stderr, flush=True)
+
+    def _take_stopped(self, content: dict[str, int]) -> None:
+        self.stopped = content
+
+    def where(self) -> str:
+        """Where each rank was last heard of; a rank that lags names itself."""
+        try:
+            beats = ray.get(self.monitor.beats.remote(), timeout=30)
+        except RayError:
+            return "where the workers were is not known"
+        if not beats:
+            return "no worker had finished a step"
+        last = max(beats.values())
+        told = [f"rank {rank} at epoch {epoch} step {step}" for rank, (epoch, step) in sorted(beats.items())]
+        late = [str(rank) for rank, place in sorted(beats.items()) if place < last]
+        return ", ".join(told) + (f"; behind: rank {', '.join(late)}" if late else "")
 
     def _take_fatal(self, content: str) -> None:
         self.fatal = self.fatal or content

@@ -157,15 +157,29 @@ class Selection(_Section):
 
 
 class Cluster(_Section):
-    workers: Count = 1
+    workers: Count | tuple[Count, Count] = 1  # a number, or the fewest and the most (elastic)
     address: str | None = None  # of a Ray cluster; None: the one that is running here, else a local one
     cpus_per_worker: Positive | None = None  # None: half the cluster's CPUs, shared; the other half prepares data
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_failures: Annotated[int, Field(ge=-1)] = 1
+    max_failures: Annotated[int, Field(ge=-1)] = 1  # restarts of the workers; -1: without end
+    timeout_s: Annotated[float, Field(ge=1)] = 1800  # a worker that the others wait for so long is given up
+    grace_s: Positive = 60  # from a request to stop until the command ends without its checkpoint
+
+    @field_validator("workers")
+    @classmethod
+    def _fewest_before_most(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(f"the fewest workers, {workers[0]}, are more than the most, {workers[1]}")
+        return workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Checkpoints(_Section):
     keep: Count | None = None  # how many epochs' checkpoints stay; None: all
+    every_steps: Count | None = None  # also within an epoch; None: at epochs' ends only
 
 
 class Tracking(_Section):
@@ -199,9 +213,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Recipe:
-        if self.cluster.workers > self.train.batch_size:
+        if self.cluster.most_workers > self.train.batch_size:
             raise ValueError(
-                f"cluster.workers {self.cluster.workers} is more than the rows of a batch, "
+                f"cluster.workers {self.cluster.most_workers} is more than the rows of a batch, "
                 f"train.batch_size {self.train.batch_size}: a worker would have none"
             )
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,18 +15,18 @@ import ray
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.corpus import Corpus, load_corpus, require_pictures
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
-from trainers.checkpoint import ModelCard
+from trainers.checkpoint import ModelCard, read_json
 from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.probe import require_statistics
 from trainers.progress import Listener, Monitor
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.selection import choose_epoch
 from trainers.vocabulary import make_vocabulary
 from trainers.worker import WorkerConfig
@@ -36,6 +38,10 @@ LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
 
 class RunFailed(RuntimeError):
     """Training ended without a model; says why."""
+
+
+class RunStopped(RuntimeError):
+    """Training was asked to stop and left a checkpoint; the same run name goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def prepare(recipe: Recipe) -> Prepared:
         )
     samples = data.samples_per_epoch or max(len(part) for part in corpus.train[:-1])
     steps = -(-samples // recipe.train.batch_size)
-    if samples // steps < recipe.cluster.workers:
+    if samples // steps < recipe.cluster.most_workers:
         raise InputError(
             f"a step has {samples // steps} rows of each domain: some workers would have none",
             field="cluster.workers",
@@ -137,15 +143,20 @@ def train(
     on_step: Callable[[dict[str, Any]], None] = lambda content: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Run the workers to the end. Ray must be running.
+
+    Args:
+        stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
 
     Raises:
         InputError: the cluster lacks what the recipe asks for.
         RunFailed: training ended without a model.
+        RunStopped: `stop` was set.
     """
     recipe = prepared.recipe
-    prepared.folder.mkdir(parents=True, exist_ok=True)
+    _claim(prepared)
     scaling, share = _resources(recipe)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = Monitor.remote()  # type: ignore[attr-defined]
@@ -161,33 +172,73 @@ def train(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"worker": ray.put(config)},
+        torch_config=TorchConfig(timeout_s=int(recipe.cluster.timeout_s)),
         scaling_config=scaling,
         run_config=RunConfig(
             name=prepared.name,
             storage_path=str(prepared.folder.parent),
             failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=recipe.checkpoint.keep,
-                checkpoint_score_attribute="selection/score" if recipe.checkpoint.keep else None,
-            ),
+            checkpoint_config=_retention(recipe),
             callbacks=[JournalCallback(journal.folder)],
         ),
     )
-    listener = Listener(monitor, journal, on_step=on_step, on_epoch=on_epoch, run_folder=prepared.folder, trace=trace)
+    listener = Listener(
+        monitor,
+        journal,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        stop=stop or threading.Event(),
+        run_folder=prepared.folder,
+        trace=trace,
+    )
     try:
         with listener:
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(str(error)) from error
+        raise RunFailed(listener.fatal or f"{error}\nThe workers: {listener.where()}") from error
     if listener.fatal is not None:
         raise RunFailed(listener.fatal)
+    if listener.stopped is not None:
+        raise RunStopped(
+            f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
+            f"run.name={prepared.name} goes on from there"
+        )
     return _outcome(prepared, journal.read(), result)
+
+
+# What may differ when a run goes on under its name: where and on what it runs, not what is computed.
+_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
+
+
+def _claim(prepared: Prepared) -> None:
+    """Make the run's folder with its recipe. A folder that is there belongs to this run only if the recipe is the same.
+
+    Raises:
+        InputError: the name is another recipe's.
+    """
+    file = prepared.folder / "recipe.json"
+    recipe = prepared.recipe.model_dump(mode="json")
+    if file.is_file():
+        before, now = make_recipe(read_json(file), str(file)).flat(), prepared.recipe.flat()
+        changed = [key for key in now if now[key] != before.get(key) and not key.startswith(_FREE)]
+        if changed:
+            raise InputError(
+                f"is the name of a run with another recipe (it differs in {', '.join(changed[:3])})",
+                field="run.name",
+                value=prepared.name,
+                wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
+            )
+        return
+    prepared.folder.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(recipe, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(draft, file)
 
 
 def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
     """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise."""
     total = ray.cluster_resources()
-    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.workers
+    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:
         raise InputError(
@@ -203,14 +254,23 @@ def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
             wanted=f"less than {cpus / workers:g}",
         )
     scaling = ScalingConfig(
-        num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)}
+        num_workers=recipe.cluster.workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)}
     )
     memory = total.get("object_store_memory", 0.0)
     return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
 
 
+def _retention(recipe: Recipe) -> CheckpointConfig:
+    """Ray always keeps the newest. Of the others, those of epochs' ends by score, then those from within an epoch."""
+    keep = recipe.checkpoint.keep
+    if keep is None and recipe.checkpoint.every_steps is None:
+        return CheckpointConfig()
+    return CheckpointConfig(num_to_keep=keep or recipe.train.epochs + 1, checkpoint_score_attribute="retention")
+
+
 def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Outcome:
-    kept = {int(metrics["epoch"]): Path(found.path) for found, metrics in result.best_checkpoints}
+    finished = [(found, metrics) for found, metrics in result.best_checkpoints if not metrics.get("partial")]
+    kept = {int(metrics["epoch"]): Path(found.path) for found, metrics in finished}
     candidates = [record for record in records if record.epoch in kept]
     if not candidates:
         raise RunFailed("the run ended without a checkpoint")

@@ -1,12 +1,15 @@
 """What every Ray Train worker runs: the loop, its checkpoints and its reports.
 
-What happens when something dies: an epoch's checkpoint is written by rank 0 and reported by all; Ray restarts the
-workers after a failure, and they go on from the last reported checkpoint with the same plan and the same views. What
-no restart can mend (bad input, a loss that is not finite) ends the run on all workers and is told to the driver.
+What happens when something dies: a checkpoint (of an epoch's end, and every `checkpoint.every_steps`) is written by
+rank 0 and reported by all; Ray restarts the workers after a failure, on as many nodes as are left, and they go on from
+the last reported checkpoint that is whole, with the same plan and the same views. A request to stop ends the run
+between two steps, with a checkpoint. What no restart can mend (bad input, a loss that is not finite) ends the run on
+all workers and is told to the driver.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -32,6 +35,7 @@ from trainers.scoring import Scored
 from trainers.step import NonFiniteLoss
 
 SECONDS_BETWEEN_MESSAGES = 0.5
+STEPS_BETWEEN_VOTES = 5  # an exchange each
 
 
 @dataclass(frozen=True)
@@ -62,34 +66,60 @@ def train_worker(given: WorkerConfig) -> None:
         source=Stream(given.table, given.share),
         collective=collective,
         device=ray.train.torch.get_device(),
-        observer=Reporter(given, table, collective.rank),
+        observer=Reporter(given, table, collective),
     )
-    resume(loop)
+    resume(loop, given.monitor)
     try:
         while loop.epoch < loop.recipe.train.epochs:
             metrics, scored = loop.run_epoch()
-            report(loop, metrics, scored)
+            report(loop, metrics, evaluation_tensors(loop, scored))
     except (InputError, NonFiniteLoss) as error:
         ray.get(given.monitor.post.remote("fatal", f"{type(error).__name__}: {error}"))
+    except StopRequested:
+        ray.get(given.monitor.post.remote("stopped", {"epoch": loop.epoch + 1, "step": loop.steps_done}))
 
 
-def resume(loop: Loop) -> None:
-    """Go on from the last reported checkpoint, if there is one."""
+class StopRequested(Exception):
+    """The run ends between two steps; its checkpoint is reported."""
+
+
+def resume(loop: Loop, monitor: Any) -> None:
+    """Go on from the newest reported checkpoint that is whole, if there is any.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
     last = ray.train.get_checkpoint()
-    if last is not None:
-        with last.as_directory() as folder:
-            loop.load(Path(folder))
+    if last is None:
+        return None
+    problems = []
+    for checkpoint in [last, *earlier(last)]:
+        try:
+            with checkpoint.as_directory() as folder:
+                return loop.load(Path(folder))
+        except InputError as error:
+            problems.append(str(error))
+            monitor.post.remote("note", f"a checkpoint is left out: {error}")
+    raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
 
 
-def report(loop: Loop, metrics: dict[str, float], scored: Scored) -> None:
+def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
+    """The run's other reported checkpoints, newest first."""
+    known = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
+    return [found for found in reversed(known) if found.path != last.path]
+
+
+def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor]) -> None:
     """All workers meet here. Rank 0 brings the checkpoint."""
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
+    content["retention"] = metrics.get("selection/score", -math.inf)
+    state = loop.state()
     if loop.rank != 0:
         ray.train.report(content)
         return
     folder = Path(tempfile.mkdtemp(prefix="m2can-")) / "checkpoint"
     try:
-        loop.save(folder, evaluation_tensors(loop, scored))
+        loop.save(folder, evaluation, state)
         ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -106,10 +136,13 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
 
 
 class Reporter(Observer):
-    """Sends what the loop tells to the driver's monitor; rank 0 alone speaks of steps."""
+    """Sends what the loop tells to the driver's monitor; rank 0 alone speaks of losses."""
 
-    def __init__(self, config: WorkerConfig, table: pa.Table, rank: int) -> None:
-        self.monitor, self.trace, self.rank = config.monitor, config.trace, rank
+    def __init__(self, config: WorkerConfig, table: pa.Table, collective: Collective) -> None:
+        self.monitor, self.trace, self.rank = config.monitor, config.trace, collective.rank
+        self.collective = collective
+        self.every_steps = config.card.recipe.checkpoint.every_steps
+        self._answer: ray.ObjectRef | None = None  # whether the run is to stop
         self.domains = [part.domain for part in config.corpus.train]
         self.ids = table["id"]
         self._told = 0.0
@@ -117,7 +150,10 @@ class Reporter(Observer):
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
         now = time.monotonic()
         due = now - self._told > SECONDS_BETWEEN_MESSAGES or slice_.step + 1 == plan.num_steps
+        if due:
+            self._answer = self.monitor.beat.remote(self.rank, slice_.epoch + 1, slice_.step + 1)
         if self.rank != 0 or not (self.trace or due):
+            self._told = now if due else self._told
             return
         self._told = now
         content = {
@@ -128,6 +164,22 @@ class Reporter(Observer):
             "passes": {number: {name: float(v) for name, v in terms.items()} for number, terms in passes.items()},
         }
         self.monitor.post.remote("step", content)
+
+    def between_steps(self, loop: Loop) -> None:
+        stop = loop.steps_done % STEPS_BETWEEN_VOTES == 0 and self._agree_to_stop()
+        if stop or (self.every_steps and loop.steps_done % self.every_steps == 0):
+            report(loop, {"partial": 1.0}, {})
+        if stop:
+            raise StopRequested
+
+    def _agree_to_stop(self) -> bool:
+        """Whether any worker was asked to stop: all of them leave after the same step."""
+        asked = False
+        if self._answer is not None:
+            ready, _ = ray.wait([self._answer], timeout=0)
+            asked = bool(ready and ray.get(ready[0]))
+        device = ray.train.torch.get_device()
+        return bool(self.collective.sum_(torch.tensor([float(asked)], device=device)) > 0)
 
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
         if bad:

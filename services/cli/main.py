@@ -49,7 +49,7 @@ def _root(
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its progress is not ours
-    from trainers.run import RunFailed
+    from trainers.run import RunFailed, RunStopped
     from trainers.tracking import TrackingUnavailable
 
     try:
@@ -60,6 +60,9 @@ def main() -> None:
     except (RunFailed, TrackingUnavailable) as error:
         print(f"m2can: {error}", file=sys.stderr)
         sys.exit(1)
+    except RunStopped as stopped:
+        print(f"m2can: {stopped}", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("m2can: interrupted", file=sys.stderr)
         sys.exit(130)

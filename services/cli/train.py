@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +43,7 @@ def train(
 def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
     from trainers.publish import make_sender, publish, summary, tracking_uri
-    from trainers.run import prepare, set_threads, start_ray
+    from trainers.run import RunStopped, prepare, set_threads, start_ray
     from trainers.run import train as run_training
 
     set_threads()
@@ -51,11 +56,14 @@ def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None)
     if sender is not None:
         sender.start()
     try:
-        with RunProgress(recipe.train.epochs, as_json) as progress:
-            outcome = run_training(prepared, on_step=progress.on_step, on_epoch=progress.on_epoch, trace=trace)
-    except BaseException:
+        with RunProgress(recipe.train.epochs, as_json) as progress, stop_on_sigterm(recipe.cluster.grace_s) as stop:
+            outcome = run_training(
+                prepared, on_step=progress.on_step, on_epoch=progress.on_epoch, trace=trace, stop=stop
+            )
+    except BaseException as error:
         if sender is not None:
-            sender.finish("FAILED", deadline_s=10.0)
+            asked = isinstance(error, (KeyboardInterrupt, RunStopped))
+            sender.finish("KILLED" if asked else "FAILED", deadline_s=10.0)
         raise
     tracked = publish(outcome, sender) if sender is not None else None
     return {
@@ -72,6 +80,37 @@ def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None)
         **summary(outcome),
         "report": str(outcome.folder / "report") if tracked else None,
     }
+
+
+@contextmanager
+def stop_on_sigterm(grace_s: float) -> Iterator[threading.Event]:
+    """The event is set by SIGTERM. RunStopped follows after `grace_s` seconds if the run has not ended by then.
+
+    Outside the main thread signals cannot be handled: nothing is done there.
+    """
+    from trainers.run import RunStopped
+
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def asked(*_: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            print("m2can: asked to stop; writing a checkpoint", file=sys.stderr, flush=True)
+            signal.setitimer(signal.ITIMER_REAL, grace_s)
+
+    def too_late(*_: object) -> None:
+        raise RunStopped(f"no step ended within {grace_s:g} s (cluster.grace_s); the last checkpoint is an earlier one")
+
+    before = signal.signal(signal.SIGTERM, asked), signal.signal(signal.SIGALRM, too_late)
+    try:
+        yield stop
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGALRM, before[1])
 
 
 def print_result(result: dict[str, Any]) -> None:
