@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
 
@@ -267,7 +268,7 @@ def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def anchor(path: str) -> str:
-        return path if "://" in path else str(folder / path)
+        return path if "://" in path or is_reference(path) else str(folder / path)
 
     data = recipe.data
     placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}
