@@ -47,9 +47,10 @@ def locate(folder: Location, written: str) -> Location:
 
 
 def normalise(uri: str) -> str:
-    """Without `.`, `..` and doubled slashes; `..` never takes the bucket away, unlike that of a path."""
+    """Without `.`, `..` and doubled slashes; `..` stops at the bucket as that of a path does at `/`."""
     scheme, path = _split(uri)
-    return f"{scheme}://{posixpath.normpath('/' + path).lstrip('/')}"
+    bucket, _, key = path.partition("/")
+    return f"{scheme}://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
 
 
 def parent(place: Location) -> Location:
@@ -144,7 +145,7 @@ def _connect(scheme: str, settings: tuple[str, ...]) -> fs.FileSystem:
         )
     if scheme == "gs":
         return fs.GcsFileSystem()
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
 

@@ -91,7 +91,7 @@ def parse_reference(written: str) -> Reference:
     for key in places:
         if key not in _PLACES:
             raise InputError(f"unknown place `{key}`", file=written, wanted=f"one of {', '.join(_PLACES)}")
-    if (domain or None) not in (entry.domains or [None]):
+    if (domain not in entry.domains) if entry.domains else domain:
         names = ", ".join(f"{_PREFIX}{name}/{each}" for each in entry.domains) or f"{_PREFIX}{name}"
         raise InputError("no such domain", file=written, value=domain, wanted=names)
     if entry.domains and places.keys() - {"root"}:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.data import DataRoot, use_data_root
 from services.cli.models import AsJson, Storage, TrackingUri
 from services.cli.output import percent, print_json
 
@@ -39,10 +40,12 @@ def predict(
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Predict one sample, or all records of a manifest."""
     from datasets_manifest.errors import InputError
 
+    use_data_root(data_root)
     if data is not None:
         if out is None:
             raise InputError("is missing", field="--out", wanted="a Parquet file for the predictions")
@@ -99,6 +102,7 @@ def evaluate(
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Accuracy, macro-F1, confusion matrix and calibration on labelled records."""
     from datasets_manifest.errors import InputError
@@ -106,6 +110,7 @@ def evaluate(
     from datasets_manifest.schema import load_manifest
     from trainers.evaluation import calibration_error, classification_metrics, confusion
 
+    use_data_root(data_root)
     predictor = load_predictor(model, tracking_uri, storage)
     manifest = load_manifest(data)
     if set(manifest.classes) != set(predictor.classes):
