@@ -240,11 +240,11 @@ def _check(config: PublishedConfig, file: object) -> None:
             wanted = f"one of {', '.join(known)}" + (f" (nearest: {close})" if close else "")
             raise InputError("not a published data set", file=file, field="dataset.types", value=name, wanted=wanted)
     classes = [catalog.find(name).classes for name in dataset.types]
-    wanted = config.net.num_classes
-    if any(each != classes[0] for each in classes) or (wanted is not None and wanted != len(classes[0])):
+    number = config.net.num_classes
+    if any(each != classes[0] for each in classes) or (number is not None and number != len(classes[0])):
         found = {name: len(each) for name, each in zip(dataset.types, classes)}
         raise InputError(
-            "does not fit the data sets", file=file, field="net.num_classes", value=wanted, wanted=f"{found}"
+            "does not fit the data sets", file=file, field="net.num_classes", value=number, wanted=f"{found}"
         )
     for split_name, split in (("train", dataset.train), ("val", dataset.val)):
         field = f"dataset.{split_name}"

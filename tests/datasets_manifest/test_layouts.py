@@ -118,7 +118,7 @@ def test_a_template_does_not_lead_out_of_the_root(tmp_path: Path) -> None:
 def test_class_folders(tmp_path: Path) -> None:
     for path in ("negative/a.JPG", "negative/deep/b.png", "positive/c.webp", "d.gif", ".hidden/e.png", "negative/n.db"):
         touch(tmp_path / "tree" / path)
-    touch(tmp_path / "tree" / "negative" / "a.txt", "Grau.".encode())
+    touch(tmp_path / "tree" / "negative" / "a.txt", b"Grau.")
     (tmp_path / "m.json").write_text(
         json.dumps(
             {

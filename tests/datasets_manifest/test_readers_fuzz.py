@@ -55,12 +55,11 @@ records = st.lists(
 
 def attempt(name: str, content: Any) -> list[dict[str, Any]] | None:
     """What comes out, None for an InputError; any other exception is a failure."""
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(InputError):
-            result = read(Path(folder), name, content)
-            images = [path for paths in column(result, "images") for path in paths]
-            assert all(path.startswith(folder + "/") for path in images)
-            return result.table.to_pylist()
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(InputError):
+        result = read(Path(folder), name, content)
+        images = [path for paths in column(result, "images") for path in paths]
+        assert all(path.startswith(folder + "/") for path in images)
+        return result.table.to_pylist()
     return None
 
 

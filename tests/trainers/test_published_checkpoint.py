@@ -28,8 +28,8 @@ FUSION = {"U": (128, 256), "V": (128, 256), "P": (64, 128), "h1": (64, 256), "h2
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small BERT's configuration, weights and tokenizer."""
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
     from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("bert")
     words = Tokenizer.from_str(build_tokenizer(["a good photo", "a bad photo of a dog"]))
@@ -110,10 +110,11 @@ def test_a_checkpoint_comes_in_predicts_as_the_published_network_and_goes_out_un
 
 def by_hand(state: dict[str, Tensor], predictor: Predictor, picture: Path) -> np.ndarray:
     """The published network's formula on the tensors as the file names them."""
-    from datasets_manifest.encode import collate, encode_samples, index_table
     from torchvision.models import resnet18
-    from trainers.inputs import make_encoding, normalise
     from transformers import BertModel
+
+    from datasets_manifest.encode import collate, encode_samples, index_table
+    from trainers.inputs import make_encoding, normalise
 
     zero = np.zeros(1)
     index = index_table(zero, zero, zero)
@@ -184,7 +185,7 @@ def test_files_that_are_no_checkpoints_are_refused(
     torch.save(state, tmp_path / "bare.pth")
     with pytest.raises(InputError, match="not a published checkpoint"):
         read_published(tmp_path / "bare.pth")
-    with pytest.raises(InputError, match="model_state.a"):
+    with pytest.raises(InputError, match=r"model_state\.a"):
         read_published(write(tmp_path / "b.pth", {"a": 1}))
     with pytest.raises(InputError, match=r"holds 7 checkpoints.*bare\.pth"):
         read_published(tmp_path)
