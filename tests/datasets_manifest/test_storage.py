@@ -18,9 +18,11 @@ from PIL import Image
 
 from datasets_manifest import images, storage
 from datasets_manifest.corpus import load_corpus, require_pictures
+from datasets_manifest.encode import Encoding, Vocabulary, encode_samples, index_table
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
+from datasets_manifest.text import build_tokenizer
 
 Put = Callable[[str, bytes], None]
 CLASSES = ["low", "high"]
@@ -157,3 +159,31 @@ def test_a_uri_keeps_its_bucket_whatever_climbs() -> None:
     assert storage.parent("s3://b/x/m.yaml") == "s3://b/x"
     with pytest.raises(InputError, match="local path"):
         storage.locate("s3://b/x", "/etc/passwd")
+
+
+def test_the_encode_task_reads_pictures_by_uri(s3: Put) -> None:
+    s3("encode/a.png", picture(7))
+    s3("encode/bad.png", b"no picture")
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    json_ = build_tokenizer(["a"])
+    encoding = Encoding(
+        pictures=images.PictureViews(resize=8, crop=8),
+        cleaning="none",
+        form="plain",
+        max_tokens=8,
+        word_dropout=0.0,
+        vocabulary=Vocabulary(json=json_, pad_id=0, size=8, **specials),
+    )
+    samples: list[list[str | bytes]] = [
+        ["s3://photos/encode/a.png", picture(9)],
+        ["s3://photos/encode/bad.png", "s3://photos/encode/gone.png"],
+    ]
+    numbers = np.arange(2)
+    encoded = encode_samples([["a"], ["a"]], samples, index_table(numbers, numbers, numbers), encoding)
+    assert encoded["num_pictures"].to_pylist() == [2, 0]
+    shades = np.frombuffer(encoded["pictures_weak"][0].as_py(), np.uint8).reshape(2, -1)
+    assert shades.mean(axis=1).tolist() == [7, 9]
+    assert encoded["bad"].to_pylist()[1] == [
+        "s3://photos/encode/bad.png: not an image",
+        "s3://photos/encode/gone.png: missing",
+    ]
