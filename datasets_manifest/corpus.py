@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from datasets_manifest import storage
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import class_sets_agree, read_split, remap_labels
 from datasets_manifest.schema import LoadedManifest, load_manifest
@@ -159,4 +160,7 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
 
 
 def _missing(paths: list[str]) -> list[str]:
-    return [path for path in paths if not Path(path).is_file()]
+    try:
+        return [path for path in paths if not storage.is_file(path if storage.is_uri(path) else Path(path))]
+    except OSError as error:
+        raise InputError(f"the pictures' store cannot be reached ({error})", value=paths[0]) from None

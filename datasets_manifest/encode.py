@@ -6,6 +6,7 @@ It runs in Ray Data tasks, and in plain loops where there is no Ray; so it knows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ import pyarrow as pa
 
 from datasets_manifest.images import BadPicture, PictureViews, decode_views, read_picture_bytes
 from datasets_manifest.plan import view_rng
+from datasets_manifest.storage import is_uri
 from datasets_manifest.text import Cleaning, Joining, clean, drop_words, join_sentences, tokenizer_from_json
+
+_FETCHES = 8  # at a time, of one task
 
 INDEX_SCHEMA = pa.schema([("step", pa.int64()), ("row", pa.int64()), ("position", pa.int64())])
 
@@ -103,7 +107,8 @@ def encode_samples(
     ]
     views = ["weak", "strong"] if encoding.strong else ["weak"]
     columns = {f"tokens_{view}": _list_array(ids) for view, ids in zip(views, _tokens(texts, encoding, rngs))}
-    pictures = [_pictures(sample, encoding, rng) for sample, rng in zip(images, rngs)]
+    fetched = _fetch_remote(images, encoding.pictures.max_pictures)
+    pictures = [_pictures(sample, fetched, encoding, rng) for sample, rng in zip(images, rngs)]
     columns["pictures_weak"] = pa.array([b"".join(weak) for weak, _, _ in pictures], pa.large_binary())
     if encoding.strong:
         columns["pictures_strong"] = pa.array([b"".join(strong) for _, strong, _ in pictures], pa.large_binary())
@@ -131,15 +136,40 @@ def _tokens(texts: list[list[str]], encoding: Encoding, rngs: list[np.random.Gen
     return [encoded[i * len(texts) : (i + 1) * len(texts)] for i in range(len(views))]
 
 
+def _fetch_remote(images: list[list[str | bytes]], most: int) -> dict[str, bytes | BadPicture]:
+    """The contents of URIs, fetched side by side: one at a time, most of the time would be waiting."""
+    wanted = list(dict.fromkeys(i for sample in images for i in sample[:most] if isinstance(i, str) and is_uri(i)))
+    if not wanted:
+        return {}
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        return dict(zip(wanted, pool.map(_fetch, wanted)))
+
+
+def _fetch(uri: str) -> bytes | BadPicture:
+    try:
+        return read_picture_bytes(uri)
+    except BadPicture as error:
+        return error
+
+
+def _read(image: str | bytes, fetched: dict[str, bytes | BadPicture]) -> bytes:
+    found = fetched.get(image) if isinstance(image, str) else image
+    if isinstance(found, BadPicture):
+        raise found
+    return read_picture_bytes(str(image)) if found is None else found
+
+
 def _pictures(
-    images: list[str | bytes], encoding: Encoding, rng: np.random.Generator
+    images: list[str | bytes],
+    fetched: dict[str, bytes | BadPicture],
+    encoding: Encoding,
+    rng: np.random.Generator,
 ) -> tuple[list[bytes], list[bytes], list[str]]:
     """The weak views, the strong views and what was skipped, of one sample."""
     weak, strong, bad = [], [], []
     for number, image in enumerate(images[: encoding.pictures.max_pictures]):
         try:
-            data = image if isinstance(image, bytes) else read_picture_bytes(image)
-            views = decode_views(data, encoding.pictures, rng if encoding.strong else None)
+            views = decode_views(_read(image, fetched), encoding.pictures, rng if encoding.strong else None)
         except BadPicture as error:
             bad.append(f"{image if isinstance(image, str) else f'picture {number + 1}'}: {error.reason}")
             continue

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field, model_validator
 
+from datasets_manifest import storage
+
 cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # applied on the device
@@ -87,9 +89,9 @@ class PictureViews(BaseModel, extra="forbid", frozen=True):
 
 
 def read_picture_bytes(path: str) -> bytes:
-    """The bytes of a local file. Raises BadPicture: missing, unreadable (a folder, no permission), empty."""
+    """The bytes of a file or URI. Raises BadPicture: missing, unreadable (a folder, no permission, no store), empty."""
     try:
-        data = Path(path).read_bytes()
+        data = storage.read_bytes(path if storage.is_uri(path) else Path(path))
     except FileNotFoundError as error:
         raise BadPicture("missing", path) from error
     except (OSError, ValueError) as error:

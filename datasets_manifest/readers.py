@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.record_files import read_records
 from datasets_manifest.record_values import UNLABELLED, LabelReader, PathReader, ValueFault, read_id, read_texts
 from datasets_manifest.schema import LoadedManifest
+from datasets_manifest.storage import Location
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -61,9 +63,17 @@ def read_split(manifest: LoadedManifest, split: str) -> ReadResult:
     labels = LabelReader(manifest.classes)
     paths = PathReader(
         manifest.image_root(split),
+        template=settings.image_template,
         allow_absolute=settings.allow_absolute,
         allow_outside_root=settings.allow_outside_root,
     )
+
+    def read_images(file: Location, value: Any) -> list[str]:
+        try:
+            return paths.read(value)
+        except OSError as error:
+            raise InputError(f"the pictures' store cannot be reached ({error})", file=file) from None
+
     ids, rows = _UniqueIds(), _TableBuilder(manifest.name)
     dropped: list[str] = []
     number = 0
@@ -72,7 +82,7 @@ def read_split(manifest: LoadedManifest, split: str) -> ReadResult:
             number += 1
             try:
                 identity = ids.claim(read_id(record.id) or f"{split}-{number}")
-                texts, images = read_texts(record.text), paths.read(record.image)
+                texts, images = read_texts(record.text), read_images(file, record.image)
                 label = labels.read(record.label)
             except ValueFault as fault:
                 raise fault.located(file, record) from None

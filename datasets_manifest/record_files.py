@@ -1,5 +1,7 @@
 """Records files as they are: JSON, JSON lines, CSV, TSV and Parquet → raw records, none of it interpreted yet.
 
+The text formats may be packed with gzip (`train.jsonl.gz`); a file that unpacks to far more than such files do is refused.
+
 `read_records` yields one `RawRecord` after the other and checks only what belongs to the file's format. What a text, a
 picture or a label may be is the business of `readers.py`.
 """
@@ -7,17 +9,21 @@ picture or a label may be is the business of `readers.py`.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets_manifest import storage
+from datasets_manifest.class_folders import list_pictures
 from datasets_manifest.errors import InputError, nearest
 from datasets_manifest.schema import Columns, RecordFormat
+from datasets_manifest.storage import Location
 
 _FORMAT_OF_SUFFIX: dict[str, RecordFormat] = {
     ".json": "json",
@@ -31,6 +37,11 @@ _FORMAT_OF_SUFFIX: dict[str, RecordFormat] = {
 _ROLES = ("id", "text", "image", "label")
 _LISTS = ("text", "image")  # roles of which a record may have several
 _PATH_SEPARATOR = "|"  # between the image paths of one CSV or TSV cell
+
+_GZIP = ".gz"
+_LEAST_LIMIT = 64 * 2**20  # bytes a packed file may always unpack to, and
+_MOST_RATIO = 100  # how many times its own size a larger one may: texts pack to a third or a tenth
+_FREE_ROWS = 1_000_000  # rows that a Parquet file of any size may hold: empty ones take next to no space
 
 
 class RawRecord(NamedTuple):
@@ -46,7 +57,7 @@ class RawRecord(NamedTuple):
     label: Any
 
 
-def read_records(file: Path, form: RecordFormat, columns: Columns) -> Iterator[RawRecord]:
+def read_records(file: Location, form: RecordFormat, columns: Columns) -> Iterator[RawRecord]:
     """The records of one file, in order.
 
     Raises:
@@ -54,6 +65,9 @@ def read_records(file: Path, form: RecordFormat, columns: Columns) -> Iterator[R
             it lacks a column that the manifest names.
     """
     form = _detect(file) if form == "auto" else form
+    if form == "folders":
+        pictures = list_pictures(file)
+        return (RawRecord(path, path, text, path, label) for path, text, label in pictures)
     if form == "parquet":
         return _read_parquet(file, columns)
     text = _read_text(file)
@@ -64,20 +78,24 @@ def read_records(file: Path, form: RecordFormat, columns: Columns) -> Iterator[R
     return _read_table(file, text, "\t" if form == "tsv" else ",", columns)
 
 
-def _detect(file: Path) -> RecordFormat:
-    try:
-        return _FORMAT_OF_SUFFIX[file.suffix.lower()]
-    except KeyError:
+def _detect(file: Location) -> RecordFormat:
+    name = str(file).lower()
+    ending = storage.suffix(name.removesuffix(_GZIP))
+    form = _FORMAT_OF_SUFFIX.get(ending)
+    if form is None or (form == "parquet" and name.endswith(_GZIP)):
         wanted = f"a file name ending in {', '.join(_FORMAT_OF_SUFFIX)}, or `format` in the manifest"
-        raise InputError("unknown format", file=file, value=file.suffix, wanted=wanted) from None
+        raise InputError("unknown format", file=file, value=storage.suffix(file), wanted=wanted)
+    return form
 
 
-def _read_text(file: Path) -> str:
+def _read_text(file: Location) -> str:
     """The file as text without a byte order mark and with plain line ends."""
     try:
-        content = file.read_bytes()
+        content = storage.read_bytes(file)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({error})", file=file) from None
+    if storage.suffix(file) == _GZIP:
+        content = _unpack(file, content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,11 +109,28 @@ def _read_text(file: Path) -> str:
     return text
 
 
+def _unpack(file: Location, packed: bytes) -> bytes:
+    limit = _unpacked_limit(len(packed))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            content = stream.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot be unpacked ({error})", file=file, wanted="a whole gzip file") from None
+    if len(content) > limit:
+        wanted = f"at most {limit:,} bytes when unpacked; unpack it yourself if it is meant so"
+        raise InputError("unpacks to far more than its size", file=file, value=len(packed), wanted=wanted)
+    return content
+
+
+def _unpacked_limit(packed_bytes: int) -> int:
+    return max(_LEAST_LIMIT, _MOST_RATIO * packed_bytes)
+
+
 def _line_of(content: bytes, position: int) -> int:
     return content.count(b"\n", 0, position) + 1
 
 
-def _parse_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _parse_json(file: Location, text: str) -> Iterator[tuple[str, Any]]:
     content = _load_json(file, text, None)
     if not isinstance(content, list):
         hint = " (for one record a line: `format: jsonl`)" if isinstance(content, dict) else ""
@@ -103,14 +138,14 @@ def _parse_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     return ((f"record {number}", record) for number, record in enumerate(content, start=1))
 
 
-def _parse_lines(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _parse_lines(file: Location, text: str) -> Iterator[tuple[str, Any]]:
     # Not splitlines(): JSON strings may hold U+2028 and other signs which that takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
         if line and not line.isspace():
             yield f"line {number}", _load_json(file, line, number)
 
 
-def _load_json(file: Path, text: str, line: int | None) -> Any:
+def _load_json(file: Location, text: str, line: int | None) -> Any:
     """The value of a whole file (`line` None) or of one line of it."""
     field = None if line is None else f"line {line}"
     try:
@@ -126,7 +161,7 @@ def _load_json(file: Path, text: str, line: int | None) -> Any:
         raise InputError(f"not JSON: {problem}", file=file, field=field) from None
 
 
-def _from_dicts(records: Iterable[tuple[str, Any]], file: Path, columns: Columns) -> Iterator[RawRecord]:
+def _from_dicts(records: Iterable[tuple[str, Any]], file: Location, columns: Columns) -> Iterator[RawRecord]:
     """Raw records of mappings. Which columns there are is known only after the last of them."""
     identity, text, image, label = _names(columns)
     explicit = {getattr(columns, role) for role in columns.model_fields_set} - {None}
@@ -144,7 +179,7 @@ def _from_dicts(records: Iterable[tuple[str, Any]], file: Path, columns: Columns
         _check_columns(file, sorted(keys), columns)
 
 
-def _read_table(file: Path, text: str, delimiter: str, columns: Columns) -> Iterator[RawRecord]:
+def _read_table(file: Location, text: str, delimiter: str, columns: Columns) -> Iterator[RawRecord]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next((row for row in rows if row), None)
@@ -168,18 +203,19 @@ def _read_table(file: Path, text: str, delimiter: str, columns: Columns) -> Iter
         raise InputError(f"not a {delimiter!r}-separated table: {error}", file=file, field=place, wanted=hint) from None
 
 
-def _header_positions(file: Path, header: list[str], columns: Columns) -> list[int | None]:
+def _header_positions(file: Location, header: list[str], columns: Columns) -> list[int | None]:
     """Where each of id, text, image and label stands in a row; None for a column that is absent."""
     present = [name.strip() for name in header]
     _check_columns(file, present, columns)
     return [present.index(name) if name in present else None for name in _names(columns)]
 
 
-def _read_parquet(file: Path, columns: Columns) -> Iterator[RawRecord]:
+def _read_parquet(file: Location, columns: Columns) -> Iterator[RawRecord]:
     names = _names(columns)
     try:
-        with pq.ParquetFile(file) as parquet:
+        with storage.open_input(file) as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
+            _check_size(file, stream.size(), parquet.metadata)
             _check_columns(file, schema.names, columns)
             _check_types(file, schema, columns)
             number = 0
@@ -192,11 +228,19 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[RawRecord]:
         raise InputError(f"not a readable Parquet file: {problem}", file=file) from None
 
 
+def _check_size(file: Location, size: int, metadata: pq.FileMetaData) -> None:
+    """Refuses a small file that claims to hold what no memory does."""
+    claimed = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if claimed > _unpacked_limit(size) or metadata.num_rows > max(_FREE_ROWS, _MOST_RATIO * size):
+        found = f"{size:,} bytes for {metadata.num_rows:,} rows of {claimed:,} bytes"
+        raise InputError("unpacks to far more than its size", file=file, value=found, wanted="a plain Parquet file")
+
+
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
     return batch.column(name).to_pylist() if name in batch.schema.names else [None] * batch.num_rows
 
 
-def _check_types(file: Path, schema: pa.Schema, columns: Columns) -> None:
+def _check_types(file: Location, schema: pa.Schema, columns: Columns) -> None:
     """Refuses Parquet columns of which no value could be used, before their values are made Python objects."""
     for role, name in zip(_ROLES, _names(columns)):
         if name not in schema.names:
@@ -218,7 +262,7 @@ def _names(columns: Columns) -> tuple[str, str, str, str]:
     return ("id" if columns.id is None else columns.id, columns.text, columns.image, columns.label)
 
 
-def _check_columns(file: Path, present: list[str], columns: Columns) -> None:
+def _check_columns(file: Location, present: list[str], columns: Columns) -> None:
     """Refuses a file without texts and images, and a column that the manifest states but the file lacks or repeats.
 
     A stated name that is absent is a misspelling: without this check a whole column would silently count as missing.

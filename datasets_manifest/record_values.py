@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from datasets_manifest import storage
 from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.image_template import Existing, fill
 from datasets_manifest.record_files import RawRecord
+from datasets_manifest.storage import Location
 
 UNLABELLED = -1
 
@@ -27,7 +29,7 @@ class ValueFault(Exception):
         super().__init__(problem)
         self.column, self.problem, self.value, self.wanted = column, problem, value, wanted
 
-    def located(self, file: Path, record: RawRecord) -> InputError:
+    def located(self, file: Location, record: RawRecord) -> InputError:
         known = isinstance(record.id, str | int) and record.id != ""
         place = f"{record.place} (id {str(record.id)[:80]!r})" if known else record.place
         field = f"{place}, {self.column}"
@@ -55,34 +57,77 @@ def read_texts(value: Any) -> list[str]:
 
 
 class PathReader:
-    """Image paths of records → absolute paths, kept inside the image root unless the split allows more.
+    """Image paths of records → absolute paths or URIs, kept inside the image root unless the split allows more.
 
-    Records often come from others, so a path in them must not reach the rest of the disk. Symbolic links inside the
-    root are followed: only the machine's own user can have put them there.
+    Records often come from others, so a path in them must not reach the rest of the disk or of the store; neither must a
+    symbolic link that came with the pictures. The root itself may be a link.
     """
 
-    def __init__(self, root: Path, *, allow_absolute: bool, allow_outside_root: bool) -> None:
-        self._root = os.path.normpath(root)
-        self._prefix = self._root.rstrip(os.sep) + os.sep
+    def __init__(
+        self, root: Location, *, template: str | None = None, allow_absolute: bool, allow_outside_root: bool
+    ) -> None:
+        self._remote = isinstance(root, str)
+        self._normalise: Callable[[str], str] = storage.normalise if self._remote else os.path.normpath
+        self._root = self._normalise(str(root))
+        self._prefix = self._root.rstrip("/") + "/"
+        self._real_prefix = "" if self._remote else os.path.realpath(self._root).rstrip("/") + "/"
+        self._real_folders: dict[str, str] = {}
+        self._template, self._existing = template, Existing()
         self._allow_absolute, self._allow_outside_root = allow_absolute, allow_outside_root
 
     def read(self, value: Any) -> list[str]:
-        """The record's image paths, made absolute. Raises ValueFault for one that is not local or not allowed."""
-        return [self._resolve(path) for path in _read_strings(value, "image")]
+        """The record's image paths, made absolute. Raises ValueFault for one that cannot be read or is not allowed."""
+        return [path for entry in _read_strings(value, "image") for path in self._paths(entry)]
+
+    def _paths(self, entry: str) -> list[str]:
+        if self._template is None:
+            return [self._resolve(entry)]
+        paths = [self._resolve(path) for path in fill(self._template, entry)]
+        return paths if len(paths) == 1 else self._existing.keep(paths)
 
     def _resolve(self, path: str) -> str:
-        if "://" in path or "\0" in path or not _is_unicode(path):
-            raise ValueFault("image", "not the path of a local file", path, "a path relative to the image root")
-        if path.startswith("/"):
-            if not self._allow_absolute:
-                wanted = "a path relative to the image root (or `allow_absolute: true` in the split)"
-                raise ValueFault("image", "an absolute path", path, wanted)
-            return os.path.normpath(path)
-        full = os.path.normpath(self._prefix + path)
-        if not (full + os.sep).startswith(self._prefix) and not self._allow_outside_root:
+        if "\0" in path or not _is_unicode(path):
+            raise ValueFault("image", "not the path of a file", path, "a path relative to the image root")
+        if storage.is_uri(path) or path.startswith("/"):
+            return self._resolve_absolute(path)
+        full = self._normalise(self._prefix + path)
+        # A URI is looked at as it was written: in it `..` cannot climb above the bucket, but out of the root.
+        inside = (full + "/").startswith(self._prefix) and not (self._remote and _climbs(path))
+        if not self._allow_outside_root and not (inside and self._stays(full)):
             wanted = f"a path inside {self._root} (or `allow_outside_root: true` in the split)"
-            raise ValueFault("image", "the path leaves the image root", path, wanted)
+            problem = "a symbolic link leads out of the image root" if inside else "the path leaves the image root"
+            raise ValueFault("image", problem, path, wanted)
         return full
+
+    def _resolve_absolute(self, path: str) -> str:
+        if not self._allow_absolute:
+            wanted = "a path relative to the image root (or `allow_absolute: true` in the split)"
+            raise ValueFault("image", "an absolute path", path, wanted)
+        if not storage.is_uri(path):
+            return os.path.normpath(path)
+        if path.partition("://")[0].lower() not in storage.SCHEMES:
+            wanted = ", ".join(f"{scheme}://…" for scheme in storage.SCHEMES) + " or a path"
+            raise ValueFault("image", "not a place that can be read", path, wanted)
+        return storage.normalise(path)
+
+    def _stays(self, full: str) -> bool:
+        """Whether following symbolic links from `full` ends inside the root; each folder is followed once."""
+        if self._remote or full == self._root:
+            return True
+        folder, name = os.path.split(full)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._real_folders[folder], name)
+        try:
+            real = os.path.realpath(real) if os.path.islink(real) else real
+        except OSError:  # links in a circle: no picture will be found there
+            return False
+        return (real + "/").startswith(self._real_prefix)
+
+
+def _climbs(path: str) -> bool:
+    """Whether `..` leads above where the path starts."""
+    return os.path.normpath(path).split("/")[0] == ".."
 
 
 class LabelReader:

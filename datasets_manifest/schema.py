@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +17,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from datasets_manifest import catalog, storage
 from datasets_manifest.errors import InputError, from_validation_error, nearest
+from datasets_manifest.image_template import check_template
+from datasets_manifest.storage import Location
 
-RecordFormat = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet"]
+RecordFormat = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "folders"]
 
 # Guards against a records file given by mistake: YAML takes about five seconds a megabyte.
 MAX_MANIFEST_BYTES = 2**20
@@ -41,15 +46,25 @@ class Columns(_Section):
 
 
 class Split(_Section):
-    """One split: its records files and how to read them. Relative paths are relative to the manifest's folder."""
+    """One split: its records files and how to read them. Relative paths are relative to the manifest's folder.
+
+    Files and folders may be local or `s3://`, `gs://` and `hf://` URIs. With `format: folders`, `records` is a folder with
+    a subfolder of pictures for each class; pictures beside these subfolders are unlabelled.
+    """
 
     records: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)]
     format: RecordFormat = "auto"
     columns: Columns = Columns()
-    image_root: NonEmpty | None = None  # None: the manifest's folder
+    image_root: NonEmpty | None = None  # None: the manifest's folder; of `folders`: the records folder
+    image_template: NonEmpty | None = None  # e.g. "photos/{first2}/{stem}.jpg"; None: records name the files themselves
     sample: Annotated[int, Field(gt=0)] | None = None  # samples drawn per epoch; None: the trainer decides
-    allow_absolute: bool = False  # records may name absolute image paths
-    allow_outside_root: bool = False  # records may leave the image root by ".."
+    allow_absolute: bool = False  # records may name absolute image paths and URIs
+    allow_outside_root: bool = False  # records may leave the image root by ".." and symbolic links
+
+    @field_validator("image_template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        return template if template is None else check_template(template)
 
     @property
     def record_files(self) -> tuple[str, ...]:
@@ -79,14 +94,15 @@ class Manifest(_Section):
 
 @dataclass(frozen=True)
 class LoadedManifest:
-    """A manifest and the absolute path of the file it came from, to which its relative paths refer."""
+    """A manifest and the absolute path (or URI) of the file it came from, to which its relative paths refer."""
 
     manifest: Manifest
-    path: Path
+    path: Location
 
     @property
-    def folder(self) -> Path:
-        return self.path.parent
+    def folder(self) -> Location:
+        # A catalog's manifest is no file; all its places are absolute.
+        return Path.cwd() if catalog.is_reference(str(self.path)) else storage.parent(self.path)
 
     @property
     def name(self) -> str:
@@ -109,27 +125,33 @@ class LoadedManifest:
             raise InputError("no such split", file=self.path, field="splits", value=name, wanted=wanted)
         return self.splits[name]
 
-    def record_paths(self, split: str) -> tuple[Path, ...]:
-        """The split's records files as absolute paths, in the order of the manifest."""
-        return tuple(self._resolve(name) for name in self.split(split).record_files)
+    def record_paths(self, split: str) -> tuple[Location, ...]:
+        """The split's records files as absolute paths or URIs, in the order of the manifest."""
+        return tuple(storage.locate(self.folder, name) for name in self.split(split).record_files)
 
-    def image_root(self, split: str) -> Path:
-        """The absolute folder to which the split's image paths are relative."""
-        return self._resolve(self.split(split).image_root or ".")
-
-    def _resolve(self, written: str) -> Path:
-        return self.folder / os.path.expanduser(written)
+    def image_root(self, split: str) -> Location:
+        """The absolute folder or URI to which the split's image paths are relative."""
+        settings = self.split(split)
+        if settings.format == "folders":
+            return self.record_paths(split)[0]
+        return storage.locate(self.folder, settings.image_root or ".")
 
 
 def load_manifest(path: str | Path) -> LoadedManifest:
     """Reads and checks a manifest (YAML, or JSON if the name ends in .json).
 
+    Args:
+        path: of a local file, a URI, or `catalog:NAME` (see datasets_manifest.catalog).
+
     Raises:
         InputError: the file is missing, a folder, not UTF-8, not YAML or JSON, or not a manifest; or a records file or
             an image root that it names does not exist.
     """
-    file = Path(os.path.expanduser(path)).absolute()
-    content = _parse(_read_text(file), file)
+    file = _manifest_place(str(path))
+    known = catalog.resolve(file) if isinstance(file, str) and catalog.is_reference(file) else file
+    if not isinstance(known, dict):
+        file = known
+    content = known if isinstance(known, dict) else _parse(_read_text(file), file)
     if not isinstance(content, dict):
         raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
     try:
@@ -142,14 +164,20 @@ def load_manifest(path: str | Path) -> LoadedManifest:
     return loaded
 
 
-def _read_text(file: Path) -> str:
-    if _exists(file, "folder"):
-        raise InputError("the manifest is a folder", file=file, wanted="a YAML or JSON file")
+def _manifest_place(written: str) -> Location:
+    if catalog.is_reference(written) or storage.is_uri(written):
+        return written
+    return Path(os.path.expanduser(written)).absolute()
+
+
+def _read_text(file: Location) -> str:
     try:
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
+        if storage.is_folder(file):
+            raise InputError("the manifest is a folder", file=file, wanted="a YAML or JSON file")
+        if storage.size(file) > MAX_MANIFEST_BYTES:
             wanted = f"at most {MAX_MANIFEST_BYTES // 2**20} MiB; is this a records file?"
-            raise InputError("too large for a manifest", file=file, value=file.stat().st_size, wanted=wanted)
-        return file.read_bytes().decode("utf-8-sig")
+            raise InputError("too large for a manifest", file=file, value=storage.size(file), wanted=wanted)
+        return storage.read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start}", file=file, wanted="a YAML or JSON file in UTF-8") from None
     except (OSError, ValueError) as error:
@@ -161,12 +189,12 @@ def _read_text(file: Path) -> str:
 def _os_problem(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
+    return f"cannot be read ({(isinstance(error, OSError) and error.strerror) or error})"
 
 
-def _parse(text: str, file: Path) -> Any:
+def _parse(text: str, file: Location) -> Any:
     try:
-        if file.suffix.lower() == ".json":
+        if storage.suffix(file) == ".json":
             return json.loads(text)
         return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
     except yaml.MarkedYAMLError as error:
@@ -195,23 +223,48 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _check_files(loaded: LoadedManifest, split: str) -> None:
-    for number, (written, path) in enumerate(zip(loaded.split(split).record_files, loaded.record_paths(split))):
-        listed = isinstance(loaded.split(split).records, list)
+    settings = loaded.split(split)
+    folders = settings.format == "folders"
+    if folders:
+        _check_folders(loaded, split)
+    for number, written in enumerate(settings.record_files):
+        listed = isinstance(settings.records, list)
         field = f"splits.{split}.records" + (f".{number}" if listed else "")
-        if "://" in written:
-            raise InputError("not a local file", file=loaded.path, field=field, value=written, wanted="a local path")
-        if not _exists(path, "file"):
-            raise InputError("no such file", file=loaded.path, field=field, value=written, wanted=f"a file at {path}")
-    root, written_root = loaded.image_root(split), loaded.split(split).image_root
-    if written_root is not None and not _exists(root, "folder"):
-        field = f"splits.{split}.image_root"
-        raise InputError(
-            "no such folder", file=loaded.path, field=field, value=written_root, wanted=f"a folder at {root}"
-        )
+        with _naming(loaded, field, written):
+            place = storage.locate(loaded.folder, written)
+            found = storage.is_folder(place) if folders else storage.is_file(place)
+        if not found:
+            kind = "folder" if folders else "file"
+            wanted = f"a {kind} at {place}"
+            raise InputError(f"no such {kind}", file=loaded.path, field=field, value=written, wanted=wanted)
+    written_root, field = settings.image_root, f"splits.{split}.image_root"
+    if written_root is None:
+        return
+    with _naming(loaded, field, written_root):
+        root = storage.locate(loaded.folder, written_root)
+        found = storage.is_folder(root)
+    if not found:
+        wanted = f"a folder at {root}"
+        raise InputError("no such folder", file=loaded.path, field=field, value=written_root, wanted=wanted)
 
 
-def _exists(path: Path, kind: Literal["file", "folder"]) -> bool:
+def _check_folders(loaded: LoadedManifest, split: str) -> None:
+    """Refuses what does not go with `format: folders`."""
+    settings = loaded.split(split)
+    for name in ("image_root", "image_template", "columns"):
+        if name in settings.model_fields_set:
+            raise InputError("does not go with `format: folders`", file=loaded.path, field=f"splits.{split}.{name}")
+    if len(settings.record_files) != 1:
+        field = f"splits.{split}.records"
+        raise InputError("more than one folder", file=loaded.path, field=field, value=settings.records, wanted="one")
+
+
+@contextmanager
+def _naming(loaded: LoadedManifest, field: str, written: str) -> Iterator[None]:
+    """Says of which field a place was that is malformed or whose store is away."""
     try:
-        return path.is_file() if kind == "file" else path.is_dir()
-    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
-        return False
+        yield
+    except InputError as error:
+        raise InputError(error.problem, file=loaded.path, field=field, value=written, wanted=error.wanted) from None
+    except OSError as error:
+        raise InputError(f"cannot be reached ({error})", file=loaded.path, field=field, value=written) from None

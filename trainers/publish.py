@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 from trainers import figures
-from trainers.checkpoint import model_folder, read_tensors
+from trainers.checkpoint import ModelCard, model_folder, read_tensors
 from trainers.evaluation import calibration_error, confusion
 from trainers.journal import Journal
 from trainers.recipe import Recipe
@@ -69,6 +72,33 @@ def publish(outcome: Outcome, sender: Sender) -> TrackedRun:
         signature=signature_for(card.classes),
     )
     return sender.finish("FINISHED", artifacts=report, model=model)
+
+
+def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, storage: Path) -> TrackedRun:
+    """Register a model folder that no run of ours made, under an MLflow run of its own.
+
+    Raises:
+        TrackingUnavailable: MLflow is away; the folder stays.
+    """
+    model = ModelToLog(
+        bundle=bundle,
+        registered_name=name,
+        tags={"m2can.sources": ",".join(card.sources), "m2can.target": card.target, "m2can.imported": "true"},
+        input_example=_EXAMPLE,
+        signature=signature_for(card.classes),
+    )
+    with tempfile.TemporaryDirectory(prefix="m2can-import-") as empty:
+        sender = Sender(
+            resolve_tracking_uri(uri, storage.resolve()),
+            card.recipe.tracking.experiment,
+            f"import-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            Journal(empty),
+            params=card.recipe.flat(),
+            tags=model.tags,
+            storage=storage.resolve(),
+        )
+        sender.start()
+        return sender.finish("FINISHED", model=model)
 
 
 def summary(outcome: Outcome) -> dict[str, float | None]:

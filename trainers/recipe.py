@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
+from trainers.published_config import is_published_form, recipe_tree
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -256,10 +258,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     """The values a recipe file states, with `a.b=c` overrides, not yet validated.
 
+    The file may also be a configuration of the published implementation (see trainers.published_config).
+
     Raises:
         InputError: not a YAML mapping, or an override that has no such form.
     """
     tree = _read_yaml(Path(path))
+    if is_published_form(tree):
+        tree = recipe_tree(tree, path)
     for override in overrides:
         _apply(tree, override)
     return tree
@@ -281,7 +287,7 @@ def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     def anchor(path: str) -> str:
-        return path if "://" in path else str(folder / path)
+        return path if "://" in path or is_reference(path) else str(folder / path)
 
     data = recipe.data
     placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}

@@ -11,27 +11,35 @@ from trainers.recipe import Recipe
 
 def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
     """Raises InputError: the encoder has no tokenizer that can be read."""
-    name = recipe.encoders.text.name
-    if name == "tiny":
-        specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-        json = build_tokenizer(_training_texts(recipe, corpus))
-    else:
-        from transformers import AutoTokenizer
+    if recipe.encoders.text.name != "tiny":
+        return encoder_vocabulary(recipe)
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    return _vocabulary(recipe, build_tokenizer(_training_texts(recipe, corpus)), specials)
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-            json = tokenizer.backend_tokenizer.to_str()
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"no fast tokenizer could be read ({str(error).splitlines()[0]})",
-                field="encoders.text.name",
-                value=name,
-                wanted="`tiny`, a local folder or a hub name of a transformers encoder",
-            ) from None
-        specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
-        for key, token in specials.items():
-            if token is None:
-                raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name)
+
+def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
+    """The text encoder's own. Raises InputError: it has no tokenizer that can be read."""
+    from transformers import AutoTokenizer
+
+    name = recipe.encoders.text.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        json = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"no fast tokenizer could be read ({str(error).splitlines()[0]})",
+            field="encoders.text.name",
+            value=name,
+            wanted="`tiny`, a local folder or a hub name of a transformers encoder",
+        ) from None
+    specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
+    for key, token in specials.items():
+        if token is None:
+            raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name)
+    return _vocabulary(recipe, json, specials)
+
+
+def _vocabulary(recipe: Recipe, json: str, specials: dict[str, str]) -> Vocabulary:
     made = tokenizer_from_json(json, recipe.data.texts.max_tokens, **specials)
     return Vocabulary(json=json, pad_id=made.pad_id, size=made.vocab_size, **specials)
 

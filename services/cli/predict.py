@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.data import DataRoot, use_data_root
 from services.cli.models import AsJson, Storage, TrackingUri
 from services.cli.output import percent, print_json
 
@@ -33,21 +34,23 @@ def predict(
     model: Model,
     text: Annotated[list[str] | None, typer.Option(help="A text of the sample; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture of the sample; may be repeated.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A manifest: predict its records instead.")] = None,
+    data: Annotated[str | None, typer.Option(help="A manifest: predict its records instead.")] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
     out: Annotated[Path | None, typer.Option(help="Parquet file for the predictions of --data.")] = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Predict one sample, or all records of a manifest."""
     from datasets_manifest.errors import InputError
 
+    use_data_root(data_root)
     if data is not None:
         if out is None:
             raise InputError("is missing", field="--out", wanted="a Parquet file for the predictions")
         if text or image:
-            raise InputError("does not go with --text and --image", field="--data", value=str(data))
+            raise InputError("does not go with --text and --image", field="--data", value=data)
         _predict_manifest(load_predictor(model, tracking_uri, storage), data, split, out, json_)
         return
     if not text and not image:
@@ -68,7 +71,7 @@ def predict(
         typer.echo(f"  {name:16} {percent(prob)}")
 
 
-def _predict_manifest(predictor: Any, data: Path, split: str, out: Path, as_json: bool) -> None:
+def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,11 +97,12 @@ def _predict_manifest(predictor: Any, data: Path, split: str, out: Path, as_json
 
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="A manifest with labels.")],
+    data: Annotated[str, typer.Option(help="A manifest with labels.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Accuracy, macro-F1, confusion matrix and calibration on labelled records."""
     from datasets_manifest.errors import InputError
@@ -106,6 +110,7 @@ def evaluate(
     from datasets_manifest.schema import load_manifest
     from trainers.evaluation import calibration_error, classification_metrics, confusion
 
+    use_data_root(data_root)
     predictor = load_predictor(model, tracking_uri, storage)
     manifest = load_manifest(data)
     if set(manifest.classes) != set(predictor.classes):

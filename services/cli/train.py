@@ -12,11 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.data import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="Recipe or published configuration (YAML), or AVA, PCCD, RPCD, TumEmo, Twitter, Yelp."),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
     ] = None,
@@ -24,16 +28,20 @@ def train(
     address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write every step's loss terms to this file (JSON lines).")] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Train a recipe on a Ray cluster, register the model in MLflow."""
     from trainers.recipe import load_recipe
+    from trainers.recipes import packaged_recipe
 
+    use_data_root(data_root)
     overrides = list(set_ or [])
     if workers is not None:
         overrides.append(f"cluster.workers={workers}")
     if address is not None:
         overrides.append(f"cluster.address={address}")
-    result = run_recipe(load_recipe(recipe, overrides), as_json=json_, trace=trace)
+    file = recipe if recipe.is_file() else packaged_recipe(str(recipe)) or recipe
+    result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace)
     if json_:
         print_json(result)
     else:

@@ -120,7 +120,7 @@ def test_absolute_paths_need_leave(tmp_path: Path, path: str) -> None:
     assert column(read(tmp_path, "r.json", [{"image": path}], allow_absolute=True), "images") == [[path]]
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/a.jpg", "http://x/a.jpg", "a\0b", "\ud800.jpg"])
+@pytest.mark.parametrize("path", ["ftp://bucket/a.jpg", "http://x/a.jpg", "a\0b", "\ud800.jpg"])
 def test_paths_that_are_no_local_files(tmp_path: Path, path: str) -> None:
     error = refusal(tmp_path, "r.json", [{"image": path}], allow_absolute=True, allow_outside_root=True)
     assert (error.field, error.value) == ("record 1, image", path)

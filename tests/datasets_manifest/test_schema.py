@@ -128,7 +128,7 @@ def test_manifest_is_frozen(folder: Path) -> None:
         ("splits.train.records", ".", "splits.train.records", ".", "a file at"),
         ("splits.train.records", "a\0b", "splits.train.records", "a\0b", "a file at"),
         ("splits.train.records", "~nobody/x", "splits.train.records", "~nobody/x", "a file at"),
-        ("splits.train.records", "s3://b/k", "splits.train.records", "s3://b/k", "a local path"),
+        ("splits.train.records", "ftp://b/k", "splits.train.records", "ftp://b/k", "a local path"),
         ("splits.train.image_root", "gone", "splits.train.image_root", "gone", "a folder at"),
         ("splits.train.format", "jsnl", "splits.train.format", "jsnl", "(nearest: 'jsonl')"),
         ("splits.train.sample", 0, "splits.train.sample", 0, "greater than 0"),

@@ -1,0 +1,167 @@
+"""Where files are: on this machine, or in an object store by a URI (`s3://`, `gs://`, `hf://`).
+
+A local place is a Path; a remote one is a str with its scheme. Credentials and regions come from where the stores' own
+tools look for them; S3 also takes its address from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from datasets_manifest.errors import InputError
+
+Location = Path | str
+
+SCHEMES = ("s3", "gs", "hf")
+_SECONDS = 20.0  # of silence after which a store counts as away
+
+
+def is_uri(written: str) -> bool:
+    """Whether it names a place by scheme, known or not."""
+    return "://" in written
+
+
+def locate(folder: Location, written: str) -> Location:
+    """`written` as seen from `folder`: a URI and an absolute or `~` path stay, all else lies below `folder`.
+
+    Raises:
+        InputError: a scheme that is not read, or a URI without bucket.
+    """
+    if is_uri(written):
+        scheme, bucket = _split(written)
+        if scheme not in SCHEMES or not bucket.strip("/"):
+            wanted = "a local path or " + ", ".join(f"{known}://bucket/…" for known in SCHEMES)
+            raise InputError("not a place that can be read", value=written, wanted=wanted)
+        return written
+    if isinstance(folder, str):
+        if written.startswith("/"):
+            raise InputError("a local path in a manifest that is not local", value=written, wanted="a relative path")
+        return normalise(f"{folder.rstrip('/')}/{written}")
+    return folder / os.path.expanduser(written)
+
+
+def normalise(uri: str) -> str:
+    """Without `.`, `..` and doubled slashes; `..` stops at the bucket as that of a path does at `/`."""
+    scheme, path = _split(uri)
+    bucket, _, key = path.partition("/")
+    return f"{scheme}://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
+
+
+def parent(place: Location) -> Location:
+    if isinstance(place, Path):
+        return place.parent
+    scheme, path = _split(place)
+    return f"{scheme}://{posixpath.dirname(path)}"
+
+
+def suffix(place: Location) -> str:
+    """With its dot, in small letters."""
+    return os.path.splitext(str(place))[1].lower()
+
+
+def is_file(place: Location) -> bool:
+    """Raises OSError: the store is away or refuses."""
+    return _kind(place) == fs.FileType.File
+
+
+def is_folder(place: Location) -> bool:
+    """In an object store: some object's name begins with it. Raises OSError: the store is away or refuses."""
+    return _kind(place) == fs.FileType.Directory
+
+
+def size(place: Location) -> int:
+    """In bytes. Raises OSError."""
+    if isinstance(place, Path):
+        return place.stat().st_size
+    filesystem, path = open_filesystem(place)
+    info = filesystem.get_file_info(path)
+    if info.type != fs.FileType.File:
+        raise FileNotFoundError(place)
+    return int(info.size)
+
+
+def read_bytes(place: Location) -> bytes:
+    """The whole content. Raises OSError (FileNotFoundError if there is none)."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    with open_input(place) as file:
+        return bytes(file.read())
+
+
+def open_input(place: Location) -> pa.NativeFile:
+    """For reading at any position. Raises OSError."""
+    if isinstance(place, Path):
+        return pa.OSFile(str(place))
+    filesystem, path = open_filesystem(place)
+    return filesystem.open_input_file(path)
+
+
+def list_files(folder: Location) -> list[str]:
+    """The paths of all files below a folder, relative to it, sorted. Raises OSError."""
+    if isinstance(folder, Path):
+        found = [
+            Path(where, name).relative_to(folder).as_posix() for where, _, names in os.walk(folder) for name in names
+        ]
+        return sorted(found)
+    filesystem, path = open_filesystem(folder)
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    prefix = path.rstrip("/") + "/"
+    return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
+
+
+def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI, kept open in this process, and the path in it.
+
+    Raises:
+        InputError: its scheme is not read here.
+        OSError: no such store.
+    """
+    scheme, path = _split(uri)
+    if scheme not in SCHEMES:
+        raise InputError("not a place that can be read", value=uri, wanted=", ".join(f"{s}://" for s in SCHEMES))
+    # Addresses and credentials may change between calls (tests, rotating keys), so they are part of what is kept.
+    return _connect(scheme, tuple(os.environ.get(name, "") for name in _S3_SETTINGS)), path
+
+
+_S3_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@functools.lru_cache(maxsize=8)
+def _connect(scheme: str, settings: tuple[str, ...]) -> fs.FileSystem:
+    if scheme == "s3":
+        special, general, _, region, default_region = settings
+        return fs.S3FileSystem(
+            endpoint_override=special or general or None,
+            region=region or default_region or None,
+            connect_timeout=_SECONDS,
+            request_timeout=_SECONDS,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        )
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    import fsspec  # type: ignore[import-untyped]
+
+    return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
+
+
+def _split(uri: str) -> tuple[str, str]:
+    scheme, _, path = uri.partition("://")
+    return scheme.lower(), path
+
+
+def _kind(place: Location) -> fs.FileType:
+    if isinstance(place, Path):
+        try:
+            if place.is_file():
+                return fs.FileType.File
+            return fs.FileType.Directory if place.is_dir() else fs.FileType.NotFound
+        except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+            return fs.FileType.NotFound
+    filesystem, path = open_filesystem(place)
+    return filesystem.get_file_info(path).type
