@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,20 @@ def test_the_published_head_starts_as_the_identity() -> None:
         ({"name": "timm:resnet10t"}, ["m2can[timm]"]),
     ],
 )
-def test_refused_picture_encoder(keys: dict[str, Any], says: list[str]) -> None:
-    if keys["name"].startswith("timm:"):
-        with pytest.raises(ImportError):
-            __import__("timm")
+def test_refused_picture_encoder(keys: dict[str, Any], says: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     with pytest.raises(InputError) as caught:
         picture_encoder(**keys)
     for word in says:
         assert word in str(caught.value)
+
+
+def test_timm_encoders_by_name() -> None:
+    encoder = picture_encoder("timm:resnet10t")
+    assert encoder.width == 512
+    assert encoder.eval().model(torch.zeros(2, 3, 64, 64)).shape == (2, 512)
+    with pytest.raises(InputError, match=r"'resnet10x'.*`resnet10t`"):
+        picture_encoder("timm:resnet10x")
 
 
 @pytest.mark.parametrize(
