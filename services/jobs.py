@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from datasets_manifest.errors import InputError
@@ -212,10 +213,9 @@ def _answers(address: str | None) -> Iterator[None]:
         raise JobsUnavailable(
             f"no job server answers{place} ({str(error).splitlines()[0][:200]}); is the dashboard up and --address right?"
         ) from None
+    except AuthenticationError:
+        raise JobsUnavailable(
+            "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        ) from None
     except RuntimeError as error:
-        text = str(error)
-        if "authentication" in text.lower() or "401" in text or "403" in text:
-            raise JobsUnavailable(
-                "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            ) from None
-        raise JobsUnavailable(f"the job server refused: {text.splitlines()[0][:300]}") from None
+        raise JobsUnavailable(f"the job server refused: {str(error).splitlines()[0][:300]}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,16 +23,26 @@ def list_(tracking_uri: TrackingUri = None, storage: Storage = Path("runs"), jso
     """All registered models, newest version of each."""
     from services.registry import client_for, list_models
 
-    found = list_models(client_for(tracking_uri, storage))
-    if json_:
-        print_json([version.as_dict() for version in found])
-        return
-    if not found:
-        typer.echo("no model is registered")
-    for version in found:
-        aliases = " ".join(f"@{alias}" for alias in version.aliases)
-        accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
-        typer.echo(f"{version.name}:{version.version} {aliases}  target accuracy {accuracy}  {version.created}")
+    _print_versions(list_models(client_for(tracking_uri, storage)), json_)
+
+
+@app.command(epilog="Example:  m2can models search --target mountain --min-accuracy 0.7")
+def search(
+    text: Annotated[str, typer.Argument(help="Part of a name or of a tag's value.")] = "",
+    target: Annotated[str | None, typer.Option(help="Trained for this target.")] = None,
+    source: Annotated[str | None, typer.Option(help="Trained on this source.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Has this alias.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Target accuracy, 0 to 1, if it was measured.")] = None,
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """All versions for which everything given holds, newest first."""
+    from services.registry import client_for, search_models
+
+    client = client_for(tracking_uri, storage)
+    found = search_models(client, text=text, target=target, source=source, alias=alias, min_accuracy=min_accuracy)
+    _print_versions(found, json_)
 
 
 @app.command(epilog="Example:  m2can models show m2can-mountain@candidate")
@@ -42,14 +52,156 @@ def show(
     storage: Storage = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """One version with its tags."""
-    from services.registry import client_for, find_model
+    """One version with its tags, its recipe (as JSON) and its promotions."""
+    from services.promotion import history
+    from services.registry import client_for, find_model, recipe_of
 
-    version = find_model(client_for(tracking_uri, storage), model)
+    client = client_for(tracking_uri, storage)
+    version = find_model(client, model)
+    promotions = [record.as_dict() for record in history(client, version.name)]
     if json_:
-        print_json(version.as_dict())
+        print_json(version.as_dict() | {"recipe": recipe_of(client, version), "promotions": promotions})
         return
     typer.echo(f"{version.name}:{version.version}")
     rows = {"aliases": ", ".join(version.aliases), "run": version.run_id, "created": version.created, **version.tags}
     for name, value in rows.items():
         typer.echo(f"  {name:32} {value}")
+    for record in promotions:
+        before = record["before"] or "none"
+        typer.echo(
+            f"  {record['time']}  {record['action']} @{record['alias']}: {before} → {record['after']} by {record['by']}"
+        )
+
+
+@app.command(
+    epilog="Example:  m2can models promote m2can-mountain@candidate --if-better-than champion --on val/manifest.yaml"
+)
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    to: Annotated[str, typer.Option("--to", help="The alias that moves.")] = "champion",
+    if_better_than: Annotated[
+        str | None, typer.Option(help="Alias or version to beat on --on; without it nothing is checked.")
+    ] = None,
+    on: Annotated[Path | None, typer.Option(help="Manifest with labels.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    metric: Annotated[str, typer.Option(help="accuracy or macro_f1.")] = "accuracy",
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Point an alias at a version; services take it up without restart. Exit code 1 if the gate stays shut."""
+    from datasets_manifest.errors import InputError
+    from services.promotion import Gate
+    from services.promotion import promote as promote_version
+    from services.registry import client_for
+
+    if (if_better_than is None) != (on is None):
+        raise InputError("go together", field="--if-better-than, --on", wanted="both or neither")
+    if metric not in ("accuracy", "macro_f1"):
+        raise InputError("is no metric", field="--metric", value=metric, wanted="accuracy or macro_f1")
+    gate = Gate(if_better_than, on, split, metric) if if_better_than and on else None  # type: ignore[arg-type]
+    _print_promotion(promote_version(client_for(tracking_uri, storage), model, to, gate), json_)
+
+
+@app.command(epilog="Example:  m2can models rollback m2can-mountain")
+def rollback(
+    name: Annotated[str, typer.Argument(help="NAME of the model.")],
+    alias: Annotated[str, typer.Option(help="The alias that goes back.")] = "champion",
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Give an alias back to the version that had it before."""
+    from services.promotion import rollback as roll_back
+    from services.registry import client_for
+
+    _print_promotion(roll_back(client_for(tracking_uri, storage), name, alias), json_)
+
+
+@app.command(epilog="Example:  m2can models fetch m2can-mountain@champion --to model")
+def fetch(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:version.")],
+    to: Annotated[Path, typer.Option(help="New folder for the files.")],
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Bring a version's files here and verify their checksums."""
+    from services.registry import bundle_of, client_for
+    from services.registry import fetch as fetch_model
+
+    version = fetch_model(client_for(tracking_uri, storage), model, to)
+    if json_:
+        print_json({"name": version.name, "version": version.version, "folder": str(to), "verified": True})
+    else:
+        typer.echo(f"{version.name}:{version.version} → {to}, checksums verified")
+        typer.echo(f"next: m2can predict {bundle_of(to)} --text …", err=True)
+
+
+@app.command(
+    epilog="Example:  m2can models compare m2can-mountain@candidate m2can-mountain@champion --on val/manifest.yaml"
+)
+def compare(
+    first: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    second: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    on: Annotated[Path | None, typer.Option(help="Manifest with labels, to measure both.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """What differs between two versions."""
+    from services.promotion import compare as compare_versions
+    from services.registry import client_for
+
+    result = compare_versions(client_for(tracking_uri, storage), first, second, on, split)
+    if json_:
+        print_json(result)
+        return
+    typer.echo(f"{'':40} {result['versions'][0]:>28} {result['versions'][1]:>28}")
+    for group in ("tags", "recipe"):
+        for key, (left, right) in result[group].items():
+            typer.echo(f"{key:40} {left or '–':>28} {right or '–':>28}")
+    for key in ("accuracy", "macro_f1", "calibration_error", "records"):
+        if "metrics" in result:
+            left, right = (f"{metrics[key]:.4g}" for metrics in result["metrics"])
+            typer.echo(f"{key:40} {left:>28} {right:>28}")
+
+
+@app.command(epilog="Example:  m2can models delete m2can-mountain:3")
+def delete(
+    model: Annotated[str, typer.Argument(help="NAME:version.")],
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Remove a version that no alias points at."""
+    from services.promotion import delete as delete_version
+    from services.registry import client_for
+
+    version = delete_version(client_for(tracking_uri, storage), model)
+    if json_:
+        print_json({"name": version.name, "version": version.version, "deleted": True})
+    else:
+        typer.echo(f"{version.name}:{version.version} deleted")
+
+
+def _print_versions(found: list[Any], as_json: bool) -> None:
+    if as_json:
+        print_json([version.as_dict() for version in found])
+        return
+    if not found:
+        typer.echo("no model fits")
+    for version in found:
+        aliases = " ".join(f"@{alias}" for alias in version.aliases)
+        accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
+        typer.echo(f"{version.name}:{version.version} {aliases}  target accuracy {accuracy}  {version.created}")
+
+
+def _print_promotion(record: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(record.as_dict())
+        return
+    typer.echo(f"@{record.alias}: {record.before or 'none'} → {record.after}")
+    for name, value in record.evidence.items():
+        typer.echo(f"  {name:12} {value}")

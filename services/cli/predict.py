@@ -101,35 +101,14 @@ def evaluate(
     json_: AsJson = False,
 ) -> None:
     """Accuracy, macro-F1, confusion matrix and calibration on labelled records."""
-    from datasets_manifest.errors import InputError
-    from datasets_manifest.readers import read_split, remap_labels
-    from datasets_manifest.schema import load_manifest
-    from trainers.evaluation import calibration_error, classification_metrics, confusion
+    from services.assessment import assess
 
     predictor = load_predictor(model, tracking_uri, storage)
-    manifest = load_manifest(data)
-    if set(manifest.classes) != set(predictor.classes):
-        raise InputError(
-            "has other classes than the model",
-            file=manifest.path,
-            field="classes",
-            value=list(manifest.classes),
-            wanted=", ".join(predictor.classes),
-        )
-    table = remap_labels(read_split(manifest, split).table, manifest.classes, predictor.classes)
-    labels = table["label"].to_numpy()
-    if not (labels >= 0).any():
-        raise InputError("no record has a label", file=manifest.path, field=f"splits.{split}")
-    result = predictor.predict(table["texts"].to_pylist(), table["images"].to_pylist())
-    predicted = result.probs.argmax(1)
-    metrics: dict[str, Any] = {"records": int((labels >= 0).sum())} | classification_metrics(labels, predicted)
-    metrics["calibration_error"] = calibration_error(labels, predicted, result.probs.max(1))
-    metrics["confusion"] = confusion(labels, predicted, len(predictor.classes)).tolist()
-    metrics["with_bad_pictures"] = sum(bool(messages) for messages in result.bad)
+    metrics = assess(predictor, data, split)
     if json_:
         print_json(metrics)
         return
-    typer.echo(f"{metrics['records']} labelled records of {manifest.name}, {split}")
+    typer.echo(f"{metrics['records']} labelled records of {data}, {split}")
     typer.echo(f"  accuracy {percent(metrics['accuracy'])}   macro-F1 {percent(metrics['macro_f1'])}")
     typer.echo(f"  expected calibration error {percent(metrics['calibration_error'])}")
     typer.echo("  confusion (rows: true, columns: predicted)")
