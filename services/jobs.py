@@ -72,9 +72,13 @@ def connect(address: str | None = None) -> JobSubmissionClient:
 
 
 def submit(
-    client: JobSubmissionClient, request: JobRequest, *, on_code: Callable[[CodePackage], None] = lambda code: None
+    client: JobSubmissionClient,
+    request: JobRequest,
+    *,
+    on_code: Callable[[CodePackage], None] = lambda code: None,
+    metadata: dict[str, str] | None = None,
 ) -> Job:
-    """Send code and request.
+    """Send code and request; `metadata` is kept with the job.
 
     Raises:
         InputError: the id is taken, or code or request are too large.
@@ -83,7 +87,7 @@ def submit(
     if _details(client, request.id) is not None:
         raise InputError("there is a job of this id", field="--id", value=request.id, wanted="an id of its own")
     environment = {key: str(value) for key, value in request.environment.items() if key in ("hash", "python")}
-    metadata = {_OURS: request.kind, "m2can.run_name": request.run_name, "m2can.submitted": _now()}
+    metadata = {**(metadata or {}), _OURS: request.kind, "m2can.run_name": request.run_name, "m2can.submitted": _now()}
     metadata |= {f"m2can.environment.{key}": value for key, value in environment.items()}
     with tempfile.TemporaryDirectory(prefix="m2can-code-") as folder, _answers(None):
         code = pack_code(Path(folder))

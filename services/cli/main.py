@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import data, demo, jobs, models, predict, train
+from services.cli import data, demo, jobs, models, predict, serve, train
 
 app = typer.Typer(
     name="m2can",
@@ -27,6 +27,10 @@ app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 
     predict.predict
 )
 app.command("demo")(demo.demo)
+app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
+    serve.serve
+)
+app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(serve.token)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")
