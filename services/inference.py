@@ -108,14 +108,14 @@ def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
 
 def _predict_each(predictor: Predictor, texts: list[list[str]], images: list[list[str]]) -> list[dict[str, Any]]:
     result = predictor.predict(texts, images)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, (probs, pictures) in enumerate(zip(result.probs, images)):
         bad = result.bad[number]
         tried = min(len(pictures), predictor.card.recipe.data.pictures.max_pictures)
         if not texts[number] and len(bad) == tried:
             rows.append({"bad_pictures": bad, "problem": f"no picture can be read: {bad[0]}"})
             continue
-        row = {"label": result.labels[number], "confidence": float(probs.max()), "bad_pictures": bad}
+        row: dict[str, Any] = {"label": result.labels[number], "confidence": float(probs.max()), "bad_pictures": bad}
         row |= {"disagreement": float(result.disagreement[number]), "head_labels": result.head_labels[number]}
         rows.append(row | {f"prob_{name}": float(p) for name, p in zip(predictor.classes, probs)})
     return rows

@@ -189,7 +189,7 @@ def application(config: ServeConfig) -> Any:
         max_ongoing_requests=2 * _MAX_BATCH,
         max_queued_requests=in_flight,
     )
-    return Ingress.bind(models.bind(config))
+    return Ingress.bind(models.bind(config))  # type: ignore[attr-defined]  # the decorators' types are not seen
 
 
 def start(config: ServeConfig, host: str, port: int) -> None:

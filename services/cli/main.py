@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import data, demo, jobs, models, predict, serve, train
+from services.cli import api, data, demo, jobs, models, predict, serve, train
 
 app = typer.Typer(
     name="m2can",
@@ -30,6 +30,7 @@ app.command("demo")(demo.demo)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
     serve.serve
 )
+app.command("api", epilog="Example:  m2can api --root /data --tokens tokens.yaml --address http://head:8265")(api.api)
 app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(serve.token)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
