@@ -51,8 +51,11 @@ class ReadResult:
     without_content_ids: tuple[str, ...]
 
 
-def read_split(manifest: LoadedManifest, split: str) -> ReadResult:
+def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False) -> ReadResult:
     """Reads all records of a split, in the order of its files.
+
+    Args:
+        keep_empty: keep records without content, as rows with two empty lists; they are counted either way.
 
     A record without an id gets `<split>-<n>`, where n counts all records of the split from 1.
 
@@ -86,10 +89,10 @@ def read_split(manifest: LoadedManifest, split: str) -> ReadResult:
                 label = labels.read(record.label)
             except ValueFault as fault:
                 raise fault.located(file, record) from None
-            if texts or images:
-                rows.add(identity, texts, images, label)
-            else:
+            if not texts and not images:
                 dropped.append(identity)
+            if texts or images or keep_empty:
+                rows.add(identity, texts, images, label)
     if len(dropped) == number:
         found = f"{number} records, none with a text or an image" if number else "no record"
         raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")

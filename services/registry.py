@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +17,14 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
+from trainers.checkpoint import digests, read_json, verify
+from trainers.registration import CHECKSUM_TAG, CHECKSUMS
 from trainers.tracking import open_client, resolve_tracking_uri
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
+
+# Written beside a model's files when a server sends them.
+_MLFLOW_ADDS = {"registered_model_meta"}
 
 
 @dataclass(frozen=True)
@@ -88,24 +97,115 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
     return _version(client, max(versions, key=lambda v: int(v.version)))
 
 
-def fetch_bundle(client: MlflowClient, reference: str, to: Path | None = None) -> Path:
-    """Bring the model's files to this machine; the folder that trainers.predictor.Predictor loads.
+def search_models(
+    client: MlflowClient,
+    *,
+    text: str = "",
+    target: str | None = None,
+    source: str | None = None,
+    alias: str | None = None,
+    min_accuracy: float | None = None,
+) -> list[ModelVersion]:
+    """All versions for which everything given holds, newest first.
+
+    Args:
+        text: part of the name, or of a tag's value.
+        min_accuracy: target validation accuracy of the chosen epoch, 0 to 1; versions without labels fall out.
+    """
+
+    def fits(version: ModelVersion) -> bool:
+        tags = version.tags
+        accuracy = tags.get("m2can.target_accuracy_chosen")
+        return (
+            (not text or any(text.lower() in value.lower() for value in (version.name, *tags.values())))
+            and target in (None, tags.get("m2can.target"))
+            and (source is None or source in tags.get("m2can.sources", "").split(","))
+            and (alias is None or alias in version.aliases)
+            and (min_accuracy is None or (accuracy is not None and float(accuracy) >= min_accuracy))
+        )
+
+    versions = [_version(client, found) for found in client.search_model_versions()]
+    return sorted(filter(fits, versions), key=lambda v: (v.created, v.name, int(v.version)), reverse=True)
+
+
+def recipe_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    """The recipe a version was trained with, as flat keys, from its MLflow run; empty if the run is gone."""
+    if version.run_id is None:
+        return {}
+    try:
+        return dict(client.get_run(version.run_id).data.params)
+    except MlflowException:
+        return {}
+
+
+def fetch_bundle(client: MlflowClient, reference: str) -> Path:
+    """Bring the model's files to this machine, checked; the folder that trainers.predictor.Predictor loads.
 
     Raises:
-        InputError: not there, or not a model of ours.
+        InputError: not there, not a model of ours, or altered.
     """
     version = find_model(client, reference)
+    folder = _download(client, version)
+    check_files(folder, version)
+    return bundle_of(folder)
+
+
+def fetch(client: MlflowClient, reference: str, to: Path) -> ModelVersion:
+    """Write a version's files to the new folder `to`, whole and checked, or not at all.
+
+    Raises:
+        InputError: `to` exists, the version is not there, or a file is missing or altered.
+    """
+    if to.exists():
+        raise InputError("exists already", file=to, field="--to", wanted="a new folder")
+    version = find_model(client, reference)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+    try:
+        whole = draft / "model"
+        shutil.copytree(_download(client, version), whole)
+        check_files(whole, version)
+        os.replace(whole, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return version
+
+
+def bundle_of(folder: Path) -> Path:
+    """The folder inside a fetched version that Predictor.load takes. Raises InputError: there is none."""
+    found = sorted((folder / "artifacts").rglob("model.json"))
+    if not found:
+        raise InputError("is not a model of this tool", file=folder)
+    return found[0].parent
+
+
+def check_files(folder: Path, version: ModelVersion) -> None:
+    """Compare a version's files with files.json, and that with the registry.
+
+    Raises:
+        InputError: names the first file that is missing, altered or was put in.
+    """
+    wanted = version.tags.get(CHECKSUM_TAG)
+    listing = folder / CHECKSUMS
+    name = f"{version.name}:{version.version}"
+    if wanted is None or not listing.is_file():
+        raise InputError("is not a model of this tool: it has no checksums", field="MODEL", value=name)
+    found = hashlib.sha256(listing.read_bytes()).hexdigest()
+    if found != wanted:
+        raise InputError("was altered after registration", file=listing, value=found, wanted=wanted)
+    verify(folder)
+    extra = sorted(set(digests(folder)) - set(read_json(listing)) - _MLFLOW_ADDS)
+    if extra:
+        raise InputError("was put in after registration", file=folder / extra[0])
+
+
+def _download(client: MlflowClient, version: ModelVersion) -> Path:
     uri = client.get_model_version_download_uri(version.name, version.version)
     try:
-        folder = Path(
-            download_artifacts(uri, dst_path=str(to) if to else None, tracking_uri=client._tracking_client.tracking_uri)
-        )
+        return Path(download_artifacts(uri, tracking_uri=client._tracking_client.tracking_uri))
     except (MlflowException, OSError) as error:
-        raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=reference) from None
-    found = sorted(folder.rglob("model.json"))
-    if not found:
-        raise InputError("is not a model of this tool", field="MODEL", value=reference)
-    return found[0].parent
+        name = f"{version.name}:{version.version}"
+        raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=name) from None
 
 
 def _version(client: MlflowClient, found: Any) -> ModelVersion:

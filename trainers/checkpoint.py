@@ -91,7 +91,7 @@ def save(
         values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
         _write_json(draft / "state" / "training.json", {"schema_version": SCHEMA_VERSION} | values)
         _save_tensors(draft / "evaluation.safetensors", evaluation)
-        _write_json(draft / "files.json", _digests(draft))
+        _write_json(draft / "files.json", digests(draft))
         os.replace(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -186,7 +186,7 @@ def verify(folder: Path) -> None:
         InputError: names the first file that is missing, truncated or altered.
     """
     wanted = read_json(folder / "files.json")
-    found = _digests(folder)
+    found = digests(folder)
     for name, digest in wanted.items():
         if found.get(name) != digest:
             problem = "is missing" if name not in found else "is truncated or altered"
@@ -228,7 +228,8 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder` but its files.json, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "files.json")
     digests = {}
     for path in files:

@@ -24,12 +24,14 @@ class Predictions:
 
     probs: [N, C]. labels: class names. disagreement: the heads' variance (see refinement.score_samples), [N].
     bad: for each sample what was wrong with pictures that were skipped.
+    head_labels: the class name that each head alone would give, N lists of H.
     """
 
     probs: np.ndarray
     labels: list[str]
     disagreement: np.ndarray
     bad: list[list[str]]
+    head_labels: list[list[str]]
 
 
 class Predictor:
@@ -79,18 +81,19 @@ class Predictor:
             if not len(sentences) and not len(pictures):
                 raise InputError("has neither text nor picture", field=f"sample {number + 1}")
         parts = list(self._batches(texts, images, batch_size))
-        probs = np.concatenate([p for p, _, _ in parts]) if parts else np.empty((0, len(self.classes)))
+        probs = np.concatenate([part[0] for part in parts]) if parts else np.empty((0, len(self.classes)))
         return Predictions(
             probs=probs,
             labels=[self.classes[c] for c in probs.argmax(1)],
-            disagreement=np.concatenate([v for _, v, _ in parts]) if parts else np.empty(0),
-            bad=[messages for _, _, bad in parts for messages in bad],
+            disagreement=np.concatenate([part[1] for part in parts]) if parts else np.empty(0),
+            bad=[messages for part in parts for messages in part[2]],
+            head_labels=[[self.classes[c] for c in sample] for part in parts for sample in part[3]],
         )
 
     @torch.inference_mode()
     def _batches(
         self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[str | bytes]], batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, list[list[str]]]]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, list[list[str]], list[list[int]]]]:
         for start in range(0, len(texts), batch_size):
             sentences = [list(sample) for sample in texts[start : start + batch_size]]
             pictures = [list(sample) for sample in images[start : start + batch_size]]
@@ -104,4 +107,5 @@ class Predictor:
             outputs = self.network(to_batch(host, labels, device=self.device, dtype=self.dtype))
             logits_HBC = outputs.logits_HQDBC[:, 0, 0]
             probs = logits_HBC.mean(0).softmax(-1).cpu().numpy()
-            yield probs, score_samples(logits_HBC).variance.cpu().numpy(), columns["bad"].to_pylist()
+            variance = score_samples(logits_HBC).variance.cpu().numpy()
+            yield probs, variance, columns["bad"].to_pylist(), logits_HBC.argmax(-1).T.tolist()

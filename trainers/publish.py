@@ -17,6 +17,7 @@ from trainers import figures
 from trainers.checkpoint import ModelCard, model_folder, read_tensors
 from trainers.evaluation import calibration_error, confusion
 from trainers.journal import Journal
+from trainers.provenance import JOB_ID_VARIABLE, code_version, data_fingerprint, environment, recipe_hash
 from trainers.recipe import Recipe
 from trainers.registration import ModelToLog, signature_for
 from trainers.run import Outcome, Prepared
@@ -44,6 +45,10 @@ def make_sender(prepared: Prepared) -> Sender:
             "m2can.sources": ",".join(card.sources),
             "m2can.target": card.target,
             "m2can.folder": str(prepared.folder),
+            "m2can.data": data_fingerprint(prepared.corpus),
+            "m2can.code": code_version(),
+            "m2can.environment": environment()["hash"],
+            **({"m2can.job": os.environ[JOB_ID_VARIABLE]} if os.environ.get(JOB_ID_VARIABLE) else {}),
         },
         storage=Path(recipe.run.storage).resolve(),
     )
@@ -61,8 +66,9 @@ def publish(outcome: Outcome, sender: Sender) -> TrackedRun:
         bundle=model_folder(outcome.checkpoint),
         registered_name=recipe.tracking.register_as or f"m2can-{card.target}",
         tags={
-            "m2can.sources": ",".join(card.sources),
-            "m2can.target": card.target,
+            **{name: value for name, value in sender.tags.items() if name != "m2can.folder"},
+            "m2can.run_name": outcome.name,
+            "m2can.recipe": recipe_hash(recipe),
             "m2can.validator": recipe.selection.validator,
             "m2can.epoch": str(outcome.chosen.epoch),
             "m2can.checkpoint": str(outcome.checkpoint),

@@ -175,6 +175,10 @@ class Cluster(_Section):
         return workers
 
     @property
+    def fewest_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 

@@ -7,6 +7,7 @@ that an ending cut off anywhere can be repeated.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -26,11 +27,14 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
+from trainers.checkpoint import digests
 from trainers.mlflow_run import RunLink
 
 _log = logging.getLogger(__name__)
 
 ALIAS = "candidate"
+CHECKSUMS = "files.json"
+CHECKSUM_TAG = "m2can.files_sha256"
 _MODEL_NAME = "model"
 _BUNDLE_FILES = ("model.safetensors", "model.json", "tokenizer.json")
 # What `trainers.predictor` imports, beside what comes with these.
@@ -118,8 +122,9 @@ def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> in
     # A database that is opened without a server looks `models:/<id>` up at the process-wide address, and does not note
     # the version with the model; a server does both rightly.
     source = logged.model_uri if served else logged.artifact_location
+    checksum = {CHECKSUM_TAG: logged.tags[CHECKSUM_TAG]} if CHECKSUM_TAG in logged.tags else {}
     made = client.create_model_version(
-        model.registered_name, source, run_id=link.run_id, tags=model.tags, model_id=logged.model_id
+        model.registered_name, source, run_id=link.run_id, tags=model.tags | checksum, model_id=logged.model_id
     )
     number = int(made.version)
     if not served:
@@ -150,7 +155,9 @@ def _logged_model(link: RunLink, model: ModelToLog) -> LoggedModel:
         return logged
     with tempfile.TemporaryDirectory(prefix="m2can-model-") as folder:
         save(Path(folder) / "model", model, logged)
+        checksum = write_checksums(Path(folder) / "model")
         client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.set_logged_model_tags(logged.model_id, {CHECKSUM_TAG: checksum})
     return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
@@ -178,6 +185,18 @@ def save(folder: Path, model: ModelToLog, logged: LoggedModel | None = None) -> 
         input_example=model.input_example,
         pip_requirements=_pinned(model.bundle),
     )
+
+
+def write_checksums(folder: Path) -> str:
+    """Write files.json: size and SHA-256 of every file of a saved model.
+
+    Returns:
+        the SHA-256 of files.json, which the registry keeps: whoever alters a file in the artifact store cannot also
+        alter this.
+    """
+    content = json.dumps(digests(folder), indent=1).encode()
+    (folder / CHECKSUMS).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _pinned(bundle: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -134,7 +135,16 @@ def start_ray(address: str | None) -> bool:
         ray.init(include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
+    finally:
+        hide_token()
     return True
+
+
+def hide_token() -> None:
+    """Ray writes its token of authentication so that every user of the machine can read it."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):
+        token.chmod(0o600)
 
 
 def train(

@@ -86,7 +86,8 @@ class Sender:
         if "'" in run_name:
             raise InputError("has a quote in it", field="run.name", value=run_name)
         self.uri, self.experiment, self.run_name, self.journal = uri, experiment, run_name, journal
-        self._params, self._tags, self._storage, self._interval_s = params, tags, storage, interval_s
+        self.tags = tags
+        self._params, self._storage, self._interval_s = params, storage, interval_s
         self._place = without_password(uri)
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -187,7 +188,7 @@ class Sender:
 
     def _connect(self) -> RunLink:
         """Find or make the MLflow run, and read from it what was sent before."""
-        link = RunLink.open(self.uri, self.experiment, self._storage, self.run_name, self._tags)
+        link = RunLink.open(self.uri, self.experiment, self._storage, self.run_name, self.tags)
         link.log_params(self._params)
         return link
 

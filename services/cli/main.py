@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import data, demo, models, predict, train
+from services.cli import api, data, demo, jobs, predict, published, serve, train
 
 app = typer.Typer(
     name="m2can",
@@ -27,7 +27,13 @@ app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 
     predict.predict
 )
 app.command("demo")(demo.demo)
-app.add_typer(models.app, name="models")
+app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
+    serve.serve
+)
+app.command("api", epilog="Example:  m2can api --root /data --tokens tokens.yaml --address http://head:8265")(api.api)
+app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(serve.token)
+app.add_typer(published.app, name="models")  # those of `models` with import and export
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")
 
 
@@ -49,6 +55,7 @@ def _root(
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its progress is not ours
+    from services.errors import ServiceUnavailable
     from trainers.run import RunFailed, RunStopped
     from trainers.tracking import TrackingUnavailable
 
@@ -57,7 +64,7 @@ def main() -> None:
     except InputError as error:
         print(f"m2can: {error}", file=sys.stderr)
         sys.exit(2)
-    except (RunFailed, TrackingUnavailable) as error:
+    except (RunFailed, TrackingUnavailable, ServiceUnavailable) as error:
         print(f"m2can: {error}", file=sys.stderr)
         sys.exit(1)
     except RunStopped as stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,16 +25,26 @@ def list_(tracking_uri: TrackingUri = None, storage: Storage = Path("runs"), jso
     """All registered models, newest version of each."""
     from services.registry import client_for, list_models
 
-    found = list_models(client_for(tracking_uri, storage))
-    if json_:
-        print_json([version.as_dict() for version in found])
-        return
-    if not found:
-        typer.echo("no model is registered")
-    for version in found:
-        aliases = " ".join(f"@{alias}" for alias in version.aliases)
-        accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
-        typer.echo(f"{version.name}:{version.version} {aliases}  target accuracy {accuracy}  {version.created}")
+    _print_versions(list_models(client_for(tracking_uri, storage)), json_)
+
+
+@app.command(epilog="Example:  m2can models search --target mountain --min-accuracy 0.7")
+def search(
+    text: Annotated[str, typer.Argument(help="Part of a name or of a tag's value.")] = "",
+    target: Annotated[str | None, typer.Option(help="Trained for this target.")] = None,
+    source: Annotated[str | None, typer.Option(help="Trained on this source.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Has this alias.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Target accuracy, 0 to 1, if it was measured.")] = None,
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """All versions for which everything given holds, newest first."""
+    from services.registry import client_for, search_models
+
+    client = client_for(tracking_uri, storage)
+    found = search_models(client, text=text, target=target, source=source, alias=alias, min_accuracy=min_accuracy)
+    _print_versions(found, json_)
 
 
 @app.command(epilog="Example:  m2can models show m2can-mountain@candidate")
@@ -44,82 +54,156 @@ def show(
     storage: Storage = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """One version with its tags."""
-    from services.registry import client_for, find_model
+    """One version with its tags, its recipe (as JSON) and its promotions."""
+    from services.promotion import history
+    from services.registry import client_for, find_model, recipe_of
 
-    version = find_model(client_for(tracking_uri, storage), model)
+    client = client_for(tracking_uri, storage)
+    version = find_model(client, model)
+    promotions = [record.as_dict() for record in history(client, version.name)]
     if json_:
-        print_json(version.as_dict())
+        print_json(version.as_dict() | {"recipe": recipe_of(client, version), "promotions": promotions})
         return
     typer.echo(f"{version.name}:{version.version}")
     rows = {"aliases": ", ".join(version.aliases), "run": version.run_id, "created": version.created, **version.tags}
     for name, value in rows.items():
         typer.echo(f"  {name:32} {value}")
+    for record in promotions:
+        before = record["before"] or "none"
+        typer.echo(
+            f"  {record['time']}  {record['action']} @{record['alias']}: {before} → {record['after']} by {record['by']}"
+        )
 
 
-@app.command("import", epilog="Example:  m2can models import checkpoints_AVA --recipe config_AVA.yaml --out models/ava")
-def import_(
-    checkpoint: Annotated[Path, typer.Argument(metavar="DIR_OR_FILE", help="A published checkpoint.")],
-    out: Annotated[Path | None, typer.Option(help="Model folder to make; default: models/<name>.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Its recipe or published configuration, if at hand.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Class names in order, with commas between.")] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Folder or hub name of its configuration and tokenizer (encoders.text.name).")
+@app.command(
+    epilog="Example:  m2can models promote m2can-mountain@candidate --if-better-than champion --on val/manifest.yaml"
+)
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    to: Annotated[str, typer.Option("--to", help="The alias that moves.")] = "champion",
+    if_better_than: Annotated[
+        str | None, typer.Option(help="Alias or version to beat on --on; without it nothing is checked.")
     ] = None,
-    picture_encoder: Annotated[str | None, typer.Option(help="encoders.picture.name")] = None,
-    register: Annotated[str | None, typer.Option(metavar="NAME", help="Register it in MLflow, too.")] = None,
+    on: Annotated[Path | None, typer.Option(help="Manifest with labels.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    metric: Annotated[str, typer.Option(help="accuracy or macro_f1.")] = "accuracy",
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
 ) -> None:
-    """Make a model folder of a checkpoint that the published implementation wrote."""
+    """Point an alias at a version; services take it up without restart. Exit code 1 if the gate stays shut."""
     from datasets_manifest.errors import InputError
-    from trainers.published_checkpoint import CLASSES, import_published, read_published, recipe_of
-    from trainers.recipe import load_recipe, make_recipe
-    from trainers.vocabulary import encoder_vocabulary
+    from services.promotion import Gate
+    from services.promotion import promote as promote_version
+    from services.registry import client_for
 
-    found = read_published(checkpoint)
-    names = [name.strip() for name in classes.split(",")] if classes else CLASSES.get(found.num_classes)
-    if names is None:
-        raise InputError("is missing", field="--classes", wanted=f"{found.num_classes} names")
-    encoders = {"text": text_encoder, "picture": picture_encoder}
-    if recipe is not None:
-        stated = [f"encoders.{part}.name={name}" for part, name in encoders.items() if name is not None]
-        settings = load_recipe(recipe, stated)
+    if (if_better_than is None) != (on is None):
+        raise InputError("go together", field="--if-better-than, --on", wanted="both or neither")
+    if metric not in ("accuracy", "macro_f1"):
+        raise InputError("is no metric", field="--metric", value=metric, wanted="accuracy or macro_f1")
+    gate = Gate(if_better_than, on, split, metric) if if_better_than and on else None  # type: ignore[arg-type]
+    _print_promotion(promote_version(client_for(tracking_uri, storage), model, to, gate), json_)
+
+
+@app.command(epilog="Example:  m2can models rollback m2can-mountain")
+def rollback(
+    name: Annotated[str, typer.Argument(help="NAME of the model.")],
+    alias: Annotated[str, typer.Option(help="The alias that goes back.")] = "champion",
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Give an alias back to the version that had it before."""
+    from services.promotion import rollback as roll_back
+    from services.registry import client_for
+
+    _print_promotion(roll_back(client_for(tracking_uri, storage), name, alias), json_)
+
+
+@app.command(epilog="Example:  m2can models fetch m2can-mountain@champion --to model")
+def fetch(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:version.")],
+    to: Annotated[Path, typer.Option(help="New folder for the files.")],
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Bring a version's files here and verify their checksums."""
+    from services.registry import bundle_of, client_for
+    from services.registry import fetch as fetch_model
+
+    version = fetch_model(client_for(tracking_uri, storage), model, to)
+    if json_:
+        print_json({"name": version.name, "version": version.version, "folder": str(to), "verified": True})
     else:
-        named = {part: {"name": name} for part, name in encoders.items() if name is not None}
-        settings = make_recipe(recipe_of(found) | {"encoders": named})
-    place = out or Path("models") / checkpoint.resolve().stem
-    card = import_published(found, settings, encoder_vocabulary(settings), names, place)
-    result = {"model": str(place), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
-    if register is not None:
-        from trainers.publish import register_import
+        typer.echo(f"{version.name}:{version.version} → {to}, checksums verified")
+        typer.echo(f"next: m2can predict {bundle_of(to)} --text …", err=True)
 
-        tracked = register_import(place, card, register, tracking_uri, storage)
-        result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}
+
+@app.command(
+    epilog="Example:  m2can models compare m2can-mountain@candidate m2can-mountain@champion --on val/manifest.yaml"
+)
+def compare(
+    first: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    second: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    on: Annotated[Path | None, typer.Option(help="Manifest with labels, to measure both.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """What differs between two versions."""
+    from services.promotion import compare as compare_versions
+    from services.registry import client_for
+
+    result = compare_versions(client_for(tracking_uri, storage), first, second, on, split)
     if json_:
         print_json(result)
         return
-    typer.echo(f"{place}  ({', '.join(names)})")
-    if register is not None:
-        typer.echo(f"model  models:/{result['model_name']}@candidate (version {result['model_version']})")
+    typer.echo(f"{'':40} {result['versions'][0]:>28} {result['versions'][1]:>28}")
+    for group in ("tags", "recipe"):
+        for key, (left, right) in result[group].items():
+            typer.echo(f"{key:40} {left or '–':>28} {right or '–':>28}")
+    for key in ("accuracy", "macro_f1", "calibration_error", "records"):
+        if "metrics" in result:
+            left, right = (f"{metrics[key]:.4g}" for metrics in result["metrics"])
+            typer.echo(f"{key:40} {left:>28} {right:>28}")
 
 
-@app.command(epilog="Example:  m2can models export runs/my-run/checkpoint_9 best.pth --published")
-def export(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME@alias.")],
-    out: Annotated[Path, typer.Argument(help="File to write.")],
-    published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
+@app.command(epilog="Example:  m2can models delete m2can-mountain:3")
+def delete(
+    model: Annotated[str, typer.Argument(help="NAME:version.")],
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
+    json_: AsJson = False,
 ) -> None:
-    """Write a model as one file that the published implementation reads."""
-    from datasets_manifest.errors import InputError
-    from services.cli.predict import load_predictor
-    from trainers.published_checkpoint import export_published
+    """Remove a version that no alias points at."""
+    from services.promotion import delete as delete_version
+    from services.registry import client_for
 
-    if not published:
-        raise InputError("is missing", field="--published", wanted="it: there is no other form so far")
-    predictor = load_predictor(model, tracking_uri, storage)
-    export_published(predictor.network, predictor.card.recipe, out)
-    typer.echo(str(out))
+    version = delete_version(client_for(tracking_uri, storage), model)
+    if json_:
+        print_json({"name": version.name, "version": version.version, "deleted": True})
+    else:
+        typer.echo(f"{version.name}:{version.version} deleted")
+
+
+def _print_versions(found: list[Any], as_json: bool) -> None:
+    if as_json:
+        print_json([version.as_dict() for version in found])
+        return
+    if not found:
+        typer.echo("no model fits")
+    for version in found:
+        aliases = " ".join(f"@{alias}" for alias in version.aliases)
+        accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
+        typer.echo(f"{version.name}:{version.version} {aliases}  target accuracy {accuracy}  {version.created}")
+
+
+def _print_promotion(record: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(record.as_dict())
+        return
+    typer.echo(f"@{record.alias}: {record.before or 'none'} → {record.after}")
+    for name, value in record.evidence.items():
+        typer.echo(f"  {name:12} {value}")

@@ -17,17 +17,23 @@ Model = Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME
 
 def load_predictor(model: str, tracking_uri: str | None, storage: Path) -> Any:
     """The predictor of a checkpoint folder or of a registered model."""
-    from datasets_manifest.errors import InputError
     from trainers.predictor import Predictor
+
+    return Predictor.load(find_bundle(model, tracking_uri, storage))
+
+
+def find_bundle(model: str, tracking_uri: str | None, storage: Path) -> Path:
+    """The folder of a checkpoint, or of a registered model that is brought here and verified."""
+    from datasets_manifest.errors import InputError
 
     if not model.startswith("models:/"):
         if not Path(model).is_dir():
             wanted = "a checkpoint folder, or models:/NAME@alias"
             raise InputError("there is no such folder", field="MODEL", value=model, wanted=wanted)
-        return Predictor.load(model)
+        return Path(model)
     from services.registry import client_for, fetch_bundle
 
-    return Predictor.load(fetch_bundle(client_for(tracking_uri, storage), model))
+    return fetch_bundle(client_for(tracking_uri, storage), model)
 
 
 def predict(
@@ -36,7 +42,11 @@ def predict(
     image: Annotated[list[Path] | None, typer.Option(help="A picture of the sample; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="A manifest: predict its records instead.")] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="Parquet file for the predictions of --data.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="For --data: a file .parquet (in this process) or a folder (on Ray, resumable).")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Ray actors, when --out is a folder.", min=1)] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: a local one.")] = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
     json_: AsJson = False,
@@ -48,9 +58,12 @@ def predict(
     use_data_root(data_root)
     if data is not None:
         if out is None:
-            raise InputError("is missing", field="--out", wanted="a Parquet file for the predictions")
+            raise InputError("is missing", field="--out", wanted="a file .parquet or a folder for the predictions")
         if text or image:
             raise InputError("does not go with --text and --image", field="--data", value=data)
+        if out.suffix != ".parquet":
+            _predict_on_ray(find_bundle(model, tracking_uri, storage), data, split, out, workers, address, json_)
+            return
         _predict_manifest(load_predictor(model, tracking_uri, storage), data, split, out, json_)
         return
     if not text and not image:
@@ -95,6 +108,33 @@ def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json:
         typer.echo(f"{table.num_rows} records predicted, {bad} with pictures that could not be used → {out}")
 
 
+def _predict_on_ray(
+    bundle: Path, data: str, split: str, out: Path, workers: int, address: str | None, as_json: bool
+) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from services.inference import predict_manifest
+    from trainers.run import start_ray
+
+    start_ray(address)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("records", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        summary = predict_manifest(bundle, data, out, split=split, workers=workers, on_rows=show)
+    if as_json:
+        print_json(summary.as_dict())
+        return
+    typer.echo(
+        f"{summary.records} records: {summary.bad} could not be predicted, {summary.with_bad_pictures} lack some "
+        f"pictures, {summary.resumed} were there already → {summary.out}"
+    )
+
+
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Option(help="A manifest with labels.")],
@@ -105,36 +145,15 @@ def evaluate(
     data_root: DataRoot = None,
 ) -> None:
     """Accuracy, macro-F1, confusion matrix and calibration on labelled records."""
-    from datasets_manifest.errors import InputError
-    from datasets_manifest.readers import read_split, remap_labels
-    from datasets_manifest.schema import load_manifest
-    from trainers.evaluation import calibration_error, classification_metrics, confusion
+    from services.assessment import assess
 
     use_data_root(data_root)
     predictor = load_predictor(model, tracking_uri, storage)
-    manifest = load_manifest(data)
-    if set(manifest.classes) != set(predictor.classes):
-        raise InputError(
-            "has other classes than the model",
-            file=manifest.path,
-            field="classes",
-            value=list(manifest.classes),
-            wanted=", ".join(predictor.classes),
-        )
-    table = remap_labels(read_split(manifest, split).table, manifest.classes, predictor.classes)
-    labels = table["label"].to_numpy()
-    if not (labels >= 0).any():
-        raise InputError("no record has a label", file=manifest.path, field=f"splits.{split}")
-    result = predictor.predict(table["texts"].to_pylist(), table["images"].to_pylist())
-    predicted = result.probs.argmax(1)
-    metrics: dict[str, Any] = {"records": int((labels >= 0).sum())} | classification_metrics(labels, predicted)
-    metrics["calibration_error"] = calibration_error(labels, predicted, result.probs.max(1))
-    metrics["confusion"] = confusion(labels, predicted, len(predictor.classes)).tolist()
-    metrics["with_bad_pictures"] = sum(bool(messages) for messages in result.bad)
+    metrics = assess(predictor, data, split)
     if json_:
         print_json(metrics)
         return
-    typer.echo(f"{metrics['records']} labelled records of {manifest.name}, {split}")
+    typer.echo(f"{metrics['records']} labelled records of {data}, {split}")
     typer.echo(f"  accuracy {percent(metrics['accuracy'])}   macro-F1 {percent(metrics['macro_f1'])}")
     typer.echo(f"  expected calibration error {percent(metrics['calibration_error'])}")
     typer.echo("  confusion (rows: true, columns: predicted)")

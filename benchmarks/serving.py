@@ -1,0 +1,205 @@
+"""Load on `m2can serve`: requests a second, latency, errors; wrong and lost answers, with a promotion in the middle.
+
+    python -m benchmarks.serving [--requests 200] [--concurrency 1 4 16] [--out benchmarks/results/serving.json]
+
+Two versions of a small model are trained on the generated data set, registered and served on a local Ray by `m2can serve`,
+a process of its own. Every answer is compared with what the named version predicts in this process (to 1e-5). In the
+middle of every level the served alias moves to the other version, by `m2can models`'s own function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from datasets_manifest.generated import write_postcards
+from datasets_manifest.local import LocalStream
+from datasets_manifest.readers import read_split
+from datasets_manifest.schema import load_manifest
+from services.promotion import promote
+from trainers.checkpoint import model_folder
+from trainers.demo import demo_recipe
+from trainers.loop import Loop, Observer
+from trainers.m2can.collective import Collective
+from trainers.mlflow_run import RunLink, open_client, resolve_tracking_uri
+from trainers.predictor import Predictor
+from trainers.registration import ModelToLog, register
+from trainers.run import prepare
+
+NAME, ALIAS, TOLERANCE = "m2can-serving", "champion", 1e-5
+
+
+def register_versions(folder: Path) -> tuple[list[Path], Path]:
+    """Bundles of version 1 and 2 (one and two epochs), and a manifest to ask with."""
+    manifests = write_postcards(folder / "postcards", train=60, val=60)
+    prepared = prepare(demo_recipe(manifests, [f"run.storage={folder / 'runs'}", "train.epochs=2", "run.name=serving"]))
+    loop = Loop(
+        prepared.card,
+        prepared.corpus,
+        labels=prepared.corpus.labels,
+        source=LocalStream(prepared.corpus.table),
+        collective=Collective(),
+        device=torch.device("cpu"),
+        observer=Observer(),
+    )
+    uri, bundles = resolve_tracking_uri(None, folder / "runs"), []
+    for epoch in (1, 2):
+        loop.run_epoch()
+        loop.save(folder / f"checkpoint-{epoch}", {"kept_rows": torch.from_numpy(loop.kept_rows)})
+        bundles.append(model_folder(folder / f"checkpoint-{epoch}"))
+        link = RunLink.open(uri, "m2can", folder / "runs", f"serving-{epoch}", {})
+        register(link, ModelToLog(bundles[-1], NAME))
+    return bundles, list(manifests.values())[-1]
+
+
+@contextlib.contextmanager
+def server(storage: Path) -> Any:
+    """`m2can serve` in a process of its own; ended by its id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "services.cli.main", "serve", f"{NAME}@{ALIAS}", "--port", str(port)]
+    process = subprocess.Popen([*command, "--storage", str(storage)], start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{address}/readyz", timeout=30).status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() - started > 300:
+                raise RuntimeError("the server did not become ready")
+            time.sleep(0.5)
+        yield address, time.monotonic() - started
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+async def level(
+    address: str,
+    bodies: list[dict[str, Any]],
+    wanted: dict[str, np.ndarray],
+    concurrency: int,
+    requests: int,
+    move: Any,
+) -> dict[str, Any]:
+    """`requests` requests, `concurrency` at a time; after half of them `move` is called."""
+    numbers, seconds = iter(range(requests)), []
+    statuses: Counter[str] = Counter()
+    versions: Counter[str] = Counter()
+    wrong = 0
+
+    async def caller(client: httpx.AsyncClient) -> None:
+        nonlocal wrong
+        for number in numbers:
+            if number == requests // 2:
+                await asyncio.to_thread(move)
+            row = number % len(bodies)
+            started = time.perf_counter()
+            try:
+                response = await client.post(f"/v1/models/{NAME}/predict", json=bodies[row])
+            except httpx.HTTPError as error:
+                statuses[type(error).__name__] += 1
+                continue
+            seconds.append(time.perf_counter() - started)
+            statuses[str(response.status_code)] += 1
+            if response.status_code == 200:
+                answer = response.json()
+                version = answer["model"]["version"]
+                versions[version] += 1
+                probs = np.array(list(answer["predictions"][0]["probs"].values()))
+                wrong += bool(np.abs(probs - wanted[version][row]).max() > TOLERANCE)
+
+    limits = httpx.Limits(max_connections=concurrency)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+        started = time.perf_counter()
+        await asyncio.gather(*(caller(client) for _ in range(concurrency)))
+        elapsed = time.perf_counter() - started
+    p50, p95, p99 = (1000 * np.percentile(seconds, [50, 95, 99])).round(1).tolist()
+    return {
+        "concurrency": concurrency,
+        "requests": requests,
+        "answers": sum(statuses.values()),
+        "requests_per_s": round(requests / elapsed, 1),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "errors": requests - statuses["200"],
+        "wrong": wrong,
+        "statuses": dict(statuses),
+        "versions": dict(versions),
+    }
+
+
+def run(requests: int, concurrencies: list[int]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="m2can-serving-") as place:
+        folder = Path(place)
+        bundles, manifest = register_versions(folder)
+        client = open_client(resolve_tracking_uri(None, folder / "runs"))
+        promote(client, f"{NAME}:1", ALIAS, by="benchmark")
+        rows = read_split(load_manifest(manifest), "val").table.select(["texts", "images"]).to_pylist()
+        texts, images = [row["texts"] for row in rows], [row["images"] for row in rows]
+        wanted = {str(n + 1): Predictor.load(b, "cpu").predict(texts, images).probs for n, b in enumerate(bundles)}
+        bodies = [
+            {"text": text, "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in paths]}
+            for text, paths in zip(texts, images)
+        ]
+        levels = []
+        with server(folder / "runs") as (address, start_s):
+            asyncio.run(level(address, bodies, wanted, 4, 40, lambda: None))  # warm
+            for number, concurrency in enumerate(concurrencies):
+                to = "2" if number % 2 == 0 else "1"
+
+                def move(to: str = to) -> None:
+                    promote(client, f"{NAME}:{to}", ALIAS, by="benchmark")
+
+                levels.append(asyncio.run(level(address, bodies, wanted, concurrency, requests, move)))
+        return {
+            "cores": os.cpu_count(),
+            "start_s": round(start_s, 1),
+            "load_1min": os.getloadavg()[0],
+            "levels": levels,
+        }
+
+
+def table(result: dict[str, Any]) -> str:
+    columns = ("concurrency", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "errors", "wrong", "versions")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in result["levels"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200, help="of each level")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
+    arguments = parser.parse_args()
+    result = run(arguments.requests, arguments.concurrency)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    draft = arguments.out.with_suffix(".draft")
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(draft, arguments.out)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

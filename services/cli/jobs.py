@@ -1,0 +1,167 @@
+"""`m2can jobs`"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.models import AsJson
+from services.cli.output import print_json
+
+app = typer.Typer(help="Run recipes and sweeps as Ray jobs on a cluster.", no_args_is_help=True)
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
+]
+Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2can jobs list` shows it.")]
+
+
+@app.command(
+    epilog="Example:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait"
+)
+def submit(
+    kind: Annotated[str, typer.Argument(help="train or tune.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or sweep file for tune.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
+    ] = None,
+    address: Address = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The job's id; default: made from kind and time.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit code 1 if it fails.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Validate a recipe here, send it with the code to a cluster.
+
+    A run that was cut off goes on when it is submitted again with the same run.name.
+    """
+    from datasets_manifest.errors import InputError
+    from services import jobs
+    from services.job_request import train_request, tune_request
+    from trainers.provenance import environment
+    from trainers.recipe import load_recipe
+
+    if kind not in ("train", "tune"):
+        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
+    identity = id_ or jobs.new_id(kind)
+    if kind == "train":
+        request = train_request(identity, load_recipe(recipe, list(set_ or [])), environment())
+    else:
+        request = tune_request(identity, recipe, list(set_ or []), environment())
+    client = jobs.connect(address)
+    job = jobs.submit(
+        client,
+        request,
+        on_code=lambda code: typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True),
+    )
+    if wait:
+        job = _to_the_end(client, identity, quiet=json_)
+    if json_:
+        print_json(job.as_dict())
+    else:
+        typer.echo(f"{job.id}  {job.status}  run {job.run_name}")
+        if not wait:
+            typer.echo(f"next: m2can jobs logs {job.id} --follow", err=True)
+    if wait and job.status != "SUCCEEDED":
+        typer.echo(f"m2can: {job.message}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command("list", epilog="Example:  m2can jobs list --status RUNNING --json")
+def list_(
+    address: Address = None,
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status, e.g. RUNNING.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Jobs of this tool, newest first."""
+    from services import jobs
+
+    client = jobs.connect(address)
+    found = jobs.find_by_run(client, run) if run else jobs.list_jobs(client)
+    found = [job for job in found if status is None or job.status == status.upper()]
+    if json_:
+        print_json([job.as_dict() for job in found])
+        return
+    if not found:
+        typer.echo("no job; `m2can jobs submit train RECIPE` sends one")
+    for job in found:
+        typer.echo(f"{job.id:42} {job.status:10} {job.kind:6} run {job.run_name}  {job.submitted}")
+
+
+@app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
+def status(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
+    """One job."""
+    from services import jobs
+
+    job = jobs.get(jobs.connect(address), identity)
+    if json_:
+        print_json(job.as_dict())
+        return
+    for name, value in ({k: v for k, v in job.as_dict().items() if k != "metadata"} | job.metadata).items():
+        typer.echo(f"{name:28} {value if value is not None else '–'}")
+
+
+@app.command(epilog="Example:  m2can jobs logs train-1123-1200-3fa1c2 --follow")
+def logs(
+    identity: Identity,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """What a job printed."""
+    from services import jobs
+
+    client = jobs.connect(address)
+    if follow and not json_:
+        asyncio.run(_print_lines(client, identity))
+        return
+    if follow:
+        jobs.wait(client, identity)
+    text = jobs.logs(client, identity)
+    if json_:
+        print_json({"id": identity, "lines": text.splitlines()})
+    else:
+        typer.echo(text, nl=False)
+
+
+@app.command(epilog="Example:  m2can jobs stop train-1123-1200-3fa1c2")
+def stop(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
+    """End a job. Its run keeps what it has reached."""
+    from services import jobs
+
+    job = jobs.stop(jobs.connect(address), identity)
+    if json_:
+        print_json(job.as_dict())
+    else:
+        typer.echo(f"{job.id}  {job.status}")
+
+
+@app.command(epilog="Example:  m2can jobs delete train-1123-1200-3fa1c2")
+def delete(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
+    """Forget an ended job and its logs; checkpoints and MLflow run stay."""
+    from services import jobs
+
+    jobs.delete(jobs.connect(address), identity)
+    if json_:
+        print_json({"id": identity, "deleted": True})
+    else:
+        typer.echo(f"{identity}  deleted")
+
+
+def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
+    from services import jobs
+
+    if not quiet:
+        asyncio.run(_print_lines(client, identity))
+    return jobs.wait(client, identity)
+
+
+async def _print_lines(client: Any, identity: str) -> None:
+    from services import jobs
+
+    async for lines in jobs.follow(client, identity):
+        typer.echo(lines, nl=False, err=True)

@@ -1,0 +1,79 @@
+"""`m2can models import|export`: checkpoints of the published implementation, in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.models import AsJson, Storage, TrackingUri, app
+from services.cli.output import print_json
+
+
+@app.command("import", epilog="Example:  m2can models import checkpoints_AVA --recipe config_AVA.yaml --out models/ava")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(metavar="DIR_OR_FILE", help="A published checkpoint.")],
+    out: Annotated[Path | None, typer.Option(help="Model folder to make; default: models/<name>.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Its recipe or published configuration, if at hand.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names in order, with commas between.")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Folder or hub name of its configuration and tokenizer (encoders.text.name).")
+    ] = None,
+    picture_encoder: Annotated[str | None, typer.Option(help="encoders.picture.name")] = None,
+    register: Annotated[str | None, typer.Option(metavar="NAME", help="Register it in MLflow, too.")] = None,
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+    json_: AsJson = False,
+) -> None:
+    """Make a model folder of a checkpoint that the published implementation wrote."""
+    from datasets_manifest.errors import InputError
+    from trainers.published_checkpoint import CLASSES, import_published, read_published, recipe_of
+    from trainers.recipe import load_recipe, make_recipe
+    from trainers.vocabulary import encoder_vocabulary
+
+    found = read_published(checkpoint)
+    names = [name.strip() for name in classes.split(",")] if classes else CLASSES.get(found.num_classes)
+    if names is None:
+        raise InputError("is missing", field="--classes", wanted=f"{found.num_classes} names")
+    encoders = {"text": text_encoder, "picture": picture_encoder}
+    if recipe is not None:
+        stated = [f"encoders.{part}.name={name}" for part, name in encoders.items() if name is not None]
+        settings = load_recipe(recipe, stated)
+    else:
+        named = {part: {"name": name} for part, name in encoders.items() if name is not None}
+        settings = make_recipe(recipe_of(found) | {"encoders": named})
+    place = out or Path("models") / checkpoint.resolve().stem
+    card = import_published(found, settings, encoder_vocabulary(settings), names, place)
+    result = {"model": str(place), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
+    if register is not None:
+        from trainers.publish import register_import
+
+        tracked = register_import(place, card, register, tracking_uri, storage)
+        result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}
+    if json_:
+        print_json(result)
+        return
+    typer.echo(f"{place}  ({', '.join(names)})")
+    if register is not None:
+        typer.echo(f"model  models:/{result['model_name']}@candidate (version {result['model_version']})")
+
+
+@app.command(epilog="Example:  m2can models export runs/my-run/checkpoint_9 best.pth --published")
+def export(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME@alias.")],
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
+    tracking_uri: TrackingUri = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Write a model as one file that the published implementation reads."""
+    from datasets_manifest.errors import InputError
+    from services.cli.predict import load_predictor
+    from trainers.published_checkpoint import export_published
+
+    if not published:
+        raise InputError("is missing", field="--published", wanted="it: there is no other form so far")
+    predictor = load_predictor(model, tracking_uri, storage)
+    export_published(predictor.network, predictor.card.recipe, out)
+    typer.echo(str(out))

@@ -1,0 +1,57 @@
+"""What a job runs: `python -m services.entrypoint`, always these words. What to do stands in its environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def run() -> None:
+    """Check what the job needs, then run `m2can` in this process; its exit code is the job's."""
+    try:
+        from datasets_manifest.errors import InputError
+        from services.cli.main import main
+        from services.job_request import VARIABLE, JobRequest, command_line
+    except ModuleNotFoundError as error:
+        wanted = "the folder of the environment's `python` must come first in PATH where Ray is started"
+        sys.exit(f"m2can: {sys.executable} on the cluster lacks {error.name}: {wanted}")
+
+    try:
+        request = JobRequest.decoded(os.environ.get(VARIABLE, ""))
+        for note in environment_differences(request.environment):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        if request.kind == "train":
+            from services.preflight import preflight
+            from trainers.recipe import make_recipe
+
+            for line in preflight(make_recipe(request.content, VARIABLE)):
+                print(f"preflight: {line}", file=sys.stderr, flush=True)
+    except InputError as error:
+        print(f"m2can: {error}", file=sys.stderr)
+        sys.exit(2)
+    with tempfile.TemporaryDirectory(prefix="m2can-job-") as folder:
+        sys.argv = ["m2can", *command_line(request, Path(folder))]
+        main()
+
+
+def environment_differences(there: dict[str, Any]) -> list[str]:
+    """Packages whose version here is not that of the place of submission."""
+    from trainers.provenance import environment
+
+    here = environment()
+    if not there or here["hash"] == there.get("hash"):
+        return []
+    named = {"python": here["python"], **here["packages"]}
+    submitted = {"python": there.get("python"), **there.get("packages", {})}
+    return [
+        f"{name} is {named.get(name, 'missing')} on the cluster, {value} where the job was submitted"
+        for name, value in submitted.items()
+        if named.get(name) != value
+    ]
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,231 @@
+"""Batch prediction of a manifest's records with Ray Data actors, each around one Predictor.
+
+    records ──shards of 512──▶ actors ──▶ <out>/parts/part-00000.parquet … ──▶ <out>/predictions.parquet
+
+A part appears whole or not at all, and one that is there is not predicted again: a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.readers import read_split
+from datasets_manifest.schema import load_manifest
+from datasets_manifest.stream import quiet
+from trainers.checkpoint import digests, model_folder, read_json
+from trainers.predictor import Predictor
+
+SHARD_ROWS = 512
+PREDICTIONS, PLAN, SUMMARY = "predictions.parquet", "plan.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """records: rows written, one for each record. bad: rows without prediction. with_bad_pictures: rows predicted
+    without some of their pictures. resumed: rows that were there from an earlier attempt."""
+
+    records: int
+    bad: int
+    with_bad_pictures: int
+    resumed: int
+    out: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict_manifest(
+    model: Path,
+    data: str | Path,
+    out: Path,
+    *,
+    split: str = "val",
+    workers: int = 1,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> BatchSummary:
+    """Predict all records of a split into the folder `out`. Ray must be running; `out` is on storage all nodes share.
+
+    Args:
+        model: a checkpoint folder; its files travel to the actors.
+        on_rows: called with rows done and rows in all.
+
+    Raises:
+        InputError: the manifest or the model is none, `out` holds another prediction, or too few CPUs for the workers.
+    """
+    manifest = load_manifest(data)
+    table = read_split(manifest, split, keep_empty=True).table
+    bundle = model_folder(model)
+    classes = list(Predictor.load(bundle, device="cpu").classes)
+    plan = {
+        "model": hashlib.sha256(json.dumps(digests(bundle), sort_keys=True).encode()).hexdigest(),
+        "data": hashlib.sha256(_content(table)).hexdigest(),
+        "split": split,
+        "rows": table.num_rows,
+        "shard_rows": SHARD_ROWS,
+    }
+    _open_folder(out, plan)
+    shards = range(-(-table.num_rows // SHARD_ROWS))
+    finished = (out / PREDICTIONS).is_file()
+    missing = [shard for shard in shards if not finished and not _part(out, shard).is_file()]
+    done = table.num_rows - sum(_rows_of(shard, table.num_rows) for shard in missing)
+    resumed = done
+    on_rows(done, table.num_rows)
+    if missing:
+        for rows in _run_actors(bundle, table, out, missing, workers):
+            done += rows
+            on_rows(done, table.num_rows)
+    return _join(out, table, classes, resumed)
+
+
+def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
+    """Predictions of a table of readers.TABLE_SCHEMA, one row for each row, in order.
+
+    A row without anything readable has nulls and says in `problem` what was wrong.
+    """
+    texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
+    rows: list[dict[str, Any]] = [{"problem": "has neither text nor picture"} for _ in texts]
+    full = [number for number, (text, image) in enumerate(zip(texts, images)) if text or image]
+    for number, row in zip(full, _predict_each(predictor, [texts[n] for n in full], [images[n] for n in full])):
+        rows[number] = row
+    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _columns(predictor.classes)}
+    return pa.table({"id": table["id"].combine_chunks(), **columns})
+
+
+def _predict_each(predictor: Predictor, texts: list[list[str]], images: list[list[str]]) -> list[dict[str, Any]]:
+    result = predictor.predict(texts, images)
+    rows: list[dict[str, Any]] = []
+    for number, (probs, pictures) in enumerate(zip(result.probs, images)):
+        bad = result.bad[number]
+        tried = min(len(pictures), predictor.card.recipe.data.pictures.max_pictures)
+        if not texts[number] and len(bad) == tried:
+            rows.append({"bad_pictures": bad, "problem": f"no picture can be read: {bad[0]}"})
+            continue
+        row: dict[str, Any] = {"label": result.labels[number], "confidence": float(probs.max()), "bad_pictures": bad}
+        row |= {"disagreement": float(result.disagreement[number]), "head_labels": result.head_labels[number]}
+        rows.append(row | {f"prob_{name}": float(p) for name, p in zip(predictor.classes, probs)})
+    return rows
+
+
+def _columns(classes: list[str]) -> list[tuple[str, pa.DataType]]:
+    probs = [(f"prob_{name}", pa.float64()) for name in classes]
+    strings = pa.list_(pa.string())
+    return [
+        ("label", pa.string()), ("confidence", pa.float64()), *probs, ("disagreement", pa.float64()),
+        ("head_labels", strings), ("bad_pictures", strings), ("problem", pa.string()),
+    ]  # fmt: skip
+
+
+class _Worker:
+    """A Ray Data actor: one Predictor, one shard a call."""
+
+    def __init__(self, files: ray.ObjectRef, table: ray.ObjectRef, out: str) -> None:
+        quiet()
+        with tempfile.TemporaryDirectory(prefix="m2can-bundle-") as folder:
+            for name, content in ray.get(files).items():
+                (Path(folder) / name).write_bytes(content)
+            self._predictor = Predictor.load(folder)
+        self._table, self._out = ray.get(table), Path(out)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
+        done = []
+        for shard in batch["shard"].tolist():
+            part = predict_rows(self._predictor, self._table.slice(shard * SHARD_ROWS, SHARD_ROWS))
+            _write(part, _part(self._out, shard))
+            done.append(part.num_rows)
+        return {"rows": done}
+
+
+def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], workers: int) -> Any:
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    workers = min(workers, len(shards))
+    if workers > cpus:
+        raise InputError("the cluster has fewer CPUs", field="--workers", value=workers, wanted=f"at most {cpus:g}")
+    files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+    arguments = (ray.put(files), ray.put(table), str(out.resolve()))
+    quiet()
+    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
+        _Worker,
+        batch_size=1,
+        concurrency=workers,
+        # Below one CPU, so that reading the shards' numbers has some left where actors take all.
+        num_cpus=0.75 if workers >= cpus else 1,
+        num_gpus=1 if gpus >= workers else 0,
+        fn_constructor_args=arguments,
+    )
+    for row in dataset.iter_rows():
+        yield int(row["rows"])
+
+
+def _open_folder(out: Path, plan: dict[str, Any]) -> None:
+    if (out / PLAN).is_file():
+        found = read_json(out / PLAN)
+        if found != plan:
+            differing = ", ".join(key for key in plan if found.get(key) != plan[key])
+            raise InputError(
+                f"holds a prediction with another {differing}", file=out, field="--out", wanted="a new folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("is not empty", file=out, field="--out", wanted="a new folder")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    draft = out / f".{PLAN}.{os.getpid()}"
+    draft.write_text(json.dumps(plan, indent=1))
+    os.replace(draft, out / PLAN)
+
+
+def _join(out: Path, table: pa.Table, classes: list[str], resumed: int) -> BatchSummary:
+    """One file of all parts, in the order of the records. The ids are compared: a row too many or too few is an error."""
+    final = out / PREDICTIONS
+    if not final.is_file():
+        draft = out / f".{PREDICTIONS}.{os.getpid()}"
+        schema = pa.schema([("id", pa.string()), *_columns(classes)])
+        with pq.ParquetWriter(draft, schema) as writer:
+            for shard in range(-(-table.num_rows // SHARD_ROWS)):
+                part = pq.read_table(_part(out, shard), schema=schema)
+                wanted = table["id"].slice(shard * SHARD_ROWS, SHARD_ROWS)
+                if not part["id"].equals(wanted):
+                    raise RuntimeError(f"{_part(out, shard)} does not hold the rows of its shard; delete it and go on")
+                writer.write_table(part)
+        os.replace(draft, final)
+    written = pq.read_table(final, columns=["problem", "bad_pictures"])
+    bad = written.num_rows - written["problem"].null_count
+    skipped = sum(bool(messages) for messages in written["bad_pictures"].to_pylist())
+    summary = BatchSummary(written.num_rows, bad, skipped, resumed, str(final))
+    (out / SUMMARY).write_text(json.dumps(summary.as_dict(), indent=1) + "\n")
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    return summary
+
+
+def _content(table: pa.Table) -> bytes:
+    rows = table.select(["id", "texts", "images"]).to_pydict()
+    return json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _rows_of(shard: int, rows: int) -> int:
+    return min(SHARD_ROWS, rows - shard * SHARD_ROWS)
+
+
+def _part(out: Path, shard: int) -> Path:
+    return out / "parts" / f"part-{shard:05d}.parquet"
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    pq.write_table(table, draft)
+    os.replace(draft, file)

@@ -1,0 +1,170 @@
+"""What a job is told: validated where it is submitted, carried as one JSON string in its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets_manifest.errors import InputError, from_validation_error
+from trainers.recipe import Recipe, load_recipe
+
+VARIABLE = "M2CAN_JOB"
+# Linux takes no longer string than 128 KiB in an environment.
+MAX_BYTES = 100_000
+ID_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
+Kind = Literal["train", "tune", "data-check"]
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
+
+
+class JobRequest(BaseModel):
+    """One job.
+
+    id: ours, also the name of the run unless the recipe names one.
+    content: a whole recipe, a sweep, or `{"manifests": […]}`; paths in it are absolute.
+    recipe: of a sweep, the recipe it starts from.
+    environment: hash and versions at the place of submission.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(pattern=ID_PATTERN)]
+    kind: Kind
+    content: dict[str, Any]
+    recipe: dict[str, Any] | None = None
+    overrides: list[str] = []
+    environment: dict[str, Any] = {}
+
+    @property
+    def run_name(self) -> str:
+        if self.kind == "train":
+            return str(self.content["run"]["name"])
+        return self.id
+
+    def encoded(self) -> str:
+        """Raises InputError: too long for an environment."""
+        text = self.model_dump_json()
+        if len(text.encode()) > MAX_BYTES:
+            wanted = f"at most {MAX_BYTES} bytes"
+            raise InputError(
+                "is too long to travel with a job", field="RECIPE", value=len(text.encode()), wanted=wanted
+            )
+        return text
+
+    @classmethod
+    def decoded(cls, text: str) -> JobRequest:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise from_validation_error(error, cls, VARIABLE) from None
+
+
+def check_id(identity: str) -> str:
+    """Ids become file names on the cluster, so they are ours. Raises InputError."""
+    if re.fullmatch(ID_PATTERN.strip("^$"), identity) is None:
+        wanted = "a lower-case letter, then at most 40 lower-case letters, digits or hyphens"
+        raise InputError("cannot be a job's id", field="ID", value=identity, wanted=wanted)
+    return identity
+
+
+def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | None = None) -> JobRequest:
+    """A recipe as it travels: named, with absolute paths, without an address of a cluster (it is the job's own).
+
+    Raises:
+        InputError: a password stands in it.
+    """
+    check_id(identity)
+    run = recipe.run.model_copy(
+        update={"name": recipe.run.name or identity, "storage": _absolute(recipe.run.storage, Path.cwd())}
+    )
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    tracking = recipe.tracking.model_copy(update={"uri": uri})
+    placed = recipe.model_copy(
+        update={"run": run, "tracking": tracking, "cluster": recipe.cluster.model_copy(update={"address": None})}
+    )
+    content = placed.model_dump(mode="json")
+    refuse_passwords(content)
+    return JobRequest(id=identity, kind="train", content=content, environment=environment or {})
+
+
+def tune_request(
+    identity: str, sweep: Path, overrides: list[str], environment: dict[str, Any] | None = None
+) -> JobRequest:
+    """A sweep file and, where its `recipe` names a file, that recipe.
+
+    Raises:
+        InputError: no YAML mapping, a recipe that is not valid, or a password in one of them.
+    """
+    check_id(identity)
+    try:
+        content = yaml.safe_load(sweep.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=sweep) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML ({str(error).splitlines()[0]})", file=sweep) from None
+    if not isinstance(content, dict):
+        raise InputError("does not hold a mapping", file=sweep, value=content, wanted="a sweep")
+    recipe = None
+    if isinstance(content.get("recipe"), str):
+        recipe = load_recipe(sweep.resolve().parent / content["recipe"]).model_dump(mode="json")
+        recipe["run"]["storage"] = _absolute(recipe["run"]["storage"], Path.cwd())
+        recipe["cluster"]["address"] = None
+    for part in (content, recipe or {}):
+        refuse_passwords(part)
+    return JobRequest(
+        id=identity, kind="tune", content=content, recipe=recipe, overrides=overrides, environment=environment or {}
+    )
+
+
+def check_request(identity: str, manifests: list[str], environment: dict[str, Any] | None = None) -> JobRequest:
+    """A look at data sets."""
+    placed = [_absolute(path, Path.cwd()) for path in manifests]
+    content = {"manifests": placed}
+    return JobRequest(id=check_id(identity), kind="data-check", content=content, environment=environment or {})
+
+
+def refuse_passwords(tree: Any, path: str = "") -> None:
+    """What travels with a job can be read by all who see the cluster: secrets stay in the cluster's own environment.
+
+    Raises:
+        InputError: an address with a password.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            refuse_passwords(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            refuse_passwords(value, f"{path}.{number}")
+    elif isinstance(tree, str) and _PASSWORD.search(tree):
+        raise InputError(
+            "has a password in it, which all who see the cluster could read",
+            field=path,
+            wanted="an address without it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster",
+        )
+
+
+def command_line(request: JobRequest, folder: Path) -> list[str]:
+    """Arguments of `m2can` for this job; files it needs are written into `folder`."""
+    if request.kind == "train":
+        file = folder / "recipe.json"
+        file.write_text(json.dumps(request.content), encoding="utf-8")
+        return ["train", str(file)]
+    overrides = [argument for override in request.overrides for argument in ("--set", override)]
+    if request.kind == "tune":
+        content = dict(request.content)
+        if request.recipe is not None:
+            (folder / "recipe.yaml").write_text(json.dumps(request.recipe), encoding="utf-8")
+            content["recipe"] = "recipe.yaml"
+        file = folder / "sweep.yaml"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return ["tune", str(file), *overrides]
+    return ["data", "check", *request.content["manifests"], "--json"]
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if "://" in path else str((folder / path).resolve())

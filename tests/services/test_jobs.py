@@ -1,0 +1,106 @@
+"""Jobs on a real Ray head with its dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasets_manifest.errors import InputError
+from services import jobs
+from services.job_request import train_request
+from trainers.recipe import make_recipe
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """The address of a head of its own, with the session's token; ended by its process id."""
+    port, board, agent, grpc, metrics, client = free_ports(6)
+    changes = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (
+        tempfile.TemporaryDirectory(prefix="m2r", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in changes.items():
+            patch.setenv(name, value)
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1",
+            f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={board}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+            f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
+            "--object-store-memory=100000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        log = Path(folder) / "head.log"
+        with log.open("w") as stream:
+            head = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, "PATH": path})
+        address = f"http://127.0.0.1:{board}"
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    jobs.list_jobs(jobs.connect(address))
+                    break
+                except jobs.JobsUnavailable:
+                    assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.5)
+            yield address
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(60)
+
+
+@pytest.mark.slow
+def test_a_job_is_submitted_found_read_and_forgotten(dashboard: str, tmp_path: Path) -> None:
+    client = jobs.connect(dashboard)
+    missing = {"sources": [str(tmp_path / "a.yaml")], "target": str(tmp_path / "b.yaml")}
+    recipe = make_recipe({"data": missing, "run": {"name": "a-run", "storage": str(tmp_path / "runs")}})
+    request = train_request("first-job", recipe)
+    sizes = []
+    assert jobs.submit(client, request, on_code=lambda code: sizes.append(code.bytes)).run_name == "a-run"
+    assert 0 < sizes[0] < 5_000_000
+    with pytest.raises(InputError, match="there is a job of this id"):
+        jobs.submit(client, request)
+    job = jobs.wait(client, "first-job")
+    # The recipe was valid, the data are missing: the preflight on the cluster says so, before training.
+    assert job.status == "FAILED"
+    assert "a.yaml: no such file" in jobs.logs(client, "first-job")
+    assert "exit code 2" in job.message
+    assert [found.id for found in jobs.find_by_run(client, "a-run")] == ["first-job"]
+    assert jobs.stop(client, "first-job").status == "FAILED"
+    jobs.delete(client, "first-job")
+    assert jobs.list_jobs(client) == []
+    with pytest.raises(InputError, match="there is no such job"):
+        jobs.get(client, "first-job")
+
+
+@pytest.mark.slow
+def test_without_the_token_the_job_server_stays_shut(dashboard: str) -> None:
+    program = "from services import jobs; import sys; jobs.connect(sys.argv[1])"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", program, dashboard], env=environment, capture_output=True, text=True)
+    assert "JobsUnavailable" in done.stderr and "token" in done.stderr.splitlines()[-1]
+
+
+def test_an_address_where_nobody_answers() -> None:
+    with pytest.raises(jobs.JobsUnavailable, match="is the dashboard up"):
+        jobs.connect("http://127.0.0.1:9")
+    with pytest.raises(InputError, match="--address"):
+        jobs.connect("ray://somewhere:10001")
