@@ -116,6 +116,25 @@ def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | Non
     return weak_view(picture, spec), strong_view(picture, width, draw, spec.crop) if draw else None
 
 
+def inspect_picture(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height as people see it, after decoding it all, a JPEG at an eighth of its size. Raises BadPicture."""
+    image = _open(data, max_pixels)
+    width, height = image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
+    _decode(image, data, 8)
+    return width, height
+
+
+def thumbnail(data: bytes, side: int, max_pixels: int) -> bytes:
+    """A JPEG whose longer side is at most `side` pixels. Raises BadPicture."""
+    image = _open(data, max_pixels)
+    divisor = next((d for d in (8, 4, 2) if max(image.size) >= d * side), 1)
+    picture = _upright(_decode(image, data, divisor), _orientation(image))
+    scale = min(1.0, side / max(picture.shape[:2]))
+    height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
+    small = cv2.cvtColor(_resize(picture, width, height), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
 def weak_view(picture: Pixels, spec: PictureViews) -> Pixels:
     """Shorter side to `resize`, then the centre [crop, crop, 3]; sizes are rounded as torchvision rounds them."""
     height, width = picture.shape[:2]

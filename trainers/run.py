@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.corpus import Corpus, load_corpus, require_pictures
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import write_whole
 from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard, read_json
@@ -239,10 +240,7 @@ def _claim(prepared: Prepared) -> None:
                 wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
             )
         return
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(recipe, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
 
 
 def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:

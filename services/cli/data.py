@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.output import print_json
+
+if TYPE_CHECKING:
+    from datasets_manifest.check import DataReport
 
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder or URI of the catalog's data sets; default: M2CAN_DATA_ROOT.")
@@ -92,3 +96,54 @@ def show(
     }
     for key, value in rows.items():
         typer.echo(f"  {key:12}{value}")
+
+
+@app.command(epilog="Example:  m2can data check reviews/manifest.yaml shop/manifest.yaml --html report.html")
+def check(
+    manifests: Annotated[list[str], typer.Argument(help="The domains' manifests, or catalog:NAME.")],
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page with thumbnails, too.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster for many pictures; default: a local one.")] = None,
+    data_root: DataRoot = None,
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Look at every record and picture. Exit code 1 if training would be harmed."""
+    from datasets_manifest import check as checking
+    from datasets_manifest.check_page import page
+    from datasets_manifest.files import write_whole
+    from datasets_manifest.picture_facts import IN_PROCESS
+    from datasets_manifest.schema import load_manifest
+    from trainers.run import start_ray
+
+    use_data_root(data_root)
+    loaded = [load_manifest(path) for path in manifests]
+
+    def progress(count: int) -> None:
+        if count > IN_PROCESS and sys.stderr.isatty():
+            print(f"\r{count:,} pictures", end="", file=sys.stderr, flush=True)
+
+    report = checking.check(loaded, start=lambda: start_ray(address), on_done=progress)
+    if html is not None:
+        write_whole(html, page(report, loaded))
+    if json_:
+        print_json(report.as_dict())
+    else:
+        _print_report(report)
+        typer.echo("training would be harmed" if report.harmful else "nothing here would harm training")
+    if report.harmful:
+        raise typer.Exit(1)
+
+
+def _print_report(report: DataReport) -> None:
+    for split in report.splits:
+        labels = ", ".join(f"{name} {count:,}" for name, count in split.labels.items() if count)
+        labels += (", " if labels else "") + f"unlabelled {split.unlabelled:,}" if split.unlabelled else ""
+        sides = split.shorter_side
+        size = f", shorter side {sides['min']:.0f} to {sides['max']:.0f}" if sides else ""
+        words = f"{split.words['median']:.0f} words (median)" if split.words else "no text"
+        typer.echo(f"{split.domain}/{split.split}: {split.records:,} records ({labels})")
+        typer.echo(f"    {words}, {split.pictures:,} pictures{size}, {split.picture_bytes / 1e6:,.1f} MB")
+    for finding in report.findings:
+        where = f"{finding.domain}/{finding.split}".rstrip("/")
+        typer.echo(f"{finding.severity:8} {where}: {finding.count:,} {finding.message}")
+        for example in finding.examples:
+            typer.echo(f"             {example}")
