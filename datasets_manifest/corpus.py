@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from datasets_manifest import storage
+from datasets_manifest import packed, storage
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import class_sets_agree, read_split, remap_labels
 from datasets_manifest.schema import LoadedManifest, load_manifest
@@ -159,8 +159,12 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
     return notes
 
 
+def _is_there(file: str) -> bool:
+    return storage.is_file(file if storage.is_uri(file) else Path(file))
+
+
 def _missing(paths: list[str]) -> list[str]:
     try:
-        return [path for path in paths if not storage.is_file(path if storage.is_uri(path) else Path(path))]
+        return [path for path in paths if not _is_there(packed.file_of(path))]
     except OSError as error:
         raise InputError(f"the pictures' store cannot be reached ({error})", value=paths[0]) from None

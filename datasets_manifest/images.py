@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field, model_validator
 
-from datasets_manifest import storage
+from datasets_manifest import packed, storage
 
 cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
 
@@ -89,9 +89,14 @@ class PictureViews(BaseModel, extra="forbid", frozen=True):
 
 
 def read_picture_bytes(path: str) -> bytes:
-    """The bytes of a file or URI. Raises BadPicture: missing, unreadable (a folder, no permission, no store), empty."""
+    """The bytes of a file, a URI or a reference into a shard.
+
+    Raises BadPicture: missing, unreadable (a folder, no permission, no store, a shard that was altered), empty.
+    """
     try:
-        data = storage.read_bytes(path if storage.is_uri(path) else Path(path))
+        data = packed.read(path)
+        if data is None:
+            data = storage.read_bytes(path if storage.is_uri(path) else Path(path))
     except FileNotFoundError as error:
         raise BadPicture("missing", path) from error
     except (OSError, ValueError) as error:
@@ -133,6 +138,23 @@ def thumbnail(data: bytes, side: int, max_pixels: int) -> bytes:
     height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
     small = cv2.cvtColor(_resize(picture, width, height), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
+def reduce_picture(data: bytes, shorter_side: int, quality: int) -> bytes:
+    """As it is if its shorter side has at most `shorter_side` pixels, else a JPEG of that size, upright.
+
+    Raises BadPicture.
+    """
+    image = _open(data, PictureViews().max_pixels)
+    if min(image.size) <= shorter_side:
+        _decode(image, data, 8)  # a damaged picture is to be found now
+        return data
+    divisor = next((d for d in (8, 4, 2) if min(image.size) >= d * shorter_side), 1)
+    picture = _upright(_decode(image, data, divisor), _orientation(image))
+    scale = shorter_side / min(picture.shape[:2])
+    height, width = (max(shorter_side, round(length * scale)) for length in picture.shape[:2])
+    reduced = cv2.cvtColor(_resize(picture, width, height), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", reduced, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def weak_view(picture: Pixels, spec: PictureViews) -> Pixels:

@@ -94,6 +94,18 @@ def read_bytes(place: Location) -> bytes:
         return bytes(file.read())
 
 
+def read_range(place: Location, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` on, fewer at the file's end. Raises OSError (FileNotFoundError if there is none)."""
+    if isinstance(place, Path):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+    with open_input(place) as file:
+        return bytes(file.read_at(length, offset))
+
+
 def open_input(place: Location) -> pa.NativeFile:
     """For reading at any position. Raises OSError."""
     if isinstance(place, Path):

@@ -133,6 +133,45 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example:  m2can data pack reviews/manifest.yaml packed/reviews --shorter-side 288")
+def pack(
+    manifest: Annotated[str, typer.Argument(help="A manifest, or catalog:NAME.")],
+    out: Annotated[Path, typer.Argument(help="New folder; one whose packing was interrupted goes on.")],
+    shorter_side: Annotated[
+        int | None,
+        typer.Option(min=8, help="Reduce larger pictures to this shorter side (pixels); default: keep bytes."),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of reduced pictures.")] = 90,
+    data_root: DataRoot = None,
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Put pictures back to back into few large files that training reads by place."""
+    from datasets_manifest.pack import Packing
+    from datasets_manifest.pack import pack as run
+    from datasets_manifest.schema import load_manifest
+
+    use_data_root(data_root)
+    packed = run(load_manifest(manifest), out, Packing(shorter_side, quality))
+    if json_:
+        print_json(vars(packed) | {"manifest": str(packed.manifest)})
+        return
+    sizes = f"{packed.bytes_before / 1e6:,.1f} MB → {packed.bytes_after / 1e6:,.1f} MB"
+    typer.echo(f"{packed.records:,} records, {packed.pictures:,} pictures ({packed.bad:,} bad), {sizes}")
+    typer.echo(str(packed.manifest))
+
+
+@app.command(epilog="Example:  m2can data unpack packed/reviews/manifest.yaml reviews-again")
+def unpack(
+    manifest: Annotated[str, typer.Argument(help="The manifest of a packed data set.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+) -> None:
+    """Write a packed data set as one file a picture again."""
+    from datasets_manifest.pack import unpack as run
+    from datasets_manifest.schema import load_manifest
+
+    typer.echo(str(run(load_manifest(manifest), out)))
+
+
 def _print_report(report: DataReport) -> None:
     for split in report.splits:
         labels = ", ".join(f"{name} {count:,}" for name, count in split.labels.items() if count)
