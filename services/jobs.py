@@ -61,7 +61,7 @@ def new_id(kind: str) -> str:
 
 def connect(address: str | None = None) -> JobSubmissionClient:
     """The job server at `address` (http://…), RAY_API_SERVER_ADDRESS, or the cluster that runs here. The token of
-    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token goes along when RAY_AUTH_MODE is `token` (Ray's default).
+    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token goes along when RAY_AUTH_MODE is `token`.
 
     Raises:
         InputError: an address of another kind.
