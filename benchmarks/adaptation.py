@@ -38,7 +38,8 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
     from trainers.journal import EpochRecord
     from trainers.loop import Loop, Observer
     from trainers.m2can.collective import Collective
-    from trainers.run import choose, prepare
+    from trainers.run import prepare
+    from trainers.selection import choose_candidate, verdicts
 
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -55,12 +56,14 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
         device=torch.device("cpu"),
         observer=Observer(),
     )
-    records = []
+    records, evidence = [], []
     while loop.epoch < loop.recipe.train.epochs:
-        metrics, _ = loop.run_epoch()
+        metrics, scored = loop.run_epoch()
+        evidence.append(scored.evidence)
         records.append(EpochRecord(loop.epoch, loop.step.number, time.time(), metrics))
     accuracy = [record.metrics["target/val/accuracy"] for record in records]
-    chosen = choose(records, loop.recipe.selection.gate)
+    selection = loop.recipe.selection
+    chosen = choose_candidate(selection.validator, evidence, selection.gate)
     return {
         "seed": seed,
         "arm": arm,
@@ -71,6 +74,8 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
         "epochs": accuracy,
         "precision": [record.metrics.get("uacr/precision") for record in records],
         "chosen_epoch": chosen + 1,
+        "verdicts": {row["validator"]: row["accuracy"] for row in verdicts(evidence, accuracy, selection.gate)},
+        "ungated": {row["validator"]: row["accuracy"] for row in verdicts(evidence, accuracy, 1.0)},
         "seconds": time.perf_counter() - started,
     }
 

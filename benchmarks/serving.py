@@ -40,7 +40,7 @@ from trainers.loop import Loop, Observer
 from trainers.m2can.collective import Collective
 from trainers.mlflow_run import RunLink, open_client, resolve_tracking_uri
 from trainers.predictor import Predictor
-from trainers.registration import ModelToLog, register
+from trainers.registration import ModelToLog, register, signature_for
 from trainers.run import prepare
 
 NAME, ALIAS, TOLERANCE = "m2can-serving", "champion", 1e-5
@@ -65,7 +65,7 @@ def register_versions(folder: Path) -> tuple[list[Path], Path]:
         loop.save(folder / f"checkpoint-{epoch}", {"kept_rows": torch.from_numpy(loop.kept_rows)})
         bundles.append(model_folder(folder / f"checkpoint-{epoch}"))
         link = RunLink.open(uri, "m2can", folder / "runs", f"serving-{epoch}", {})
-        register(link, ModelToLog(bundles[-1], NAME))
+        register(link, ModelToLog(bundles[-1], NAME, signature=signature_for(prepared.card.classes)))
     return bundles, list(manifests.values())[-1]
 
 

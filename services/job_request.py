@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error
 from trainers.recipe import Recipe, load_recipe
 
@@ -167,4 +168,4 @@ def command_line(request: JobRequest, folder: Path) -> list[str]:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return path if "://" in path else str((folder / path).resolve())
+    return path if "://" in path or is_reference(path) else str((folder / path).resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import time
@@ -16,6 +17,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from datasets_manifest.catalog import DATA_ROOT
 from datasets_manifest.errors import InputError
 from services.errors import ServiceUnavailable
 from services.job_request import VARIABLE, JobRequest, check_id
@@ -59,7 +61,7 @@ def new_id(kind: str) -> str:
 
 def connect(address: str | None = None) -> JobSubmissionClient:
     """The job server at `address` (http://…), RAY_API_SERVER_ADDRESS, or the cluster that runs here. The token of
-    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token goes along when RAY_AUTH_MODE is `token` (Ray's default).
+    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token goes along when RAY_AUTH_MODE is `token`.
 
     Raises:
         InputError: an address of another kind.
@@ -98,7 +100,7 @@ def submit(
             metadata=metadata | {"m2can.code_bytes": str(code.bytes)},
             runtime_env={
                 "working_dir": folder,
-                "env_vars": {VARIABLE: encoded, JOB_ID_VARIABLE: request.id},
+                "env_vars": {VARIABLE: encoded, JOB_ID_VARIABLE: request.id, **_data_root()},
             },
         )
     return get(client, request.id)
@@ -166,6 +168,11 @@ def wait(client: JobSubmissionClient, identity: str, every_s: float = 1.0) -> Jo
 def find_by_run(client: JobSubmissionClient, run_name: str) -> list[Job]:
     """The jobs that worked on a run, newest first."""
     return [job for job in list_jobs(client) if job.run_name == run_name]
+
+
+def _data_root() -> dict[str, str]:
+    """Where the catalog's data sets lie, if it was said here."""
+    return {DATA_ROOT: os.environ[DATA_ROOT]} if os.environ.get(DATA_ROOT) else {}
 
 
 def _details(client: JobSubmissionClient, identity: str) -> JobDetails | None:

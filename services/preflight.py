@@ -14,6 +14,8 @@ from mlflow.exceptions import MlflowException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
+from datasets_manifest import storage
+from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
@@ -87,7 +89,9 @@ def sample_files(recipe: Recipe) -> list[str]:
     for path in [*recipe.data.sources, recipe.data.target]:
         manifest = load_manifest(path)
         pictures = [p for row in read_split(manifest, recipe.data.train_split).table["images"].to_pylist() for p in row]
-        files += [str(manifest.path), *[p for p in pictures[:_PICTURES_LOOKED_AT] if os.path.isfile(p)]]
+        if not is_reference(str(manifest.path)):  # a catalog's manifest comes with the code
+            files.append(str(manifest.path))
+        files += [p for p in pictures[:_PICTURES_LOOKED_AT] if _is_there(p)]
     return files
 
 
@@ -117,19 +121,19 @@ def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
         )
 
 
-def every_node_reaches(storage: Path, files: list[str], node_ids: list[str]) -> None:
-    """Small tasks on every node read `files` and, in `storage`, what the driver wrote there.
+def every_node_reaches(folder: Path, files: list[str], node_ids: list[str]) -> None:
+    """Small tasks on every node read `files` and, in `folder`, what the driver wrote there.
 
     Raises:
         InputError: a node that does not, and what it found.
     """
     try:
-        storage.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(8)
-        mark = storage / f".preflight-{token}"
+        mark = folder / f".preflight-{token}"
         mark.write_text(token)
     except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(storage)) from None
+        raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(folder)) from None
     try:
         found: dict[str, Any] = {
             node: _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
@@ -160,8 +164,12 @@ def _look(mark: str, token: str, files: list[str]) -> str | None:
         answer.write_text(token)
         answer.unlink()
         for file in files:
-            with open(file, "rb") as stream:
-                stream.read(1)
+            if not _is_there(file):
+                return f"{file}: No such file"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def _is_there(file: str) -> bool:
+    return storage.is_file(file if storage.is_uri(file) else Path(file))

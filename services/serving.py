@@ -186,7 +186,8 @@ def application(config: ServeConfig) -> Any:
         name="Models",
         num_replicas=config.replicas,
         ray_actor_options=options,
-        max_ongoing_requests=2 * _MAX_BATCH,
+        # All that the ingress lets in: a request that a full replica turns away waits for the router's next try.
+        max_ongoing_requests=max(in_flight, 2 * _MAX_BATCH),
         max_queued_requests=in_flight,
     )
     return Ingress.bind(models.bind(config))  # type: ignore[attr-defined]  # the decorators' types are not seen

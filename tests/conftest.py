@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads its token once a process: all clusters of a test session share this one, and none is written to the home folder.
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

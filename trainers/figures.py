@@ -66,7 +66,7 @@ def loss_curves(records: Sequence[EpochRecord], file: Path) -> None:
     names = order + [name for name in names if name not in order]
     columns = min(3, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
-    with _figure(file, height=0.5 + 2.5 * rows) as figure:
+    with figure_file(file, height=0.5 + 2.5 * rows) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
         for place, (axes, name) in enumerate(zip(grid, names)):
             epochs, values = _series(records, f"loss/{name}")
@@ -83,7 +83,7 @@ def loss_curves(records: Sequence[EpochRecord], file: Path) -> None:
 
 def accuracy_curves(records: Sequence[EpochRecord], chosen_epoch: int | None, file: Path) -> None:
     """Validation accuracy of target and sources above, the selection score below; the chosen epoch is marked."""
-    with _figure(file, height=6.2) as figure:
+    with figure_file(file, height=6.2) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
         each_source = sorted(
             {n for r in records for n in r.metrics if n.startswith("source/") and n.endswith("/val/accuracy")}
@@ -132,7 +132,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], file: Path) -> 
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     n = len(classes)
     side = min(9.5, max(3.2, 0.95 * n))
-    with _figure(file, height=side + 1.4, width=side + 3.4) as figure:
+    with figure_file(file, height=side + 1.4, width=side + 3.4) as figure:
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.grid(False)
@@ -174,7 +174,7 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path, 
     order = np.argsort(-scores[known], kind="stable")
     scores, correct = scores[known][order], correct[known][order]
     n = len(scores)
-    with _figure(file, height=4.6) as figure:
+    with figure_file(file, height=4.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
         left.set_title("Precision by score")
         right.set_title("Precision of what is kept")
@@ -207,7 +207,7 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path, 
 
 
 @contextmanager
-def _figure(file: Path, height: float, width: float = _WIDTH) -> Iterator[Figure]:
+def figure_file(file: Path, height: float, width: float = _WIDTH) -> Iterator[Figure]:
     """A figure of its own style, free of pyplot's process-wide state, saved as PNG at the end."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), facecolor="white")

@@ -23,11 +23,12 @@ from trainers import checkpoint
 from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
 from trainers.checkpoint import ModelCard, TrainingState
 from trainers.evaluation import classification_metrics
+from trainers.evidence import EvidenceCollector
 from trainers.inputs import make_encoding, to_batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.refinement import select, selection_rate, uniform_prior
 from trainers.scoring import Scored, score_parts
-from trainers.selection import infomax
+from trainers.selection import epoch_score
 from trainers.step import NonFiniteLoss, Step
 
 Passes = dict[str, dict[str, torch.Tensor]]
@@ -248,7 +249,14 @@ class Loop:
             device=self.device,
             dtype=self.dtype,
             source_prior_C=self._source_prior() if self.recipe.uacr.prior == "estimated" else None,
+            collector=self._collector(),
         )
+
+    def _collector(self) -> EvidenceCollector:
+        of_sources = [part.rows for part in self.corpus.val[:-1] if part is not None]
+        rows = np.concatenate(of_sources) if of_sources else np.empty(0, np.int64)
+        labelled = rows[self.labels[rows] >= 0]
+        return EvidenceCollector(self.corpus.train[-1].rows, labelled, self.labels, self.network)
 
     def _source_prior(self) -> np.ndarray:
         labels = np.concatenate([self.labels[part.start : part.stop] for part in self.corpus.train[:-1]])
@@ -283,7 +291,7 @@ class Loop:
         return metrics
 
     def _evaluate(self, scored: Scored) -> dict[str, float]:
-        metrics = {"selection/score": infomax(scored.target_mean_probs_C, scored.target_mean_entropy)}
+        metrics = {"selection/score": epoch_score(self.recipe.selection.validator, scored.evidence)}
         of_sources = []
         for domain, part in enumerate(self.corpus.val):
             if part is None:

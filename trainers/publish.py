@@ -108,15 +108,18 @@ def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, s
 
 
 def summary(outcome: Outcome) -> dict[str, float | None]:
-    """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1; None without labels."""
+    """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret: what the choice
+    without labels lost against the oracle. None without labels."""
 
     def accuracy(record: Any) -> float | None:
         return record.metrics.get("target/val/accuracy") if record is not None else None
 
+    best, got = accuracy(outcome.oracle), accuracy(outcome.chosen)
     return {
         "target_accuracy_chosen": accuracy(outcome.chosen),
         "target_accuracy_last": accuracy(outcome.last),
-        "target_accuracy_oracle": accuracy(outcome.oracle),
+        "target_accuracy_oracle": best,
+        "regret": best - got if best is not None and got is not None else None,
     }
 
 
@@ -132,7 +135,14 @@ def draw_report(outcome: Outcome) -> Path:
     }
     data = outcome.recipe.data
     val = f"{outcome.card.target}/{data.val_split}"
-    content: dict[str, Any] = {"chosen_epoch": outcome.chosen.epoch, **summary(outcome)}
+    content: dict[str, Any] = {
+        "validator": outcome.recipe.selection.validator,
+        "chosen_epoch": outcome.chosen.epoch,
+        "last_epoch": outcome.last.epoch,
+        "oracle_epoch": outcome.oracle.epoch if outcome.oracle else None,
+        **summary(outcome),
+        "verdicts": outcome.verdicts,
+    }
     if (tensors.get(f"{val}/true", _EMPTY) >= 0).any():
         true, predicted = tensors[f"{val}/true"], tensors[f"{val}/label"]
         matrix = confusion(true, predicted, len(outcome.card.classes))

@@ -18,6 +18,7 @@ from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
 from trainers.published_config import is_published_form, recipe_tree
+from trainers.selection import Validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -154,7 +155,7 @@ class Train(_Section):
 class Selection(_Section):
     """How the checkpoint is chosen without target labels."""
 
-    validator: Literal["infomax"] = "infomax"
+    validator: Validator = "infomax"
     gate: Share = 0.03  # source accuracy that an epoch may lie below the best epoch's and still be chosen
 
 

@@ -23,13 +23,13 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_whole
 from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
-from trainers.checkpoint import ModelCard, read_json
+from trainers.checkpoint import ModelCard, read_json, read_tensors
 from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.probe import require_statistics
 from trainers.progress import Listener, Monitor
 from trainers.recipe import Recipe, make_recipe
-from trainers.selection import choose_epoch
+from trainers.selection import NEED_SOURCE_VALIDATION, Evidence, choose_candidate, verdicts
 from trainers.vocabulary import make_vocabulary
 from trainers.worker import WorkerConfig
 
@@ -52,6 +52,7 @@ class Outcome:
 
     chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
     checkpoint: the chosen epoch's folder.
+    verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Outcome:
     last: EpochRecord
     oracle: EpochRecord | None
     checkpoint: Path
+    verdicts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ def prepare(recipe: Recipe) -> Prepared:
             field="cluster.workers",
             value=recipe.cluster.workers,
             wanted=f"at most {samples // steps}",
+        )
+    validator = recipe.selection.validator
+    if validator in NEED_SOURCE_VALIDATION and not any(corpus.val[:-1]):
+        raise InputError(
+            "needs labelled validation rows of a source, and no source has that split",
+            field="selection.validator",
+            value=validator,
+            wanted=f"`infomax`, `ensv`, …, or the split `{data.val_split}` in a source's manifest",
         )
     notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction)
     vocabulary = make_vocabulary(recipe, corpus)
@@ -282,7 +292,9 @@ def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Out
     candidates = [record for record in records if record.epoch in kept]
     if not candidates:
         raise RunFailed("the run ended without a checkpoint")
-    chosen = candidates[choose(candidates, prepared.recipe.selection.gate)]
+    evidence = [read_evidence(kept[record.epoch]) for record in candidates]
+    selection = prepared.recipe.selection
+    chosen = candidates[choose_candidate(selection.validator, evidence, selection.gate)]
     labelled = [record for record in records if "target/val/accuracy" in record.metrics]
     return Outcome(
         name=prepared.name,
@@ -294,13 +306,23 @@ def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Out
         last=records[-1],
         oracle=max(labelled, key=lambda r: r.metrics["target/val/accuracy"], default=None),
         checkpoint=kept[chosen.epoch],
+        verdicts=_epoch_verdicts(candidates, evidence, selection.gate),
     )
 
 
-def choose(records: list[EpochRecord], gate: float) -> int:
-    """Position of the record that is chosen without target labels."""
-    scores = [record.metrics.get("selection/score", float("nan")) for record in records]
-    return choose_epoch(scores, [record.metrics.get("source/val/accuracy") for record in records], gate)
+def read_evidence(checkpoint: Path) -> Evidence:
+    """What an epoch's model said about the rows set aside for choosing.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    tensors = read_tensors(checkpoint / "evaluation.safetensors")
+    return Evidence.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _epoch_verdicts(records: list[EpochRecord], evidence: list[Evidence], gate: float) -> list[dict[str, Any]]:
+    found = verdicts(evidence, [record.metrics.get("target/val/accuracy") for record in records], gate)
+    return [{"epoch": records[row.pop("position")].epoch, **row} for row in found]
 
 
 def set_threads() -> None:

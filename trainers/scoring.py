@@ -11,10 +11,12 @@ from torch import Tensor
 
 from datasets_manifest.corpus import Part
 from datasets_manifest.encode import HostBatch
+from trainers.evidence import EvidenceCollector
 from trainers.inputs import to_batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import estimate_prior, score_samples
+from trainers.selection import Evidence
 
 COLUMNS = ("label", "score", "prob", "variance")
 
@@ -27,6 +29,7 @@ class Scored:
     parts: in the order of the columns' rows.
     target_mean_probs_C, target_mean_entropy: over the target's training rows.
     target_prior_C: their class shares by expectation-maximisation, None if that was not wanted.
+    evidence: what the validators read.
     """
 
     columns: dict[str, np.ndarray]
@@ -34,6 +37,7 @@ class Scored:
     target_mean_probs_C: np.ndarray
     target_mean_entropy: float
     target_prior_C: np.ndarray | None
+    evidence: Evidence
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
         """The columns of one part."""
@@ -55,6 +59,7 @@ def score_parts(
     device: torch.device,
     dtype: torch.dtype,
     source_prior_C: np.ndarray | None,
+    collector: EvidenceCollector,
 ) -> Scored:
     """Score this worker's share of the rows of `parts` and exchange the results.
 
@@ -64,6 +69,7 @@ def score_parts(
         batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
         parts: the target's training part first.
         source_prior_C: class shares of the sources' labels; None: the target's shares are not estimated.
+        collector: takes what the validators read.
     """
     training = network.training
     network.eval()
@@ -73,7 +79,9 @@ def score_parts(
     sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
     for host in batches:
         labels = np.full((1, len(host.rows)), -1)
-        logits_HBC = network(to_batch(host, labels, device=device, dtype=dtype)).logits_HQDBC[:, 0, 0]
+        outputs = network(to_batch(host, labels, device=device, dtype=dtype))
+        collector.add(host.rows, outputs)
+        logits_HBC = outputs.logits_HQDBC[:, 0, 0]
         scores = score_samples(logits_HBC)
         scored.append(torch.stack([getattr(scores, name).to(dtype) for name in COLUMNS], 1).cpu())
         in_target = (host.rows >= parts[0].start) & (host.rows < target_stop)
@@ -83,6 +91,7 @@ def score_parts(
             sums += torch.cat([probs_BC.sum(0), entropy[None], torch.tensor([float(len(probs_BC))])])
             if source_prior_C is not None:
                 probs.append(probs_BC.float().numpy())
+    evidence = collector.finish(collective, device)
     network.train(training)
 
     def total(x: np.ndarray) -> np.ndarray:
@@ -98,4 +107,4 @@ def score_parts(
     everyone = collective.gather(local.to(device)[None], sum(map(len, parts)))[0].cpu().numpy()
     columns = {name: everyone[:, i] for i, name in enumerate(COLUMNS)}
     columns["label"] = columns["label"].astype(np.int64)
-    return Scored(columns, parts, mean[:-1], float(mean[-1]), prior)
+    return Scored(columns, parts, mean[:-1], float(mean[-1]), prior, evidence)

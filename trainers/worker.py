@@ -126,8 +126,9 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
 
 
 def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
-    """What the driver draws pictures from: `<domain>/<split>/<column>` and the rows that were kept."""
+    """What the driver chooses by (`evidence/…`) and draws: `<domain>/<split>/<column>` and the rows that were kept."""
     tensors = {"kept_rows": torch.from_numpy(loop.kept_rows)}
+    tensors |= {name: torch.from_numpy(array) for name, array in scored.evidence.arrays().items()}
     for part in scored.parts:
         for name, column in scored.of(part).items():
             tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)

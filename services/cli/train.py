@@ -82,6 +82,7 @@ def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None)
         "checkpoint": str(outcome.checkpoint),
         "model_name": tracked.model_name if tracked else None,
         "model_version": str(tracked.model_version) if tracked else None,
+        "validator": recipe.selection.validator,
         "chosen_epoch": outcome.chosen.epoch,
         "last_epoch": outcome.last.epoch,
         "oracle_epoch": outcome.oracle.epoch if outcome.oracle else None,
@@ -125,9 +126,10 @@ def print_result(result: dict[str, Any]) -> None:
     if result["oracle_epoch"] is not None:
         typer.echo("target accuracy")
         for which in ("chosen", "last", "oracle"):
-            without = " (without target labels)" if which == "chosen" else ""
+            without = f" (without target labels, by {result['validator']})" if which == "chosen" else ""
             value = percent(result[f"target_accuracy_{which}"])
             typer.echo(f"  {which:6} epoch {result[f'{which}_epoch']:3}  {value:>7}{without}")
+        typer.echo(f"  regret           {percent(result['regret']):>7} (oracle less chosen)")
     typer.echo(f"checkpoint  {result['checkpoint']}")
     if result["model_name"]:
         typer.echo(f"model       models:/{result['model_name']}@candidate (version {result['model_version']})")
