@@ -123,7 +123,9 @@ def test_altered_shards_and_lost_pictures_are_bad_pictures(manifests: dict[str, 
     with pytest.raises(BadPicture, match="missing"):
         read_picture_bytes(lost)
     shard = tmp_path / "packed" / "shards" / "train-00000.shard"
-    shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    content = bytearray(shard.read_bytes())
+    content[int(kept.partition("#")[2].partition("+")[0])] ^= 1
+    shard.write_bytes(content)
     with pytest.raises(BadPicture, match="unreadable"):
         read_picture_bytes(kept)
     others = [manifests["seaside"], manifests["mountain"]]
