@@ -39,7 +39,11 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault and what it cost. seconds: from the fault to the first new step. equal: the last epoch's losses."""
+    """One fault and what it cost.
+
+    steps_lost: that were computed twice; -1 where Ray restarted the workers, who trace a step once.
+    seconds: the longest pause between two steps that were new, after the fault. equal: the last epoch's losses.
+    """
 
     fault: str
     when: str
@@ -77,8 +81,17 @@ class Run:
         """Until this step is traced."""
         self._until(lambda: any((s["epoch"], s["step"]) >= (epoch, step) for s in self.steps()))
 
-    def wait_for_new_step(self, known: int) -> None:
-        self._until(lambda: len(self.steps()) > known)
+    def longest_pause(self, stop_at_first: bool) -> float:
+        """Seconds without a new step: until the first one, or the longest time until the process ends its last epoch."""
+        longest, known, since = 0.0, len(self.steps()), time.monotonic()
+        while self.process.poll() is None and known < EPOCHS * STEPS:
+            time.sleep(0.05)
+            now = len(self.steps())
+            if now > known:
+                longest, known, since = max(longest, time.monotonic() - since), now, time.monotonic()
+                if stop_at_first:
+                    break
+        return longest
 
     def workers(self) -> list[psutil.Process]:
         """The Ray Train workers, by start."""
@@ -180,14 +193,8 @@ FAULTS = {
 def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Finding:
     """Let one fault happen and see the run to its end."""
     when, run = next(FAULTS[fault](folder))
-    hit, known = time.monotonic(), len(run.steps())
     restarted = run.trace.name != f"{fault}-0.trace"
-    if not restarted:
-        # Steps that are repeated are traced once: the first new one ends the wait.
-        run.wait_for_new_step(known)
-    else:
-        run.wait_for_new_step(0)
-    seconds = time.monotonic() - hit
+    seconds = run.longest_pause(stop_at_first=restarted)
     code = run.end()
     if code != 0:
         raise RuntimeError(f"{fault}: exit code {code}\n{run.text()[-3000:]}")
@@ -223,7 +230,7 @@ def main() -> None:
         if undisturbed.end() != 0:
             raise RuntimeError(undisturbed.text()[-3000:])
         findings = []
-        print("| fault | when | steps lost | seconds to the next step | last epoch's losses equal | said |")
+        print("| fault | when | steps lost | seconds without a new step | last epoch's losses equal | said |")
         print("|---|---|---|---|---|---|", flush=True)
         for fault in arguments.only:
             found = measure(folder, fault, undisturbed.last_losses())

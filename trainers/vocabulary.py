@@ -13,8 +13,13 @@ def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
     """Raises InputError: the encoder has no tokenizer that can be read."""
     if recipe.encoders.text.name != "tiny":
         return encoder_vocabulary(recipe)
+    return word_vocabulary(recipe, _training_texts(recipe, corpus))
+
+
+def word_vocabulary(recipe: Recipe, texts: list[str]) -> Vocabulary:
+    """Of the words of some texts."""
     specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    return _vocabulary(recipe, build_tokenizer(_training_texts(recipe, corpus)), specials)
+    return _vocabulary(recipe, build_tokenizer(texts), specials)
 
 
 def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
