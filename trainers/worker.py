@@ -35,6 +35,7 @@ from trainers.scoring import Scored
 from trainers.step import NonFiniteLoss
 
 SECONDS_BETWEEN_MESSAGES = 0.5
+NO_SCORE = -1e9  # finite: what Ray keeps of a run for a restart goes through JSON
 STEPS_BETWEEN_VOTES = 5  # an exchange each
 
 
@@ -112,7 +113,8 @@ def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
 def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor]) -> None:
     """All workers meet here. Rank 0 brings the checkpoint."""
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
-    content["retention"] = metrics.get("selection/score", -math.inf)
+    score = metrics.get("selection/score", NO_SCORE)
+    content["retention"] = score if math.isfinite(score) else NO_SCORE
     state = loop.state()
     if loop.rank != 0:
         ray.train.report(content)
