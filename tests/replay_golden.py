@@ -178,7 +178,7 @@ class Replay:
                 self.network.train()
                 result["first"] = {"logits": self.network(batch).fused_logits_DBC.tolist()}
             for layer in self.network.picture_encoder.groups.layers:
-                layer.pending = None  # looked at only: the statistics stay
+                layer.pending = {}  # looked at only: the statistics stay
             return result
         outputs = self.network(batch)
         shares = self.step.objective(outputs, batch, Collective())

@@ -18,7 +18,14 @@ from trainers.m2can.encoders import PictureEncoder, SmallResNet, TextEncoder
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.objective import Objective
-from trainers.recipe import OptimizerSection, PictureEncoderSection, Recipe, ScheduleSection, TextEncoderSection
+from trainers.recipe import (
+    LearningRates,
+    OptimizerSection,
+    PictureEncoderSection,
+    Recipe,
+    ScheduleSection,
+    TextEncoderSection,
+)
 from trainers.step import parameter_groups
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls a model's last part
@@ -92,6 +99,8 @@ def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, l
     try:
         encoder = TextEncoder(model, section.pooling)
         m2can_encoders.freeze(encoder, section.freeze)
+        if section.activation_checkpointing:
+            m2can_encoders.checkpoint_activations(encoder)
     except ValueError as error:
         raise InputError(str(error), field="encoders.text") from None
     if load_weights and section.weights not in ("pretrained", "random"):
@@ -126,6 +135,16 @@ def build_picture_encoder(section: PictureEncoderSection, *, load_weights: bool)
         m2can_encoders.freeze(encoder, section.freeze)
     except ValueError as error:
         raise InputError(str(error), field="encoders.picture.freeze", value=section.freeze) from None
+    if section.activation_checkpointing:
+        try:
+            m2can_encoders.checkpoint_activations(encoder)
+        except ValueError:
+            raise InputError(
+                "the blocks of this architecture are not known",
+                field="encoders.picture.activation_checkpointing",
+                value=True,
+                wanted="false",
+            ) from None
     return encoder
 
 
@@ -281,10 +300,14 @@ def build_objective(recipe: Recipe) -> Objective:
 
 
 def build_optimizers(
-    network: M2CAN, discriminators: Discriminators, section: OptimizerSection
+    network: M2CAN, discriminators: Discriminators, section: OptimizerSection, batch_size: int | None = None
 ) -> tuple[Optimizer, Optimizer]:
-    """The network's optimizer and the discriminators', with a group and a rate for each part."""
-    lr = section.lr
+    """The network's optimizer and the discriminators', with a group and a rate for each part.
+
+    Args:
+        batch_size: of the run; `section` says how the rates follow it.
+    """
+    lr = _scaled(section, batch_size)
     parts: list[tuple[str, nn.Module | None, float]] = [
         ("text_encoder", network.text_encoder, lr.encoders),
         ("picture_encoder", network.picture_encoder, lr.encoders),
@@ -303,12 +326,22 @@ def build_optimizers(
     return _optimizer(parameter_groups(parts), section), _optimizer(parameter_groups(pairs), section)
 
 
-def _optimizer(groups: list[dict[str, object]], section: OptimizerSection) -> Optimizer:
+def _scaled(section: OptimizerSection, batch_size: int | None) -> LearningRates:
+    if section.reference_batch is None or batch_size is None:
+        return section.lr
+    ratio = batch_size / section.reference_batch
+    factor = ratio if section.scale_lr == "linear" else ratio**0.5
+    return LearningRates(**{name: rate * factor for name, rate in section.lr.model_dump().items()})
+
+
+def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
     decay = section.weight_decay
+    on_gpu = bool(groups) and groups[0]["params"][0].is_cuda
+    fused = True if on_gpu else None  # one kernel for all parameters
     if section.type == "adam":
-        return Adam(groups, betas=section.betas, eps=section.eps, weight_decay=decay)
+        return Adam(groups, betas=section.betas, eps=section.eps, weight_decay=decay, fused=fused)
     if section.type == "adamw":
-        return AdamW(groups, betas=section.betas, eps=section.eps, weight_decay=decay)
+        return AdamW(groups, betas=section.betas, eps=section.eps, weight_decay=decay, fused=fused)
     if section.type == "sgd":
         return SGD(groups, lr=0.0, momentum=section.momentum, weight_decay=decay)
     return Adadelta(groups, eps=section.eps, weight_decay=decay)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from trainers.evidence import EvidenceCollector
 from trainers.inputs import make_encoding, to_batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.refinement import select, selection_rate, uniform_prior
+from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
 from trainers.scoring import Scored, score_parts
 from trainers.selection import epoch_score
 from trainers.step import NonFiniteLoss, Step
@@ -81,7 +82,7 @@ class Loop:
         self.card, self.recipe, self.corpus, self.labels = card, card.recipe, corpus, labels
         self.source, self.collective, self.device, self.observer = source, collective, device, observer
         self.rank, self.world_size = collective.rank, collective.world_size
-        self.dtype = torch.float64 if self.recipe.train.precision == "fp64" else torch.float32
+        self.dtype = dtype_of(self.recipe)
         self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
         self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
         self.epoch = 0  # epochs completed
@@ -97,8 +98,16 @@ class Loop:
         torch.manual_seed(recipe.train.seed)
         self.network = build_network(recipe, self.card.text_config, num_classes, load_weights=True)
         self.network = self.network.to(self.device, self.dtype).train()
+        choose_kernels(recipe, self.device)
+        if recipe.train.channels_last:
+            self.network.picture_encoder.to(memory_format=torch.channels_last)
+        if recipe.train.compile:
+            self.network.text_encoder.compile(dynamic=True)
+            self.network.picture_encoder.compile(dynamic=True)
         self.discriminators = build_discriminators(self.corpus.num_sources, num_classes).to(self.device, self.dtype)
-        optimizer, discriminator_optimizer = build_optimizers(self.network, self.discriminators, recipe.optimizer)
+        optimizer, discriminator_optimizer = build_optimizers(
+            self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
+        )
         self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
         model = (
             DistributedDataParallel(self.network, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -115,6 +124,10 @@ class Loop:
             schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
             collective=self.collective,
+            autocast=autocast_of(recipe, self.device),
+            parts=recipe.train.accumulate,
+            scope=recipe.sam.scope,
+            loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
         )
 
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
@@ -142,7 +155,9 @@ class Loop:
             "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
         }
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
-        values = {"steps_done": self.steps_done}
+        values: dict[str, Any] = {"steps_done": self.steps_done}
+        if self.step.loss_scale is not None:
+            values["loss_scale"] = vars(self.step.loss_scale)
         return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
 
     def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
@@ -166,6 +181,8 @@ class Loop:
         state = checkpoint.load(folder, network=self.network, modules=modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        if self.step.loss_scale is not None and "loss_scale" in state.values:
+            self.step.loss_scale = LossScale(**state.values["loss_scale"])
         self.bad_rows[:] = 0
         self.bad_rows[state.arrays["bad_rows"].numpy()] = 1
         named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]

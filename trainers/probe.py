@@ -41,3 +41,15 @@ def require_statistics(network: M2CAN, crop: int) -> None:
             value="per_sample",
             wanted="`batch` or `frozen`, or a larger data.pictures.crop",
         )
+
+
+def require_parts(network: M2CAN, parts: int) -> None:
+    """Raises InputError: the worker's slice is to go through in parts, and its batch statistics are of the whole."""
+    groups = getattr(network.picture_encoder, "groups", None)
+    if parts > 1 and groups is not None and groups.needs_whole_batch:
+        raise InputError(
+            "a part's statistics would not be the batch's",
+            field="train.accumulate",
+            value=parts,
+            wanted="1, or encoders.picture.batch_norm `per_sample` or `frozen`",
+        )

@@ -68,6 +68,7 @@ class TextEncoderSection(_Section):
     pooling: Literal["pooler", "cls", "mean"] = "mean"
     freeze: Freeze = "none"
     dropout: Share | None = None  # None: as the encoder's own configuration says
+    activation_checkpointing: bool = False  # keep only the blocks' inputs and compute the rest again: less memory
     hidden: Count = 64  # of `tiny`
     layers: Annotated[int, Field(ge=0)] = 1  # of `tiny`; 0: the mean of the words' embeddings
 
@@ -83,6 +84,7 @@ class PictureEncoderSection(_Section):
         "none"  # the published one: a square linear layer that starts as identity
     )
     width: Count = 16  # of `tiny`
+    activation_checkpointing: bool = False
 
 
 class Encoders(_Section):
@@ -113,9 +115,10 @@ class Uacr(_Section):
 
 
 class Sam(_Section):
-    """Sharpness-aware minimisation; rho 0 = off."""
+    """Sharpness-aware minimisation; rho 0 = off. `scope`: climb along the global batch's gradient or the worker's own."""
 
     rho: NotNegative = 0.05
+    scope: Literal["global", "worker"] = "global"
 
 
 class LearningRates(_Section):
@@ -134,6 +137,15 @@ class OptimizerSection(_Section):
     momentum: Share = 0.9  # of sgd
     weight_decay: NotNegative = 0.0
     lr: LearningRates = LearningRates()
+    # How all rates of `lr` follow the global batch: times (train.batch_size / reference_batch) or its square root.
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    reference_batch: Count | None = None  # the batch size that `lr` was found with
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> OptimizerSection:
+        if (self.scale_lr == "none") != (self.reference_batch is None):
+            raise ValueError("scale_lr `linear` or `sqrt` and reference_batch go together: state both or neither")
+        return self
 
 
 class ScheduleSection(_Section):
@@ -149,7 +161,11 @@ class Train(_Section):
     batch_size: Count = 8  # of each domain, over all workers
     eval_batch_size: Count = 64
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123456
-    precision: Literal["fp32", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # bf16, fp16: the network only; weights stay fp32
+    accumulate: Count = 1  # parts in which a worker's slice goes through the network; all terms stay exact
+    compile: bool = False  # torch.compile of the encoders
+    channels_last: bool = False  # memory layout of pictures; faster convolutions in half precision on GPUs
+    tf32: bool = False  # float32 products in TF32
 
 
 class Selection(_Section):

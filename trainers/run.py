@@ -26,7 +26,8 @@ from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard, read_json, read_tensors
 from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
-from trainers.probe import require_statistics
+from trainers.precision import expected_device, require_device
+from trainers.probe import require_parts, require_statistics
 from trainers.progress import Listener, Monitor
 from trainers.recipe import Recipe, make_recipe
 from trainers.selection import NEED_SOURCE_VALIDATION, Evidence, choose_candidate, verdicts
@@ -121,9 +122,12 @@ def prepare(recipe: Recipe) -> Prepared:
         text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, data.texts.max_tokens),
         vocabulary=vocabulary,
     )
-    require_statistics(
-        build_network(recipe, card.text_config, len(corpus.classes), load_weights=True), data.pictures.crop
-    )
+    device = expected_device(recipe)
+    if device is not None:
+        require_device(recipe, device)
+    network = build_network(recipe, card.text_config, len(corpus.classes), load_weights=True)
+    require_statistics(network, data.pictures.crop)
+    require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     storage = Path(recipe.run.storage).resolve()
     return Prepared(recipe, name, storage / name, corpus, card, notes)

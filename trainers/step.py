@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
 from trainers.m2can.schedules import Schedule, set_learning_rates
 from trainers.m2can.sharpness import SharpnessAwareStep, global_norm
+from trainers.precision import LossScale
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -36,6 +38,16 @@ class Step:
         rho: ρ of SAM; 0 for a plain step.
         collective: exchange with the other workers.
         autocast: makes the context of a forward pass.
+        parts: in how many parts a worker's slice goes through the network. The step stays exact: all outputs are
+            computed without a graph, the terms and the outputs' gradients from all of them, then each part again with
+            its graph (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP
+            2021, arXiv:2101.06983). Costs a forward pass; activations are those of one part. Dropout repeats itself.
+        scope: SAM perturbs along the gradient of the global batch, or each worker along its own, which saves an
+            exchange (m-SAM; Foret et al. 2021). Terms and batch statistics are the global batch's in both.
+        loss_scale: of fp16.
+
+    Raises:
+        ValueError: parts, and batch norm whose statistics are the whole batch's.
     """
 
     def __init__(
@@ -51,6 +63,9 @@ class Step:
         rho: float,
         collective: Collective,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        parts: int = 1,
+        scope: Literal["global", "worker"] = "global",
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.network = network
         self.model = model
@@ -60,13 +75,15 @@ class Step:
         self.discriminator_optimizer = discriminator_optimizer
         self.schedule = schedule
         self.collective = collective
-        self.autocast = autocast
+        self.autocast, self.parts, self.scope, self.loss_scale = autocast, parts, scope, loss_scale
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.sharpness = SharpnessAwareStep(self.parameters, rho) if rho > 0 else None
         self.number = 0
         self.groups = getattr(network.picture_encoder, "groups", None)
         if self.groups is not None:
             self.groups.collective = collective  # batch statistics are the global batch's
+            if parts > 1 and self.groups.needs_whole_batch:
+                raise ValueError("batch norm `batch` needs the whole slice at once; use `per_sample` or `frozen`")
 
     def __call__(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Run the step.
@@ -78,17 +95,15 @@ class Step:
         Raises:
             NonFiniteLoss: weights are as before the step.
         """
-        passes = {}
-        if self.sharpness is not None:
-            passes["first"] = self._backward(batch, None)
-            self._require_finite(passes["first"])
-            self.sharpness.perturb(passes["first"]["grad_norm"])
-        try:
-            passes["second"] = self._backward(batch, self.discriminators)
-            self._require_finite(passes["second"])
-        finally:
-            if self.sharpness is not None:
-                self.sharpness.restore()
+        while True:
+            try:
+                passes = self._passes(batch)
+                break
+            except NonFiniteLoss:  # on all workers alike
+                if self.loss_scale is None or not self.loss_scale.lower():
+                    raise
+        if self.loss_scale is not None:
+            self.loss_scale.went_well()
         self.optimizer.step()
         self.discriminator_optimizer.step()
         for optimizer in (self.optimizer, self.discriminator_optimizer):
@@ -96,23 +111,95 @@ class Step:
         self.number += 1
         return passes
 
+    def _passes(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        passes = {}
+        if self.sharpness is not None:
+            passes["first"] = self._backward(batch, None)
+            self.sharpness.perturb(self._own_norm())
+        try:
+            passes["second"] = self._backward(batch, self.discriminators)
+        finally:
+            if self.sharpness is not None:
+                self.sharpness.restore()
+        return passes
+
     def _backward(self, batch: Batch, discriminators: Discriminators | None) -> dict[str, Tensor]:
-        """One forward and backward pass; afterwards every worker holds the gradients of the global batch."""
+        """One pass; afterwards every worker holds the gradients of the global batch, or its own if SAM's scope is that."""
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            outputs = self.model(batch)
-            shares = self.objective(outputs, batch, self.collective, discriminators)
-        total = torch.stack([share.float() if share.dtype.itemsize < 4 else share for share in shares.values()]).sum()
+        own = self.scope == "worker" and discriminators is None
+        batches = batch.split(self.parts)
+        # Every worker goes the same way, one with a single row too: what they exchange must come in the same order.
+        if self.parts == 1:
+            with self._without_exchange() if own else nullcontext(), self.autocast():
+                outputs = self.model(batch).single()
+        else:
+            outputs, draws = self._outputs_of(batches)
+        shares = self.objective(outputs, batch, self.collective, discriminators)
+        total = torch.stack(list(shares.values())).sum()
         # Data parallelism averages over the workers; the gradient of the global batch is the sum of their shares'.
-        (total * self.collective.world_size).backward()
+        factor = self.collective.world_size * (self.loss_scale.value if self.loss_scale else 1)
+        (total * factor).backward()
+        if self.parts > 1:
+            self._backward_parts(batches, outputs, draws, own)
         self._sum_discriminators()
-        self._commit_statistics()
-        values = self.collective.sum_(torch.stack([share.detach().to(total.dtype) for share in shares.values()]))
-        terms = dict(zip(shares, values.unbind()))
-        terms["total"] = values.sum()
-        terms["grad_norm"] = global_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.loss_scale is not None:
+            both = (*self.parameters, *self.discriminators.parameters())
+            self.loss_scale.unscale([p.grad for p in both if p.grad is not None])
+        norm = self._own_norm().to(total.dtype)
+        if own:  # their mean is shown; one that is not finite ends the step everywhere
+            norm = norm / self.collective.world_size
+        values = self.collective.sum_(torch.stack([*(share.detach() for share in shares.values()), norm * own]))
+        terms = dict(zip(shares, values[:-1].unbind()))
+        terms["total"], terms["grad_norm"] = values[:-1].sum(), values[-1] if own else norm
+        self._require_finite(terms)
+        if self.groups is not None:
+            self.groups.commit()
         return terms
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        no_sync = getattr(self.model, "no_sync", None)
+        return no_sync() if no_sync is not None else nullcontext()
+
+    @torch.no_grad()
+    def _outputs_of(self, batches: list[Batch]) -> tuple[Outputs, list[Tensor]]:
+        """The outputs of all parts, without a graph, and the generator's state before each part."""
+        found, draws = [], []
+        for part in batches:
+            draws.append(self._generator_state())
+            with self.autocast():
+                found.append(self.network(part).single())
+        return Outputs.leaves(found), draws
+
+    def _backward_parts(self, batches: list[Batch], outputs: Outputs, draws: list[Tensor], own: bool) -> None:
+        """Each part again, with its graph, from the outputs' gradients to the weights'; the last one exchanges them."""
+        after = self._generator_state()
+        for part, draw in zip(batches, draws):
+            self._generator_state(draw)
+            last = part is batches[-1]
+            with nullcontext() if last and not own else self._without_exchange():
+                with self.autocast():
+                    again = self.model(part).single()
+                start = part.offset - batches[0].offset
+                pairs = [
+                    (x, whole.grad) for x, whole in zip(again.tensors(), outputs.tensors()) if whole.grad is not None
+                ]
+                torch.autograd.backward([x for x, _ in pairs], [grad.narrow(-2, start, part.size) for _, grad in pairs])
+        self._generator_state(after)
+
+    def _generator_state(self, new: Tensor | None = None) -> Tensor:
+        """State of what dropout draws from; set to `new` if that is given."""
+        device = self.parameters[0].device
+        if device.type == "cuda":
+            if new is not None:
+                torch.cuda.set_rng_state(new, device)
+            return torch.cuda.get_rng_state(device)
+        if new is not None:
+            torch.set_rng_state(new)
+        return torch.get_rng_state()
+
+    def _own_norm(self) -> Tensor:
+        return global_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _sum_discriminators(self) -> None:
         """By hand: which discriminators take part changes with the epoch, which data parallelism does not like."""
@@ -123,19 +210,17 @@ class Step:
         for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
             grad.copy_(part.view_as(grad))
 
-    def _commit_statistics(self) -> None:
-        if self.groups is not None:
-            self.groups.commit()
-
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
         if not bool(torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])):
+            if self.groups is not None:
+                self.groups.forget()
             shown = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
             raise NonFiniteLoss(f"step {self.number}: loss or gradient is not finite ({shown})")
 
 
-def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, object]]:
+def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, Any]]:
     """Optimizer groups (name, parameters, lr, base_lr) of the modules that have something to train."""
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for name, module, lr in modules:
         trainable = [p for p in module.parameters() if p.requires_grad] if module is not None else []
         if trainable:

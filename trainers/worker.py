@@ -31,6 +31,7 @@ from datasets_manifest.stream import Share, Stream, quiet
 from trainers.checkpoint import ModelCard
 from trainers.loop import Loop, Observer, Passes
 from trainers.m2can.collective import Collective, DistributedCollective
+from trainers.precision import require_device
 from trainers.scoring import Scored
 from trainers.step import NonFiniteLoss
 
@@ -69,8 +70,9 @@ def train_worker(given: WorkerConfig) -> None:
         device=ray.train.torch.get_device(),
         observer=Reporter(given, table, collective),
     )
-    resume(loop, given.monitor)
     try:
+        require_device(given.card.recipe, loop.device)
+        resume(loop, given.monitor)
         while loop.epoch < loop.recipe.train.epochs:
             metrics, scored = loop.run_epoch()
             report(loop, metrics, evaluation_tensors(loop, scored))

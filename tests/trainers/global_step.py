@@ -41,6 +41,8 @@ class Scenario:
     dtype: Literal["float32", "float64"] = "float64"
     steps: int = 1
     local_statistics: bool = False
+    accumulate: int = 1
+    scope: Literal["global", "worker"] = "global"
 
     @property
     def domains(self) -> int:
@@ -48,7 +50,9 @@ class Scenario:
 
     def __str__(self) -> str:
         what = ["S", str(self.sources), "with target" if self.target else "first epoch", self.batch_norm, self.pictures]
-        return " ".join([*what, self.dtype, f"{self.steps} steps", "local" * self.local_statistics]).strip()
+        what += [self.dtype, f"{self.steps} steps", "local" * self.local_statistics]
+        what += [f"{self.accumulate} parts" * (self.accumulate > 1), "own climb" * (self.scope == "worker")]
+        return " ".join(word for word in what if word)
 
     def recipe(self) -> Recipe:
         return make_recipe(
@@ -141,6 +145,8 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
         schedule=build.build_schedule(recipe.schedule, 1, 20),
         rho=recipe.sam.rho,
         collective=collective,
+        parts=scenario.accumulate,
+        scope=scenario.scope,
     )
     if scenario.local_statistics:
         network.picture_encoder.groups.collective = Collective()

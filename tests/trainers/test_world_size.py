@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ FIRST_STEP = [
 ]
 TWENTY_STEPS = [Scenario(1, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
 SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
+PARTS = [
+    Scenario(2, True, "per_sample", "none at the end", accumulate=3),
+    Scenario(2, True, "frozen", "ragged", accumulate=2),
+]
+OWN_CLIMB = Scenario(2, True, "per_sample", "one each", scope="worker")
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
-ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, MISTAKE]
+ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, OWN_CLIMB, replace(PARTS[1], accumulate=1), MISTAKE]
 SECONDS = 300
 
 Found = dict[tuple[int, int, Scenario], dict[str, Any]]
@@ -80,7 +86,7 @@ def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
     return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
 
 
-@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE], ids=str)
+@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS], ids=str)
 def test_first_step(found: Found, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]
@@ -124,3 +130,29 @@ def test_a_mistake_shows(found: Found) -> None:
     one = found[1, 0, MISTAKE]
     for what in ("gradients", "statistics"):
         assert disagreement(found[2, 0, MISTAKE][what], one[what]) > 1e-3
+
+
+@pytest.mark.parametrize("scenario", PARTS, ids=str)
+def test_a_step_in_parts_is_the_whole_step(found: Found, scenario: Scenario) -> None:
+    """Gradients, statistics and terms, in-batch negatives and class confusion included."""
+    whole = found[1, 0, replace(scenario, accumulate=1)]
+    for world_size in WORLDS:
+        for rank in range(world_size):
+            parts = found[world_size, rank, scenario]
+            for what in ("gradients", "statistics", "perturbation"):
+                assert disagreement(parts[what], whole[what]) < 1e-9, what
+            assert disagreement(parts["terms"][0], whole["terms"][0]) < 1e-9
+            assert parts["counts"] == whole["counts"]
+
+
+def test_workers_climb_along_their_own_gradients(found: Found) -> None:
+    """m-SAM: perturbations differ between workers, the gradients they descend along do not."""
+    alone, everyone = found[1, 0, OWN_CLIMB], found[1, 0, replace(OWN_CLIMB, scope="global")]
+    assert disagreement(alone["gradients"], everyone["gradients"]) < 1e-12
+    first, second = found[2, 0, OWN_CLIMB], found[2, 1, OWN_CLIMB]
+    assert disagreement(first["perturbation"], second["perturbation"]) > 1e-2
+    down = [{k: g for k, g in one["gradients"].items() if k.startswith("second")} for one in (first, second)]
+    assert disagreement(*down) < 1e-12
+    for one in (first, second):
+        length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
+        assert length == pytest.approx(0.05, rel=1e-6)

@@ -7,10 +7,12 @@ Legend of the shape suffixes in this package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from trainers.m2can.collective import slice_sizes
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Batch:
         num_views: 2 in training, 1 in prediction.
         global_batch: samples per domain over all workers.
         offset: place of this slice's first sample in the global batch.
+        whole: the worker's whole slice, if this batch is a part of it (see `split`).
     """
 
     text: Tensor
@@ -36,6 +39,7 @@ class Batch:
     num_views: int = 2
     global_batch: int = 0
     offset: int = 0
+    whole: Batch | None = None
 
     @property
     def num_domains(self) -> int:
@@ -64,6 +68,37 @@ class Batch:
             labels_DB=move(self.labels_DB),
         )
 
+    def split(self, parts: int) -> list[Batch]:
+        """The slice in at most `parts` parts of nearly equal numbers of samples, each with all domains and views."""
+        sizes = slice_sizes(self.size, min(parts, self.size))
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [self._rows(start, size) for start, size in zip(starts, sizes)] if len(sizes) > 1 else [self]
+
+    def _rows(self, start: int, size: int) -> Batch:
+        def take(x_N: Tensor) -> Tensor:
+            return x_N.unflatten(0, (-1, self.size))[:, start : start + size].flatten(0, 1)
+
+        pictures, owner_P = self.pictures, self.picture_owner
+        if owner_P is None:
+            pictures = take(pictures)
+        else:
+            place_P = owner_P % self.size - start
+            mine_P = (owner_P < self.num_rows) & (place_P >= 0) & (place_P < size)
+            pictures, owner_P = pictures[mine_P], ((owner_P // self.size) * size + place_P)[mine_P]
+            if not len(owner_P):  # a placeholder, as in every batch without pictures
+                pictures = self.pictures.new_zeros(1, *self.pictures.shape[1:])
+                owner_P = owner_P.new_full((1,), self.num_views * self.num_domains * size)
+        return replace(
+            self,
+            text=take(self.text),
+            text_mask=None if self.text_mask is None else take(self.text_mask),
+            pictures=pictures,
+            picture_owner=owner_P,
+            labels_DB=self.labels_DB[:, start : start + size],
+            offset=self.offset + start,
+            whole=self,
+        )
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -89,3 +124,17 @@ class Outputs:
     def fused_logits_DBC(self) -> Tensor:
         """The prediction: mean of the heads' logits on weak × weak."""
         return self.logits_HQDBC[:, 0].mean(0)
+
+    def tensors(self) -> list[Tensor]:
+        """All of them; in each the samples B are the last dimension but one."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def single(self) -> Outputs:
+        """Half precision becomes float32: the terms are computed in it."""
+        return Outputs(*(x.float() if x.dtype.itemsize < 4 else x for x in self.tensors()))
+
+    @staticmethod
+    def leaves(parts: list[Outputs]) -> Outputs:
+        """The outputs of the parts of a batch, joined, cut from their graph, ready to take gradients."""
+        joined = (torch.cat(same, -2) for same in zip(*(part.tensors() for part in parts)))
+        return Outputs(*(x.detach().requires_grad_() for x in joined))

@@ -5,6 +5,10 @@ per_sample  a sample's pictures in a view are one group, as in the published cod
             after another (order: domain → weak samples → strong samples), in closed form.
 batch       all pictures of the global batch are one group (synchronised over the workers).
 frozen      the running averages are used and do not move.
+
+The running averages move once a pass, in PictureGroups.commit: a forward pass only leaves what it saw in `pending`, by
+part of the batch, so that a forward pass that is computed again (activation checkpointing, the second pass over a part)
+leaves the same. per_sample and frozen are exact for a batch in parts; batch cannot be and is refused (Step).
 """
 
 from __future__ import annotations
@@ -28,6 +32,13 @@ class PictureGroups:
         self.mode = mode
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
+        self.part = 0  # where the part of the worker's slice starts that is in the encoder now
+        self._ordered: Batch | None = None
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether a part of a batch would be normalised by other statistics than the batch."""
+        return self.mode == "batch" and any(layer.weight.requires_grad for layer in self.layers)
 
     def begin(self, batch: Batch) -> None:
         """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
@@ -38,49 +49,64 @@ class PictureGroups:
         self.count_G = count_G
         self.real_P = (self.owner_P < batch.num_rows) if int(count_G[-1]) else None
         self.one_picture_each = bool((count_G[:-1] == 1).all()) and self.real_P is None
+        whole = batch.whole or batch
+        self.part = batch.offset - whole.offset
         if self.mode == "per_sample":
-            self._rank_groups(batch)
+            if self._ordered is not whole:
+                self._order_groups(whole)
+            mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
+            self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
+            self.exists_G = (count_G > 0) & (torch.arange(self.num_groups, device=count_G.device) < batch.num_rows)
         elif self.mode == "batch":
             self.global_pictures = self.collective.sum_(count_G[:-1].sum().clone())
+            self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
 
-    def _rank_groups(self, batch: Batch) -> None:
+    def _order_groups(self, whole: Batch) -> None:
         """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
-        rows = batch.num_views * batch.num_domains
-        exists_RB = (self.count_G[:-1] > 0).view(rows, batch.size, 1)
-        everyone = self.collective.gather(exists_RB.double(), batch.global_batch).squeeze(-1)
-        ordered_DVB = everyone.view(batch.num_views, batch.num_domains, -1).transpose(0, 1)
+        assert whole.picture_owner is not None
+        rows = whole.num_views * whole.num_domains
+        count_G = torch.bincount(whole.picture_owner, minlength=whole.num_rows + 1)
+        exists_RB = (count_G[:-1] > 0).view(rows, whole.size, 1)
+        everyone = self.collective.gather(exists_RB.double(), whole.global_batch).squeeze(-1)
+        ordered_DVB = everyone.view(whole.num_views, whole.num_domains, -1).transpose(0, 1)
         later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1
-        mine_VDB = later_DVB.transpose(0, 1)[..., batch.offset : batch.offset + batch.size]
-        self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
-        self.exists_G = (self.count_G > 0) & (
-            torch.arange(self.num_groups, device=self.count_G.device) < batch.num_rows
-        )
+        self.calls_after_VDB = later_DVB.transpose(0, 1)
         self.total_calls = ordered_DVB.sum()
+        self._ordered = whole
 
     def group_weights(self, momentum: float) -> Tensor:
         """How much of a group's statistics is left in the running average after all calls: m·(1−m)^(calls after), [G]."""
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
     def commit(self) -> None:
-        """Move the running averages, once a pass, with one sum over the workers for all layers."""
-        moved = [layer for layer in self.layers if layer.pending is not None]
+        """Move the running averages, once a pass; what workers hold apart takes one sum over them for all layers."""
+        self._ordered = None
+        moved = [layer for layer in self.layers if layer.pending]
         if not moved:
             return
-        flat = self.collective.sum_(torch.cat([layer.pending.flatten() for layer in moved]))  # type: ignore[union-attr]
+        flat = torch.cat([torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in moved])
+        if self.mode == "per_sample":
+            flat = self.collective.sum_(flat)
         for layer, part in zip(moved, flat.split([2 * layer.num_features for layer in moved])):
             mean, var = part.view(2, -1)
             keep = (1 - layer.momentum) ** self.total_calls  # type: ignore[operator]
             layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]
             layer.running_var.mul_(keep).add_(var)  # type: ignore[union-attr]
             layer.num_batches_tracked += self.total_calls.long()  # type: ignore[operator]
-            layer.pending = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what a pass left, e.g. because it came out infinite."""
+        self._ordered = None
+        for layer in self.layers:
+            layer.pending = {}
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
     """Same parameters and buffers as torch's BatchNorm2d; in training it normalises by the encoder's PictureGroups."""
 
     groups: PictureGroups
-    pending: Tensor | None = None
+    pending: dict[int, Tensor]  # by the part's place: its share of the new averages of mean and variance, [2, C]
 
     @classmethod
     def convert(cls, module: nn.Module, groups: PictureGroups) -> nn.Module:
@@ -92,7 +118,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         layer = cls(module.num_features, module.eps, module.momentum)
         layer._parameters, layer._buffers = module._parameters, module._buffers
         layer._modules = module._modules  # timm's layers hold the dropout and activation that follow
-        layer.groups = groups
+        layer.groups, layer.pending = groups, {}
         groups.layers.append(layer)
         return layer
 
@@ -107,9 +133,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         # A frozen block's statistics do not move either.
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.groups.mode == "per_sample":
-            return self._per_sample(x)
-        return self._whole_batch(x)
+        normalise = self._per_sample if self.groups.mode == "per_sample" else self._whole_batch
+        # Moments of half-precision activations need more digits than these have.
+        return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
 
     def _per_sample(self, x: Tensor) -> Tensor:
         groups = self.groups
@@ -139,16 +165,16 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         number_G1 = (count_G * pixels).to(var_GC.dtype).unsqueeze(1)
         unbiased_GC = var_GC * (number_G1 / (number_G1 - 1).clamp_min(1))
         weight_G1 = weight_G.to(var_GC.dtype).unsqueeze(1)
-        self.pending = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
+        self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
 
     def _whole_batch(self, x: Tensor) -> Tensor:
         groups = self.groups
+        assert self.momentum is not None
         if groups.collective.world_size == 1 and groups.real_P is None:
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum or 0.0, self.eps
-            )
+            mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
+            y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
+            self.pending[groups.part] = self.momentum * torch.stack([mean_C, var_C])
+            return y
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
         # One exchange for both moments. Around the running average, the same on all workers, they lose no digits.
         moved = x - self.running_mean[:, None, None]  # type: ignore[index]
@@ -156,14 +182,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])
         offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
         var_C = (square_C - offset_C.square()).clamp_min(0)
-        mean_C = self.running_mean + offset_C  # type: ignore[operator]
         with torch.no_grad():
-            assert self.momentum is not None
-            # A global batch without any picture moves nothing.
-            seen = groups.global_pictures > 0
-            share = self.momentum * seen.to(x.dtype)
-            self.running_mean.lerp_(mean_C, share)  # type: ignore[union-attr]
-            self.running_var.lerp_(var_C * number / (number - 1).clamp_min(1), share)  # type: ignore[union-attr]
-            self.num_batches_tracked += seen.long()  # type: ignore[operator]
+            unbiased_C = var_C * number / (number - 1).clamp_min(1)
+            seen = torch.stack([self.running_mean + offset_C, unbiased_C])  # type: ignore[operator]
+            self.pending[groups.part] = seen * (self.momentum * groups.total_calls.to(x.dtype))
         scale_C = self.weight * (var_C + self.eps).rsqrt()
         return moved * scale_C[:, None, None] + (self.bias - offset_C * scale_C)[:, None, None]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
@@ -141,3 +144,25 @@ def freeze(encoder: TextEncoder | PictureEncoder, what: Literal["none", "all"] |
     parts = [encoder] if what == "all" else blocks_of(encoder)[:what]
     for part in parts:
         part.requires_grad_(False)
+
+
+def checkpoint_activations(encoder: TextEncoder | PictureEncoder) -> None:
+    """In training keep only what goes into each block; the backward pass computes the rest again. Exact, dropout too.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174.
+
+    Raises:
+        ValueError: the architecture's blocks are not known here.
+    """
+    model: Any = encoder.model
+    if isinstance(encoder, TextEncoder) and getattr(model, "supports_gradient_checkpointing", False):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    for block in blocks_of(encoder)[1:]:  # the stem's input are the pictures themselves
+        block.forward = functools.partial(_again_in_backward, block, block.forward)
+
+
+def _again_in_backward(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs)
+    return torch.utils.checkpoint.checkpoint(forward, *inputs, use_reentrant=False)

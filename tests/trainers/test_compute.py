@@ -1,0 +1,95 @@
+"""What a step computes in: parts, recomputed activations, half precision, memory layouts. The result is the same step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets_manifest.errors import InputError
+from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.precision import LossScale
+from trainers.recipe import make_recipe
+
+EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
+
+
+def first_epoch(folder: Path, *settings: str) -> dict[str, float]:
+    metrics, _ = make_loop(prepared_run(folder, list(settings))).run_epoch()
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "speed/", "lr/"))}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cards")
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path) -> dict[str, float]:
+    return first_epoch(folder, *EXACT)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.accumulate=3"],
+        ["encoders.picture.activation_checkpointing=true", "encoders.text.activation_checkpointing=true"],
+        ["train.accumulate=2", "encoders.picture.activation_checkpointing=true"],
+        ["train.channels_last=true"],
+    ],
+    ids=" ".join,
+)
+def test_an_epoch_is_the_same(folder: Path, exact: dict[str, float], settings: list[str]) -> None:
+    found = first_epoch(folder, *EXACT, *settings)
+    assert list(found) == list(exact)
+    for name, value in exact.items():
+        assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(folder: Path, precision: str) -> None:
+    single = first_epoch(folder, "train.epochs=1", "sam.rho=0.05")
+    half = first_epoch(folder, "train.epochs=1", "sam.rho=0.05", f"train.precision={precision}")
+    assert half["loss/total"] != single["loss/total"]
+    assert half["loss/total"] == pytest.approx(single["loss/total"], rel=0.05)
+
+
+def test_parts_need_statistics_of_their_own(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.accumulate.*per_sample"):
+        prepared_run(folder, ["train.accumulate=2"])
+
+
+def test_what_the_device_lacks_is_refused(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(InputError, match=r"train\.tf32"):
+        prepared_run(folder, ["train.tf32=true"])
+    with pytest.raises(InputError, match=r"cluster\.device"):
+        prepared_run(folder, ["cluster.device=cuda"])
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_a_while() -> None:
+    scale = LossScale(value=4.0)
+    gradient = torch.full((3,), 8.0)
+    scale.unscale([gradient])
+    assert gradient.tolist() == [2.0] * 3
+    assert scale.lower()
+    assert scale.value == 2
+    for _ in range(2000):
+        scale.went_well()
+    assert (scale.value, scale.steady) == (4, 0)
+    scale.value = 1
+    assert not scale.lower()
+
+
+def test_rates_follow_the_batch_by_the_stated_rule(folder: Path) -> None:
+    rates = {}
+    for rule, reference in (("none", None), ("linear", 3), ("sqrt", 3)):
+        keys = [f"optimizer.scale_lr={rule}", f"optimizer.reference_batch={reference or 'null'}"]
+        loop = make_loop(prepared_run(folder, keys))
+        rates[rule] = loop.optimizers["network"].param_groups[0]["base_lr"]
+    np.testing.assert_allclose([rates["linear"], rates["sqrt"]], [2 * rates["none"], 2**0.5 * rates["none"]])
+    with pytest.raises(InputError, match="go together"):
+        make_recipe({"data": {"sources": ["a"], "target": "b"}, "optimizer": {"scale_lr": "linear"}})
