@@ -147,7 +147,8 @@ class Reporter(Observer):
         self.monitor, self.trace, self.rank = config.monitor, config.trace, collective.rank
         self.collective = collective
         self.every_steps = config.card.recipe.checkpoint.every_steps
-        self._answer: ray.ObjectRef | None = None  # whether the run is to stop
+        self._answer: ray.ObjectRef | None = None  # whether the run is to stop, once it is there
+        self._asked_to_stop = False
         self.domains = [part.domain for part in config.corpus.train]
         self.ids = table["id"]
         self._told = 0.0
@@ -155,7 +156,7 @@ class Reporter(Observer):
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
         now = time.monotonic()
         due = now - self._told > SECONDS_BETWEEN_MESSAGES or slice_.step + 1 == plan.num_steps
-        if due:
+        if due and self._heard():
             self._answer = self.monitor.beat.remote(self.rank, slice_.epoch + 1, slice_.step + 1)
         if self.rank != 0 or not (self.trace or due):
             self._told = now if due else self._told
@@ -179,12 +180,19 @@ class Reporter(Observer):
 
     def _agree_to_stop(self) -> bool:
         """Whether any worker was asked to stop: all of them leave after the same step."""
-        asked = False
-        if self._answer is not None:
-            ready, _ = ray.wait([self._answer], timeout=0)
-            asked = bool(ready and ray.get(ready[0]))
+        self._heard()
         device = ray.train.torch.get_device()
-        return bool(self.collective.sum_(torch.tensor([float(asked)], device=device)) > 0)
+        return bool(self.collective.sum_(torch.tensor([float(self._asked_to_stop)], device=device)) > 0)
+
+    def _heard(self) -> bool:
+        """Take the monitor's answer if it has come; whether none is awaited any more."""
+        if self._answer is None:
+            return True
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if ready:
+            self._asked_to_stop |= ray.get(ready[0])
+            self._answer = None
+        return bool(ready)
 
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
         if bad:
