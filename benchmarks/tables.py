@@ -1,0 +1,105 @@
+"""docs/results.md from the JSON files of benchmarks/results:  python -m benchmarks.tables [--check]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.adaptation import table as adaptation_table
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+
+
+def adaptation(content: dict[str, Any]) -> str:
+    seeds = sorted({run["seed"] for run in content["runs"]})
+    gains = [_chosen(content, "m2can", seed) - _chosen(content, "source_only", seed) for seed in seeds]
+    each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+    return (
+        f"Target accuracy in percent on the generated data set, mean ± standard deviation over {len(seeds)} seeds (data and "
+        f"weights), recipe `trainers/recipes/demo.yaml`. `python -m benchmarks.adaptation --out {_name('adaptation')}`\n\n"
+        f"{adaptation_table(content['runs'], ['source_only', 'm2can'])}\n\n"
+        f"Gain of M2CAN over source-only training, both chosen without target labels: "
+        f"{100 * sum(gains) / len(gains):+.1f} points (by seed: {each})."
+    )
+
+
+def _chosen(content: dict[str, Any], arm: str, seed: int) -> float:
+    return next(run["chosen"] for run in content["runs"] if (run["arm"], run["seed"]) == (arm, seed))
+
+
+def faults(content: list[dict[str, Any]]) -> str:
+    lines = ["| fault | when | steps computed twice | seconds without a new step | last epoch's losses equal |"]
+    lines.append("|---|---|---|---|---|")
+    for row in content:
+        lost = row["steps_lost"] if row["steps_lost"] >= 0 else "not traced"
+        equal = "yes" if row["equal"] else "no"
+        lines.append(f"| {row['fault']} | {row['when']} | {lost} | {row['seconds']} | {equal} |")
+    head = f"Two workers, a checkpoint every four steps. `python -m benchmarks.faults --out {_name('faults')}`"
+    return head + "\n\n" + "\n".join(lines)
+
+
+def streaming(content: dict[str, Any]) -> str:
+    found = content["throughput"]
+    lines = [
+        f"One worker's pipeline, both views of JPEGs of 1024×768: {found['pipeline']:.0f} records/s on {found['cpus']} CPUs, "
+        f"{found['ratio']:.2f} of a bare loop's rate times the CPUs ({found['bare']:.0f} records/s in one process). "
+        f"`python -m benchmarks.streaming --out {_name('streaming')}`\n",
+        "| records | peak memory without shared pages, MB | object store, MB |",
+        "|---|---|---|",
+    ]
+    for row in content["memory"]:
+        lines.append(f"| {row['records']:,} | {row['peak_mb']:.0f} | {row['object_store_mb']:.0f} |")
+    return "\n".join(lines)
+
+
+def serving(content: dict[str, Any]) -> str:
+    lines = [
+        "`m2can serve`, a promotion in the middle of every level; wrong: a probability that is not the version's own. "
+        "`python -m benchmarks.serving`\n",
+        "| requests at a time | requests/s | p50 ms | p95 ms | p99 ms | errors | wrong |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    keys = ("concurrency", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "errors", "wrong")
+    lines += ["| " + " | ".join(str(level[key]) for key in keys) + " |" for level in content["levels"]]
+    return "\n".join(lines)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "adaptation": ("It adapts", adaptation),
+    "faults": ("What a fault costs", faults),
+    "streaming": ("Streaming", streaming),
+    "serving": ("Serving", serving),
+}
+
+
+def _name(section: str) -> str:
+    return f"benchmarks/results/{section}.json"
+
+
+def page() -> str:
+    """The page: a section for every result that is there."""
+    parts = ["# Results", "Measured on two CPU cores; made by `python -m benchmarks.tables`."]
+    for name, (title, write) in SECTIONS.items():
+        file = RESULTS / f"{name}.json"
+        if file.is_file():
+            parts += [f"## {title}", write(json.loads(file.read_text()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    if parser.parse_args().check:
+        sys.exit(
+            0 if PAGE.read_text() == page() else f"{PAGE} is not what the results say: python -m benchmarks.tables"
+        )
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
