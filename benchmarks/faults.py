@@ -3,7 +3,7 @@
     python -m benchmarks.faults [--only worker-killed …] [--out benchmarks/results/faults.json]
 
 Every fault hits a run of its own on the generated data set. The run ends by itself or is started again under its name;
-its last epoch's losses are compared, digit for digit, with those of a run that nothing happened to.
+every step's losses are compared, digit for digit, with those of a run that nothing happened to.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Finding:
     """One fault and what it cost.
 
     steps_lost: that were computed twice; -1 where Ray restarted the workers, who trace a step once.
-    seconds: the longest pause between two steps that were new, after the fault. equal: the last epoch's losses.
+    seconds: the longest pause between two steps that were new, after the fault. equal: every step's losses.
     """
 
     fault: str
@@ -73,9 +73,7 @@ class Run:
 
     def steps(self) -> list[dict[str, Any]]:
         """The steps traced so far."""
-        if not self.trace.is_file():
-            return []
-        return [json.loads(line) for line in self.trace.read_text().splitlines() if line.endswith("}")]
+        return _read(self.trace) if self.trace.is_file() else []
 
     def wait_for_step(self, epoch: int, step: int) -> None:
         """Until this step is traced."""
@@ -104,8 +102,12 @@ class Run:
     def text(self) -> str:
         return self.output.read_text()
 
-    def last_losses(self) -> list[dict[str, Any]]:
-        return [step for step in self.steps() if step["epoch"] == EPOCHS]
+    def all_steps(self) -> list[dict[str, Any]]:
+        """Of all processes that carried the run; a step that was computed again counts as the later one found it."""
+        found = {}
+        for trace in sorted(self.folder.glob(f"{self.name}-?.trace")):
+            found |= {(step["epoch"], step["step"]): step for step in _read(trace)}
+        return [found[place] for place in sorted(found)]
 
     def _until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300
@@ -113,6 +115,10 @@ class Run:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the run ended before the fault:\n{self.text()[-2000:]}")
             time.sleep(0.02)
+
+
+def _read(trace: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in trace.read_text().splitlines() if line.endswith("}")]
 
 
 def _named(process: psutil.Process, part: str) -> bool:
@@ -204,7 +210,7 @@ def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Findin
         when=when,
         steps_lost=_steps_lost(folder, fault, run, restarted),
         seconds=round(seconds, 1),
-        equal=run.last_losses() == reference,
+        equal=run.all_steps() == reference,
         said=notes[0].split(":", 1)[1].strip() if notes else "",
     )
 
@@ -213,7 +219,7 @@ def _steps_lost(folder: Path, fault: str, run: Run, restarted: bool) -> int:
     """Steps that were computed twice, as far as the traces show: -1 where Ray restarted the workers within one trace."""
     if not restarted:
         return -1
-    before = [json.loads(line) for line in (folder / f"{fault}-0.trace").read_text().splitlines() if line.endswith("}")]
+    before = _read(folder / f"{fault}-0.trace")
     again = {(step["epoch"], step["step"]) for step in run.steps()}
     return sum((step["epoch"], step["step"]) in again for step in before)
 
@@ -230,10 +236,10 @@ def main() -> None:
         if undisturbed.end() != 0:
             raise RuntimeError(undisturbed.text()[-3000:])
         findings = []
-        print("| fault | when | steps lost | seconds without a new step | last epoch's losses equal | said |")
+        print("| fault | when | steps lost | seconds without a new step | all losses equal | said |")
         print("|---|---|---|---|---|---|", flush=True)
         for fault in arguments.only:
-            found = measure(folder, fault, undisturbed.last_losses())
+            found = measure(folder, fault, undisturbed.all_steps())
             findings.append(asdict(found))
             lost = "" if found.steps_lost < 0 else found.steps_lost
             equal = "yes" if found.equal else "NO"

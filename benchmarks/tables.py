@@ -33,7 +33,7 @@ def _chosen(content: dict[str, Any], arm: str, seed: int) -> float:
 
 
 def faults(content: list[dict[str, Any]]) -> str:
-    lines = ["| fault | when | steps computed twice | seconds without a new step | last epoch's losses equal |"]
+    lines = ["| fault | when | steps computed twice | seconds without a new step | all losses equal |"]
     lines.append("|---|---|---|---|---|")
     for row in content:
         lost = row["steps_lost"] if row["steps_lost"] >= 0 else "not traced"
