@@ -104,7 +104,7 @@ class Run:
 
     def all_steps(self) -> list[dict[str, Any]]:
         """Of all processes that carried the run; a step that was computed again counts as the later one found it."""
-        found = {}
+        found: dict[tuple[int, int], dict[str, Any]] = {}
         for trace in sorted(self.folder.glob(f"{self.name}-?.trace")):
             found |= {(step["epoch"], step["step"]): step for step in _read(trace)}
         return [found[place] for place in sorted(found)]
@@ -180,7 +180,8 @@ def checkpoint_truncated(folder: Path) -> Iterator[tuple[str, Run]]:
     run.wait_for_step(2, 2)
     run.process.send_signal(signal.SIGTERM)
     run.end()
-    found = sorted((folder / "runs" / "checkpoint-truncated").glob("checkpoint_*"), key=lambda p: p.stat().st_mtime)
+    folders = [p for p in (folder / "runs" / "checkpoint-truncated").glob("checkpoint_*") if p.is_dir()]
+    found = sorted(folders, key=lambda p: p.stat().st_mtime)
     weights = found[-1] / "model" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
     yield "newest of " + str(len(found)), Run(folder, "checkpoint-truncated")
