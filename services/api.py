@@ -123,7 +123,7 @@ def make_api(config: ApiConfig) -> FastAPI:
         title="M2CAN control plane",
         version="1",
         responses=_ERRORS,
-        dependencies=[Depends(HTTPBearer(auto_error=False))],
+        dependencies=[Depends(HTTPBearer(auto_error=False)), Depends(_only_known_parameters)],
     )
     install_problems(app)
     _install_guard(app, config)
@@ -136,6 +136,14 @@ def make_api(config: ApiConfig) -> FastAPI:
         return PlainTextResponse("ok")
 
     return app
+
+
+async def _only_known_parameters(request: Request) -> None:
+    """A misspelt parameter would be ignored, and the answer be to another question."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            raise Problem(422, f"{name!r} is no parameter here; known are: {', '.join(sorted(known)) or 'none'}")
 
 
 def _install_guard(app: FastAPI, config: ApiConfig) -> None:
