@@ -63,7 +63,7 @@ class Run:
 
     def __init__(self, folder: Path, name: str, *settings: str) -> None:
         self.folder, self.name = folder, name
-        number = len(list(folder.glob(f"{name}-*.trace")))
+        number = len(list(folder.glob(f"{name}-?.trace")))
         self.trace, self.output = folder / f"{name}-{number}.trace", folder / f"{name}-{number}.txt"
         command = [sys.executable, "-m", "services.cli.main", "train", str(folder / "recipe.yaml")]
         command += ["--trace", str(self.trace), "--json", "--set", f"run.name={name}"]
@@ -187,6 +187,15 @@ def checkpoint_truncated(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "newest of " + str(len(found)), Run(folder, "checkpoint-truncated")
 
 
+def checkpoint_unwritable(folder: Path) -> Iterator[tuple[str, Run]]:
+    """The workers' files may not grow, as on a full disk: the one before stays, and Ray starts the workers again."""
+    run = Run(folder, "checkpoint-unwritable")
+    run.wait_for_step(2, 5)
+    for worker in run.workers():
+        worker.rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+    yield "after epoch 2, step 5", run
+
+
 FAULTS = {
     "worker-killed": worker_killed,
     "worker-killed-scoring": worker_killed_scoring,
@@ -194,6 +203,7 @@ FAULTS = {
     "driver-killed": driver_killed,
     "terminated": terminated,
     "checkpoint-truncated": checkpoint_truncated,
+    "checkpoint-unwritable": checkpoint_unwritable,
 }
 
 
@@ -205,7 +215,9 @@ def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Findin
     code = run.end()
     if code != 0:
         raise RuntimeError(f"{fault}: exit code {code}\n{run.text()[-3000:]}")
-    notes = [line for line in run.text().splitlines() if line.startswith("note: a checkpoint")]
+    notes = [
+        line for line in run.text().splitlines() if line.startswith(("note: a checkpoint", "note: the checkpoint"))
+    ]
     return Finding(
         fault=fault,
         when=when,

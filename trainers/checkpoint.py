@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from datasets_manifest.errors import InputError
 from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe, make_recipe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
 
 
@@ -132,10 +133,10 @@ def model_folder(folder: Path) -> Path:
 
 
 def load_card(folder: Path) -> ModelCard:
-    """Raises InputError: missing, damaged, or of a later schema version."""
+    """Raises InputError: missing, damaged, or of an unknown schema version."""
     file = folder / "model.json"
     content = read_json(file)
-    _check_schema(content, file)
+    _migrate(content, file, {})  # the same form in all versions
     try:
         tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         return ModelCard(
@@ -170,7 +171,7 @@ def load(
     verify(folder)
     load_model_weights(folder / "model", network)
     content = read_json(folder / "state" / "training.json")
-    _check_schema(content, folder / "state" / "training.json")
+    _migrate(content, folder / "state" / "training.json", MIGRATIONS)
     tensors = read_tensors(folder / "state" / "training.safetensors")
     for name, module in modules.items():
         module.load_state_dict(_below(tensors, f"modules.{name}."))
@@ -212,16 +213,39 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _check_schema(content: dict[str, Any], file: Path) -> None:
+def _within_an_epoch(content: dict[str, Any]) -> None:
+    """Version 1 began with checkpoints of epochs' ends only: no step of the next epoch was done."""
+    content["values"].setdefault("steps_done", 0)
+
+
+# Of training.json: version → what makes it the next one.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _within_an_epoch}
+
+
+def _migrate(content: dict[str, Any], file: Path, migrations: Mapping[int, Callable[[dict[str, Any]], None]]) -> None:
+    """Bring what an older version wrote to today's form.
+
+    Raises:
+        InputError: a later version, or none at all.
+    """
     found = content.get("schema_version")
-    if found != SCHEMA_VERSION:
+    if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
         raise InputError(
-            "was written by another version", file=file, field="schema_version", value=found, wanted=str(SCHEMA_VERSION)
+            "was written by another version",
+            file=file,
+            field="schema_version",
+            value=found,
+            wanted=f"1 to {SCHEMA_VERSION}",
         )
+    for version_before in range(found, SCHEMA_VERSION):
+        migrations.get(version_before, lambda _: None)(content)
 
 
 def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"{file}: {error}") from error
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -184,7 +184,8 @@ class Loop:
         if self.step.loss_scale is not None and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
         self.bad_rows[:] = 0
-        self.bad_rows[state.arrays["bad_rows"].numpy()] = 1
+        if "bad_rows" in state.arrays:  # schema version 1 did not keep them
+            self.bad_rows[state.arrays["bad_rows"].numpy()] = 1
         named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
         self.totals = {name: total.to(self.device) for name, total in named}
 

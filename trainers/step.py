@@ -93,13 +93,15 @@ class Step:
             the device.
 
         Raises:
-            NonFiniteLoss: weights are as before the step.
+            NonFiniteLoss: weights, batch statistics and the discriminators' calls are as before the step.
         """
+        before = self._moved_by_passes()
         while True:
             try:
                 passes = self._passes(batch)
                 break
             except NonFiniteLoss:  # on all workers alike
+                self._put_back(*before)
                 if self.loss_scale is None or not self.loss_scale.lower():
                     raise
         if self.loss_scale is not None:
@@ -110,6 +112,20 @@ class Step:
             set_learning_rates(optimizer, self.schedule, self.number)
         self.number += 1
         return passes
+
+    def _moved_by_passes(self) -> tuple[list[Tensor], list[int]]:
+        """What passes move before the optimizers do; without SAM the statistics move only after the last check."""
+        averages = [x.clone() for x in self._averages()] if self.sharpness is not None else []
+        return averages, self.discriminators.counts()
+
+    def _put_back(self, averages: list[Tensor], calls: list[int]) -> None:
+        for moved, before in zip(self._averages(), averages):
+            moved.copy_(before)
+        self.discriminators.recount(calls)
+
+    def _averages(self) -> list[Tensor]:
+        layers = self.groups.layers if self.groups is not None else []
+        return [buffer for layer in layers for buffer in layer.buffers()]
 
     def _passes(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         passes = {}

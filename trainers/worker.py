@@ -10,7 +10,9 @@ all workers and is told to the driver.
 from __future__ import annotations
 
 import math
+import resource
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -75,7 +77,8 @@ def train_worker(given: WorkerConfig) -> None:
         resume(loop, given.monitor)
         while loop.epoch < loop.recipe.train.epochs:
             metrics, scored = loop.run_epoch()
-            report(loop, metrics, evaluation_tensors(loop, scored))
+            metrics |= memory_metrics(loop.device)
+            report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
     except (InputError, NonFiniteLoss) as error:
         ray.get(given.monitor.post.remote("fatal", f"{type(error).__name__}: {error}"))
     except StopRequested:
@@ -112,8 +115,12 @@ def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
     return [found for found in reversed(known) if found.path != last.path]
 
 
-def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor]) -> None:
-    """All workers meet here. Rank 0 brings the checkpoint."""
+def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor], monitor: Any) -> None:
+    """All workers meet here. Rank 0 brings the checkpoint.
+
+    Raises:
+        OSError: it could not be written or copied to the run's storage; the driver is told. The one before stays.
+    """
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
     score = metrics.get("selection/score", NO_SCORE)
     content["retention"] = score if math.isfinite(score) else NO_SCORE
@@ -125,8 +132,22 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
     try:
         loop.save(folder, evaluation, state)
         ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    except OSError as error:
+        where = f"epoch {loop.epoch + 1} after step {loop.steps_done}" if loop.steps_done else f"epoch {loop.epoch}"
+        note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
+        ray.get(monitor.post.remote("note", note))
+        raise
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """The most MiB this process has held since it began, and on its GPU."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    metrics = {"memory/process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if device.type == "cuda":
+        metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return metrics
 
 
 def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
@@ -174,7 +195,7 @@ class Reporter(Observer):
     def between_steps(self, loop: Loop) -> None:
         stop = loop.steps_done % STEPS_BETWEEN_VOTES == 0 and self._agree_to_stop()
         if stop or (self.every_steps and loop.steps_done % self.every_steps == 0):
-            report(loop, {"partial": 1.0}, {})
+            report(loop, {"partial": 1.0}, {}, self.monitor)
         if stop:
             raise StopRequested
 

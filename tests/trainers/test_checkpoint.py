@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
@@ -74,6 +76,41 @@ def test_a_failed_write_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         save(trained[0], tmp_path / "checkpoint")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(trained: tuple[Loop, Path], tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"safetensors.*too large"):
+            save(trained[0], tmp_path / "checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def as_version_1(folder: Path) -> None:
+    """The form before checkpoints within an epoch: no place in the epoch, no list of bad pictures."""
+    state = folder / "state"
+    content = json.loads((state / "training.json").read_text())
+    del content["values"]["steps_done"]
+    (state / "training.json").write_text(json.dumps(content | {"schema_version": 1}))
+    tensors = load_file(state / "training.safetensors")
+    del tensors["arrays.bad_rows"]
+    save_file(tensors, state / "training.safetensors")
+    card = json.loads((folder / "model" / "model.json").read_text())
+    (folder / "model" / "model.json").write_text(json.dumps(card | {"schema_version": 1}))
+    (folder / "files.json").write_text(json.dumps(checkpoint.digests(folder)))
+
+
+def test_a_checkpoint_of_version_1_goes_on(run: Prepared, trained: tuple[Loop, Path], tmp_path: Path) -> None:
+    as_version_1(save(trained[0], tmp_path / "checkpoint"))
+    old, new = make_loop(run), make_loop(run)
+    old.load(tmp_path / "checkpoint")
+    new.load(trained[1])
+    assert (old.epoch, old.steps_done) == (1, 0)
+    assert old.run_epoch()[0]["loss/total"] == new.run_epoch()[0]["loss/total"]
+    assert checkpoint.load_card(tmp_path / "checkpoint" / "model").classes == run.card.classes
 
 
 def test_a_later_schema_is_refused(trained: tuple[Loop, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.journal import Journal, JournalCallback
 from trainers.loop import Loop, Observer
+from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.collective import Collective
 from trainers.run import Prepared, _claim
+from trainers.step import NonFiniteLoss
 
 
 class SaveAfter(Observer):
@@ -43,6 +47,30 @@ def test_from_the_middle_of_an_epoch_to_the_last_bit(run: Prepared, tmp_path: Pa
         assert {name: found[name] for name in same} == {name: wanted[name] for name in same}
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_a_step_that_is_not_finite_moves_nothing(run: Prepared) -> None:
+    loop = make_loop(run)
+    loop.run_epoch()
+    objective = loop.step.objective
+
+    def broken(outputs: Outputs, batch: Batch, collective: Collective, discriminators: Any) -> dict[str, torch.Tensor]:
+        terms = objective(outputs, batch, collective, discriminators)
+        # The first pass of SAM is well: it has moved the batch statistics when the second one fails.
+        return terms if discriminators is None else {name: value * torch.nan for name, value in terms.items()}
+
+    def state() -> dict[str, torch.Tensor]:
+        discriminators = loop.discriminators.state_dict(prefix="discriminators.")
+        return {name: value.clone() for name, value in (loop.network.state_dict() | discriminators).items()}
+
+    before, calls = state(), loop.discriminators.counts()
+    loop.step.objective = broken  # type: ignore[assignment]
+    with pytest.raises(NonFiniteLoss):
+        loop.run_epoch()
+    assert calls[0] > 0
+    assert loop.discriminators.counts() == calls
+    for name, value in state().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_bad_pictures_are_remembered(run: Prepared, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,11 @@ class PairDiscriminator(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._calls = int(self.calls)
 
+    def recount(self, calls: int) -> None:
+        """As if there had been so many earlier calls."""
+        self._calls = calls
+        self.calls.fill_(calls)
+
     def forward(self, features_BK: Tensor) -> Tensor:
         """[B, K] → logits [B] of belonging to the first domain of the pair."""
         coefficient = 2 / (1 + math.exp(-self._calls / 1000)) - 1
@@ -59,6 +64,18 @@ class Discriminators(nn.ModuleList):
     def __init__(self, num_domains: int, feature_width: int, num_classes: int) -> None:
         self.pairs = list(combinations(range(num_domains), 2))
         super().__init__(PairDiscriminator(feature_width * num_classes) for _ in self.pairs)
+
+    def counts(self) -> list[int]:
+        """Earlier calls of each, without asking the device."""
+        return [discriminator._calls for discriminator in self._each()]
+
+    def recount(self, counts: list[int]) -> None:
+        """Put back what `counts` gave."""
+        for discriminator, calls in zip(self._each(), counts):
+            discriminator.recount(calls)
+
+    def _each(self) -> list[PairDiscriminator]:
+        return cast("list[PairDiscriminator]", list(self))
 
 
 def adversarial(outputs: Outputs, batch: Batch, discriminators: Discriminators, smoothing: float) -> Tensor:
