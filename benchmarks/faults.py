@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Findin
         steps_lost=_steps_lost(folder, fault, run, restarted),
         seconds=round(seconds, 1),
         equal=run.all_steps() == reference,
-        said=notes[0].split(":", 1)[1].strip() if notes else "",
+        said=re.sub(r"/\S*/", "", notes[0].split(":", 1)[1].strip()) if notes else "",  # files without their folders
     )
 
 
