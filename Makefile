@@ -29,7 +29,6 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not stack"
 
-# pytest calls "nothing selected" exit 5: a machine without what a test needs skips it by name instead.
 test-stack: install
 	$(BIN)/python -m pytest -m stack
 

@@ -83,7 +83,10 @@ def _name(section: str) -> str:
 
 def page() -> str:
     """The page: a section for every result that is there."""
-    parts = ["# Results", "Measured on two CPU cores; made by `python -m benchmarks.tables`."]
+    parts = [
+        "# Results",
+        "Measured on two CPU cores that had other work besides: times are upper bounds. Made by `python -m benchmarks.tables`.",
+    ]
     for name, (title, write) in SECTIONS.items():
         file = RESULTS / f"{name}.json"
         if file.is_file():

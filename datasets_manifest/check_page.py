@@ -24,7 +24,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom
 vertical-align: top; border-bottom: 1px solid var(--line) } td.n { text-align: right; font-variant-numeric: tabular-nums }
 .bar { display: inline-block; height: .8em; background: var(--bar); margin-right: .4em }
 .fatal { font-weight: 700 } .fatal::before { content: "✖ " } .warning::before { content: "▲ " } .note::before { content: "● " }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; margin-top: 1rem }
 figure { margin: 0 } figcaption { font-size: .8rem; overflow-wrap: anywhere } img { max-width: 100%; border-radius: 4px }
 code { overflow-wrap: anywhere }
 """

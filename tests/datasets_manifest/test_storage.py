@@ -20,6 +20,8 @@ from datasets_manifest import images, storage
 from datasets_manifest.corpus import load_corpus, require_pictures
 from datasets_manifest.encode import Encoding, Vocabulary, encode_samples, index_table
 from datasets_manifest.errors import InputError
+from datasets_manifest.generated import write_postcards
+from datasets_manifest.pack import Packing, pack
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
 from datasets_manifest.text import build_tokenizer
@@ -187,3 +189,18 @@ def test_the_encode_task_reads_pictures_by_uri(s3: Put) -> None:
         "s3://photos/encode/bad.png: not an image",
         "s3://photos/encode/gone.png: missing",
     ]
+
+
+def test_a_packed_data_set_is_read_by_range(s3: Put, tmp_path: Path) -> None:
+    original = write_postcards(tmp_path / "cards", seed=2, train=9, val=3)["city"]
+    packed = pack(load_manifest(original), tmp_path / "packed", Packing()).manifest.parent
+    for file in packed.rglob("*"):
+        if file.is_file():
+            s3(f"packed/{file.relative_to(packed).as_posix()}", file.read_bytes())
+    remote = read_split(load_manifest("s3://photos/packed/manifest.yaml"), "train").table.to_pylist()
+    local = read_split(load_manifest(original), "train").table.to_pylist()
+    assert [row["id"] for row in remote] == [row["id"] for row in local]
+    for there, here in zip(remote, local):
+        found = [images.read_picture_bytes(path) for path in there["images"]]
+        assert found == [Path(path).read_bytes() for path in here["images"]]
+    assert "/shards/train-00000.shard#" in remote[0]["images"][0]
