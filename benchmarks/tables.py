@@ -69,9 +69,22 @@ def serving(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def refinement(content: dict[str, Any]) -> str:
+    select, gather = content["select"], content["gather"]
+    return (
+        f"{content['rows']:,} synthetic scores, {content['classes']} classes, rate {content['rate']:g}. "
+        f"`python -m benchmarks.refinement --out {_name('refinement')}`\n\n"
+        "| part | seconds | memory beside its input, MB |\n|---|---|---|\n"
+        f"| selection | {select['seconds']:.2f} | {select['mb']:.0f} |\n"
+        f"| exchange of the scores between {content['workers']} workers | {gather['seconds']:.2f} | {gather['mb']:.0f} |\n\n"
+        f"Of the exchanged scores a worker keeps {gather['bytes_a_row']:g} bytes a target sample."
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptation": ("It adapts", adaptation),
     "faults": ("What a fault costs", faults),
+    "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
     "serving": ("Serving", serving),
 }

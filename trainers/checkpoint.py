@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from datasets_manifest.encode import Vocabulary
 from datasets_manifest.errors import InputError
 from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe, make_recipe
+from trainers.schema_versions import Migration, migrate
 
 SCHEMA_VERSION = 2
 _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
@@ -136,7 +136,7 @@ def load_card(folder: Path) -> ModelCard:
     """Raises InputError: missing, damaged, or of an unknown schema version."""
     file = folder / "model.json"
     content = read_json(file)
-    _migrate(content, file, {})  # the same form in all versions
+    migrate(content, current=SCHEMA_VERSION, migrations={}, file=file)  # the same form in all versions
     try:
         tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         return ModelCard(
@@ -171,7 +171,7 @@ def load(
     verify(folder)
     load_model_weights(folder / "model", network)
     content = read_json(folder / "state" / "training.json")
-    _migrate(content, folder / "state" / "training.json", MIGRATIONS)
+    migrate(content, current=SCHEMA_VERSION, migrations=MIGRATIONS, file=folder / "state" / "training.json")
     tensors = read_tensors(folder / "state" / "training.safetensors")
     for name, module in modules.items():
         module.load_state_dict(_below(tensors, f"modules.{name}."))
@@ -218,27 +218,8 @@ def _within_an_epoch(content: dict[str, Any]) -> None:
     content["values"].setdefault("steps_done", 0)
 
 
-# Of training.json: version → what makes it the next one.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _within_an_epoch}
-
-
-def _migrate(content: dict[str, Any], file: Path, migrations: Mapping[int, Callable[[dict[str, Any]], None]]) -> None:
-    """Bring what an older version wrote to today's form.
-
-    Raises:
-        InputError: a later version, or none at all.
-    """
-    found = content.get("schema_version")
-    if type(found) is not int or not 1 <= found <= SCHEMA_VERSION:
-        raise InputError(
-            "was written by another version",
-            file=file,
-            field="schema_version",
-            value=found,
-            wanted=f"1 to {SCHEMA_VERSION}",
-        )
-    for version_before in range(found, SCHEMA_VERSION):
-        migrations.get(version_before, lambda _: None)(content)
+# Of training.json.
+MIGRATIONS: dict[int, Migration] = {1: _within_an_epoch}
 
 
 def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:

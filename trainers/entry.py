@@ -10,3 +10,10 @@ def train_worker(config: dict[str, ray.ObjectRef]) -> None:
     from trainers import worker
 
     worker.train_worker(ray.get(config["worker"]))
+
+
+def rehearse_worker(config: dict[str, ray.ObjectRef]) -> None:
+    """The same for trainers.rehearsal.rehearse_on_worker."""
+    from trainers import rehearsal
+
+    rehearsal.rehearse_on_worker(ray.get(config["worker"]))

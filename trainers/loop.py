@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets_manifest.corpus import Corpus
+from datasets_manifest.corpus import Corpus, Part
 from datasets_manifest.encode import Encoding, HostBatch
 from datasets_manifest.errors import InputError
 from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
@@ -88,7 +88,7 @@ class Loop:
         self.epoch = 0  # epochs completed
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
-        self.bad_rows = np.zeros(len(labels), np.int64)
+        self.bad_rows = np.zeros(len(labels), bool)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
         self._build()
@@ -138,7 +138,7 @@ class Loop:
             InputError: on every worker: too many pictures of a domain cannot be read.
         """
         started = time.perf_counter()
-        metrics = self._train_epoch(self._plan())
+        metrics = self._train_epoch(self.plan())
         trained = time.perf_counter()
         scored = self._score()
         metrics |= self._select(scored) | self._evaluate(scored)
@@ -183,13 +183,14 @@ class Loop:
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
         if self.step.loss_scale is not None and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
-        self.bad_rows[:] = 0
+        self.bad_rows[:] = False
         if "bad_rows" in state.arrays:  # schema version 1 did not keep them
-            self.bad_rows[state.arrays["bad_rows"].numpy()] = 1
+            self.bad_rows[state.arrays["bad_rows"].numpy()] = True
         named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
         self.totals = {name: total.to(self.device) for name, total in named}
 
-    def _plan(self) -> EpochPlan:
+    def plan(self) -> EpochPlan:
+        """The running epoch's plan."""
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
         if recipe.uacr.enabled and recipe.uacr.unselected == "drop":
@@ -213,22 +214,9 @@ class Loop:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
         for slice_, host in zip(slices, self.source.train(slices, encoding)):
             waited += time.perf_counter() - asked
-            self.bad_rows[[row for row, _ in host.bad]] = 1
+            self.bad_rows[[row for row, _ in host.bad]] = True
             self.observer.bad_pictures(host.bad)
-            batch = to_batch(
-                host,
-                slice_.labels_DB,
-                device=self.device,
-                dtype=self.dtype,
-                offset=slice_.offset,
-                global_batch=slice_.global_batch,
-            )
-            self._seed(slice_.step)
-            try:
-                passes = self.step(batch)
-            except NonFiniteLoss:
-                self.observer.not_finite(slice_)
-                raise
+            passes = self.run_step(slice_, host)
             for name, value in passes["second"].items():
                 self.totals[name] = self.totals.get(name, 0) + value
             self.steps_done += 1
@@ -249,14 +237,35 @@ class Loop:
             "speed/data_wait_fraction": waited / seconds,
         }
 
+    def run_step(self, slice_: StepSlice, host: HostBatch) -> Passes:
+        """One optimisation step on the encoded rows of `slice_`. Raises NonFiniteLoss: on every worker."""
+        batch = to_batch(
+            host,
+            slice_.labels_DB,
+            device=self.device,
+            dtype=self.dtype,
+            offset=slice_.offset,
+            global_batch=slice_.global_batch,
+        )
+        self._seed(slice_.step)
+        try:
+            return self.step(batch)
+        except NonFiniteLoss:
+            self.observer.not_finite(slice_)
+            raise
+
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
         sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
-    def _score(self) -> Scored:
+    def eval_plan(self) -> tuple[list[Part], EvalPlan]:
+        """What is scored after an epoch: the target's training rows and all validation rows."""
         parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
-        plan = EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
+        return parts, EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
+
+    def _score(self) -> Scored:
+        parts, plan = self.eval_plan()
         encoding = make_encoding(self.recipe, self.card.vocabulary)
         batches = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
         return score_parts(
@@ -297,7 +306,7 @@ class Loop:
         else:
             prior = uniform_prior(len(self.corpus.classes))
         kept = select(columns["label"], columns["score"], rate, prior)
-        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept]
+        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept].astype(np.int64)
         metrics = {"uacr/rate": rate, "uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(target)}
         metrics |= {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
         true = self.labels[target.start : target.stop]
@@ -342,4 +351,4 @@ class Loop:
 
     def _bad_anywhere(self) -> np.ndarray:
         """Of each row, whether any worker found a picture of it bad."""
-        return self.collective.sum_(torch.from_numpy(self.bad_rows.copy()).to(self.device)).cpu().numpy() > 0
+        return self.collective.sum_(torch.from_numpy(self.bad_rows.astype(np.int32)).to(self.device)).cpu().numpy() > 0

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.journal import EpochRecord, Journal
 
@@ -25,9 +26,15 @@ class Monitor:
         self._messages: list[Message] = []
         self._beats: dict[int, tuple[int, int]] = {}
         self._stop = False
+        self._over = False
 
     def post(self, kind: str, content: Any) -> None:
+        self._over |= kind in ("fatal", "memory")
         self._messages.append((kind, content))
+
+    def is_over(self) -> bool:
+        """Whether something happened that no restart can mend."""
+        return self._over
 
     def beat(self, rank: int, epoch: int, step: int) -> bool:
         """A worker is at this step; the answer is whether it is to stop."""
@@ -44,6 +51,12 @@ class Monitor:
     def drain(self) -> list[Message]:
         taken, self._messages = self._messages, []
         return taken
+
+
+def start_monitor() -> Any:
+    """A Monitor on the driver's own node: it must outlive the others."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class Listener:
@@ -74,7 +87,9 @@ class Listener:
         self.on_step, self.on_epoch = on_step, on_epoch
         self.run_folder, self.trace_file = run_folder, trace
         self.fatal: str | None = None
+        self.out_of_memory: str | None = None  # which worker
         self.stopped: dict[str, int] | None = None
+        self.measured: dict[str, Any] | None = None  # by a rehearsal
         self._stop_workers = stop
         self._asked_to_stop = False
         self._trace: TextIO | None = None
@@ -163,6 +178,12 @@ class Listener:
         told = [f"rank {rank} at epoch {epoch} step {step}" for rank, (epoch, step) in sorted(beats.items())]
         late = [str(rank) for rank, place in sorted(beats.items()) if place < last]
         return ", ".join(told) + (f"; behind: rank {', '.join(late)}" if late else "")
+
+    def _take_measured(self, content: dict[str, Any]) -> None:
+        self.measured = content
+
+    def _take_memory(self, content: str) -> None:
+        self.out_of_memory = self.out_of_memory or content
 
     def _take_fatal(self, content: str) -> None:
         self.fatal = self.fatal or content

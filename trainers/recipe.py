@@ -8,16 +8,27 @@ A recipe file states only what differs from its preset:
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
 from trainers.published_config import is_published_form, recipe_tree
+from trainers.schema_versions import Migration, migrate
 from trainers.selection import Validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,6 +36,10 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
+
+
+SCHEMA_VERSION = 1  # of recipes; whoever changes a key's name or meaning raises it and adds to MIGRATIONS
+MIGRATIONS: dict[int, Migration] = {}
 
 
 class _Section(BaseModel):
@@ -181,6 +196,7 @@ class Cluster(_Section):
     cpus_per_worker: Positive | None = None  # None: half the cluster's CPUs, shared; the other half prepares data
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: Annotated[int, Field(ge=-1)] = 1  # restarts of the workers; -1: without end
+    resize_interval_s: Positive = 60  # elastic workers: time between looks at whether the cluster has grown or shrunk
     timeout_s: Annotated[float, Field(ge=1)] = 1800  # a worker that the others wait for so long is given up
     grace_s: Positive = 60  # from a request to stop until the command ends without its checkpoint
 
@@ -203,6 +219,7 @@ class Cluster(_Section):
 class Checkpoints(_Section):
     keep: Count | None = None  # how many epochs' checkpoints stay; None: all
     every_steps: Count | None = None  # also within an epoch; None: at epochs' ends only
+    max_disk: ByteSize | None = None  # bytes, or such as 20GB, for all of a run's checkpoints: as many stay as fit
 
 
 class Tracking(_Section):
@@ -218,7 +235,7 @@ class Run(_Section):
 
 
 class Recipe(_Section):
-    schema_version: Literal[1] = 1
+    schema_version: int = SCHEMA_VERSION
     preset: Literal["recommended", "published"] = "recommended"
     data: Data
     encoders: Encoders = Encoders()
@@ -294,6 +311,12 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
 
 def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
     """Validate a tree of values on top of its preset. Manifest paths become relative to `file`'s folder."""
+    tree = migrate(
+        {"schema_version": SCHEMA_VERSION, **copy.deepcopy(tree)},
+        current=SCHEMA_VERSION,
+        migrations=MIGRATIONS,
+        file=file,
+    )
     name = tree.get("preset", "recommended")
     if not isinstance(name, str) or name not in PRESETS:
         close = nearest(str(name), PRESETS)

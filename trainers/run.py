@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,22 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.corpus import Corpus, load_corpus, require_pictures
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_whole
-from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard, read_json, read_tensors
+from trainers.cluster import worker_resources
+from trainers.disk import checkpoint_bytes, require_disk, retention
 from trainers.entry import train_worker
 from trainers.journal import EpochRecord, Journal, JournalCallback
+from trainers.memory import ended_by_memory, out_of_memory
 from trainers.precision import expected_device, require_device
 from trainers.probe import require_parts, require_statistics
-from trainers.progress import Listener, Monitor
+from trainers.progress import Listener, start_monitor
 from trainers.recipe import Recipe, make_recipe
 from trainers.selection import NEED_SOURCE_VALIDATION, Evidence, choose_candidate, verdicts
 from trainers.vocabulary import make_vocabulary
@@ -78,6 +80,7 @@ class Prepared:
     corpus: Corpus
     card: ModelCard
     notes: list[str]
+    checkpoint_bytes: int  # of one checkpoint; a little more than its real size
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -130,7 +133,9 @@ def prepare(recipe: Recipe) -> Prepared:
     require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     storage = Path(recipe.run.storage).resolve()
-    return Prepared(recipe, name, storage / name, corpus, card, notes)
+    size = checkpoint_bytes(network, recipe, corpus, vocabulary.json)
+    notes += require_disk(recipe, size, storage / name)
+    return Prepared(recipe, name, storage / name, corpus, card, notes, size)
 
 
 def start_ray(address: str | None) -> bool:
@@ -180,11 +185,45 @@ def train(
         RunFailed: training ended without a model.
         RunStopped: `stop` was set.
     """
-    recipe = prepared.recipe
     _claim(prepared)
-    scaling, share = _resources(recipe)
+    trainer, listener = start_workers(
+        prepared,
+        train_worker,
+        restarts=prepared.recipe.cluster.max_failures,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        trace=trace,
+        stop=stop,
+    )
+    with ended_with(listener, prepared), listener:
+        result = trainer.fit()
+    if listener.stopped is not None:
+        raise RunStopped(
+            f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
+            f"run.name={prepared.name} goes on from there"
+        )
+    return _outcome(prepared, listener.journal.read(), result)
+
+
+def start_workers(
+    prepared: Prepared,
+    worker: Callable[[dict[str, Any]], None],
+    *,
+    restarts: int,
+    on_step: Callable[[dict[str, Any]], None] = lambda content: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    trace: Path | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[TorchTrainer, Listener]:
+    """The trainer whose `fit` runs `worker` on the recipe's workers, and what listens to them meanwhile.
+
+    Raises:
+        InputError: the cluster lacks what the recipe asks for.
+    """
+    recipe = prepared.recipe
+    scaling, share = worker_resources(recipe)
     journal = Journal(str(prepared.folder / "journal"))
-    monitor = Monitor.remote()  # type: ignore[attr-defined]
+    monitor = start_monitor()
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
@@ -193,17 +232,18 @@ def train(
         monitor=monitor,
         trace=trace is not None,
         threads=max(1, int(scaling.resources_per_worker["CPU"])),
+        folder=prepared.folder,
     )
     trainer = TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config={"worker": ray.put(config)},
         torch_config=TorchConfig(timeout_s=int(recipe.cluster.timeout_s)),
         scaling_config=scaling,
         run_config=RunConfig(
             name=prepared.name,
             storage_path=str(prepared.folder.parent),
-            failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            checkpoint_config=_retention(recipe),
+            failure_config=FailureConfig(max_failures=restarts),
+            checkpoint_config=retention(recipe, prepared.checkpoint_bytes),
             callbacks=[JournalCallback(journal.folder)],
         ),
     )
@@ -216,19 +256,26 @@ def train(
         run_folder=prepared.folder,
         trace=trace,
     )
+    return trainer, listener
+
+
+@contextlib.contextmanager
+def ended_with(listener: Listener, prepared: Prepared) -> Iterator[None]:
+    """Put what ended the workers into words.
+
+    Raises:
+        RunFailed: they failed, or told the driver of something that no restart can mend.
+    """
+    failed: ray.train.TrainingFailedError | None = None
     try:
-        with listener:
-            result = trainer.fit()
+        yield
     except ray.train.TrainingFailedError as error:
-        raise RunFailed(listener.fatal or f"{error}\nThe workers: {listener.where()}") from error
-    if listener.fatal is not None:
-        raise RunFailed(listener.fatal)
-    if listener.stopped is not None:
-        raise RunStopped(
-            f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
-            f"run.name={prepared.name} goes on from there"
-        )
-    return _outcome(prepared, journal.read(), result)
+        failed = error
+    full = listener.out_of_memory or (ended_by_memory(failed) if failed is not None else None)
+    if full is not None:
+        raise RunFailed(out_of_memory(prepared.card, prepared.corpus, full)) from failed
+    if listener.fatal is not None or failed is not None:
+        raise RunFailed(listener.fatal or f"{failed}\nThe workers: {listener.where()}") from failed
 
 
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
@@ -236,13 +283,21 @@ _FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
 
 def _claim(prepared: Prepared) -> None:
-    """Make the run's folder with its recipe. A folder that is there belongs to this run only if the recipe is the same.
+    """Make the run's folder with its recipe, unless it is there. Raises InputError: the name is another recipe's."""
+    file = prepared.folder / "recipe.json"
+    require_own_name(prepared)
+    if not file.is_file():
+        recipe = prepared.recipe.model_dump(mode="json")
+        write_whole(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
+
+
+def require_own_name(prepared: Prepared) -> None:
+    """A run's folder that is there belongs to this run only if the recipe is the same.
 
     Raises:
         InputError: the name is another recipe's.
     """
     file = prepared.folder / "recipe.json"
-    recipe = prepared.recipe.model_dump(mode="json")
     if file.is_file():
         before, now = make_recipe(read_json(file), str(file)).flat(), prepared.recipe.flat()
         changed = [key for key in now if now[key] != before.get(key) and not key.startswith(_FREE)]
@@ -253,41 +308,6 @@ def _claim(prepared: Prepared) -> None:
                 value=prepared.name,
                 wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
             )
-        return
-    write_whole(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
-
-
-def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
-    """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise."""
-    total = ray.cluster_resources()
-    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
-    use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
-    if use_gpu and gpus < workers:
-        raise InputError(
-            "the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}"
-        )
-    each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
-    left = (cpus - each * workers) / workers
-    if left <= 0:
-        raise InputError(
-            f"{workers} workers take all of the cluster's {cpus:g} CPUs and none is left to prepare data",
-            field="cluster.cpus_per_worker",
-            value=each,
-            wanted=f"less than {cpus / workers:g}",
-        )
-    scaling = ScalingConfig(
-        num_workers=recipe.cluster.workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)}
-    )
-    memory = total.get("object_store_memory", 0.0)
-    return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
-
-
-def _retention(recipe: Recipe) -> CheckpointConfig:
-    """Ray always keeps the newest. Of the others, those of epochs' ends by score, then those from within an epoch."""
-    keep = recipe.checkpoint.keep
-    if keep is None and recipe.checkpoint.every_steps is None:
-        return CheckpointConfig()
-    return CheckpointConfig(num_to_keep=keep or recipe.train.epochs + 1, checkpoint_score_attribute="retention")
 
 
 def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Outcome:

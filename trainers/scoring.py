@@ -25,7 +25,7 @@ COLUMNS = ("label", "score", "prob", "variance")
 class Scored:
     """Of the rows of some parts, on every worker the same.
 
-    columns: COLUMNS by name, [rows of all parts].
+    columns: COLUMNS by name, [rows of all parts]; 16 bytes a row in float32.
     parts: in the order of the columns' rows.
     target_mean_probs_C, target_mean_entropy: over the target's training rows.
     target_prior_C: their class shares by expectation-maximisation, None if that was not wanted.
@@ -74,7 +74,7 @@ def score_parts(
     training = network.training
     network.eval()
     target_stop = parts[0].stop
-    scored: list[Tensor] = []
+    scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     probs: list[np.ndarray] = []
     sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
     for host in batches:
@@ -83,7 +83,9 @@ def score_parts(
         collector.add(host.rows, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
         scores = score_samples(logits_HBC)
-        scored.append(torch.stack([getattr(scores, name).to(dtype) for name in COLUMNS], 1).cpu())
+        for name, column in scored.items():
+            value = getattr(scores, name)
+            column.append(value.to(torch.int32 if name == "label" else dtype).cpu())
         in_target = (host.rows >= parts[0].start) & (host.rows < target_stop)
         if in_target.any():
             probs_BC = logits_HBC.mean(0).softmax(-1).double().cpu()[torch.from_numpy(in_target)]
@@ -103,8 +105,17 @@ def score_parts(
     if source_prior_C is not None:
         mine = np.concatenate(probs) if probs else np.empty((0, network.num_classes), np.float32)
         prior = estimate_prior(mine, source_prior_C, total)
-    local = torch.cat(scored) if scored else torch.empty(0, len(COLUMNS), dtype=dtype)
-    everyone = collective.gather(local.to(device)[None], sum(map(len, parts)))[0].cpu().numpy()
-    columns = {name: everyone[:, i] for i, name in enumerate(COLUMNS)}
-    columns["label"] = columns["label"].astype(np.int64)
+    columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
     return Scored(columns, parts, mean[:-1], float(mean[-1]), prior, evidence)
+
+
+def gather_columns(
+    scored: dict[str, list[Tensor]], rows: int, collective: Collective, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, np.ndarray]:
+    """All workers' rows, in rank order, a column at a time: beside the result, at most two columns are held."""
+    columns = {}
+    for name, mine in scored.items():
+        local = torch.cat(mine) if mine else torch.empty(0, dtype=torch.int32 if name == "label" else dtype)
+        mine.clear()
+        columns[name] = collective.gather(local.to(device)[None, :, None], rows)[0, :, 0].cpu().numpy()
+    return columns

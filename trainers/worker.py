@@ -9,7 +9,10 @@ all workers and is told to the driver.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import platform
 import resource
 import shutil
 import sys
@@ -31,13 +34,20 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.plan import EpochPlan, StepSlice
 from datasets_manifest.stream import Share, Stream, quiet
 from trainers.checkpoint import ModelCard
+from trainers.logs import Place, worker_log
 from trainers.loop import Loop, Observer, Passes
 from trainers.m2can.collective import Collective, DistributedCollective
+from trainers.memory import is_out_of_memory
 from trainers.precision import require_device
 from trainers.scoring import Scored
 from trainers.step import NonFiniteLoss
 
+_log = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_MESSAGES = 0.5
+SECONDS_BETWEEN_LINES = 30.0  # of the log, about steps
+SHOWN = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wait_fraction", "memory/process_peak_mib",
+         "memory/gpu_peak_mib")  # fmt: skip
 NO_SCORE = -1e9  # finite: what Ray keeps of a run for a restart goes through JSON
 STEPS_BETWEEN_VOTES = 5  # an exchange each
 
@@ -53,36 +63,79 @@ class WorkerConfig:
     monitor: Any
     trace: bool
     threads: int  # of torch, on the CPU
+    folder: Path  # of the run
 
 
 def train_worker(given: WorkerConfig) -> None:
     """Entry point of a Ray Train worker."""
+    if ray.get(given.monitor.is_over.remote()):
+        return  # Ray started the workers again, but what ended them would come again
+    place = Place(given.folder.name, ray.train.get_context().get_world_rank())
+    with worker_log(given.folder, place):
+        try:
+            train_to_the_end(make_loop(given, place), given.monitor)
+        except Exception as error:
+            _log.exception("the worker ends")
+            if not end_for_good(error, given):
+                raise
+
+
+def train_to_the_end(loop: Loop, monitor: Any) -> None:
+    """From the last checkpoint, if there is one, until the last epoch is done or the run is asked to stop."""
+    resume(loop, monitor)
+    try:
+        while loop.epoch < loop.recipe.train.epochs:
+            metrics, scored = loop.run_epoch()
+            metrics |= memory_metrics(loop.device)
+            _log.info(
+                "epoch %d done: %s", loop.epoch, ", ".join(f"{k} {metrics[k]:.4g}" for k in SHOWN if k in metrics)
+            )
+            report(loop, metrics, evaluation_tensors(loop, scored), monitor)
+    except StopRequested:
+        _log.info("asked to stop")
+        ray.get(monitor.post.remote("stopped", {"epoch": loop.epoch + 1, "step": loop.steps_done}))
+
+
+def make_loop(given: WorkerConfig, place: Place) -> Loop:
+    """This worker's loop, at the beginning of a run.
+
+    Raises:
+        InputError: the device lacks what the recipe asks for.
+    """
     quiet()
     # Left alone, every worker on a node would start a thread for each of the node's cores.
     torch.set_num_threads(given.threads)
     context = ray.train.get_context()
     collective = DistributedCollective() if context.get_world_size() > 1 else Collective()
     table = ray.get(given.table)
-    loop = Loop(
+    device = ray.train.torch.get_device()
+    require_device(given.card.recipe, device)
+    _log.info(
+        "%d workers, this one on %s of %s, process %d", context.get_world_size(), device, platform.node(), os.getpid()
+    )
+    return Loop(
         given.card,
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
         source=Stream(given.table, given.share),
         collective=collective,
-        device=ray.train.torch.get_device(),
-        observer=Reporter(given, table, collective),
+        device=device,
+        observer=Reporter(given, table, collective, place),
     )
-    try:
-        require_device(given.card.recipe, loop.device)
-        resume(loop, given.monitor)
-        while loop.epoch < loop.recipe.train.epochs:
-            metrics, scored = loop.run_epoch()
-            metrics |= memory_metrics(loop.device)
-            report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
-    except (InputError, NonFiniteLoss) as error:
+
+
+def end_for_good(error: Exception, given: WorkerConfig) -> bool:
+    """Tell the driver about an error that no restart can mend; whether all workers have it, so that this one may return.
+
+    Memory runs out on one worker: its error must be raised, or the others would wait for it.
+    """
+    if isinstance(error, InputError | NonFiniteLoss):
         ray.get(given.monitor.post.remote("fatal", f"{type(error).__name__}: {error}"))
-    except StopRequested:
-        ray.get(given.monitor.post.remote("stopped", {"epoch": loop.epoch + 1, "step": loop.steps_done}))
+        return True
+    if is_out_of_memory(error):
+        rank, words = ray.train.get_context().get_world_rank(), str(error).splitlines() or [""]
+        ray.get(given.monitor.post.remote("memory", f"rank {rank}: {type(error).__name__}: {words[0]}"))
+    return False
 
 
 class StopRequested(Exception):
@@ -97,14 +150,19 @@ def resume(loop: Loop, monitor: Any) -> None:
     """
     last = ray.train.get_checkpoint()
     if last is None:
-        return None
+        return
     problems = []
     for checkpoint in [last, *earlier(last)]:
         try:
             with checkpoint.as_directory() as folder:
-                return loop.load(Path(folder))
+                loop.load(Path(folder))
+                _log.info(
+                    "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
+                )
+                return
         except InputError as error:
             problems.append(str(error))
+            _log.warning("a checkpoint is left out: %s", error)
             monitor.post.remote("note", f"a checkpoint is left out: {error}")
     raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
 
@@ -132,6 +190,7 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
     try:
         loop.save(folder, evaluation, state)
         ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        _log.info("checkpoint of step %d since the run began", loop.step.number)
     except OSError as error:
         where = f"epoch {loop.epoch + 1} after step {loop.steps_done}" if loop.steps_done else f"epoch {loop.epoch}"
         note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
@@ -164,7 +223,7 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
 class Reporter(Observer):
     """Sends what the loop tells to the driver's monitor; rank 0 alone speaks of losses."""
 
-    def __init__(self, config: WorkerConfig, table: pa.Table, collective: Collective) -> None:
+    def __init__(self, config: WorkerConfig, table: pa.Table, collective: Collective, place: Place) -> None:
         self.monitor, self.trace, self.rank = config.monitor, config.trace, collective.rank
         self.collective = collective
         self.every_steps = config.card.recipe.checkpoint.every_steps
@@ -173,9 +232,15 @@ class Reporter(Observer):
         self.domains = [part.domain for part in config.corpus.train]
         self.ids = table["id"]
         self._told = 0.0
+        self.place = place
+        self._logged = 0.0
 
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
         now = time.monotonic()
+        self.place.epoch, self.place.step = slice_.epoch + 1, slice_.step + 1
+        if now - self._logged > SECONDS_BETWEEN_LINES:
+            self._logged = now
+            _log.info("of %d steps; loss %.5g", plan.num_steps, float(passes["second"]["total"]))
         due = now - self._told > SECONDS_BETWEEN_MESSAGES or slice_.step + 1 == plan.num_steps
         if due and self._heard():
             self._answer = self.monitor.beat.remote(self.rank, slice_.epoch + 1, slice_.step + 1)
@@ -216,6 +281,8 @@ class Reporter(Observer):
         return bool(ready)
 
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
+        for row, problem in bad:
+            _log.warning("record %s: %s", self.ids[row].as_py(), problem)
         if bad:
             self.monitor.post.remote("bad", [(self.ids[row].as_py(), problem) for row, problem in bad])
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,10 @@ def train(
     address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write every step's loss terms to this file (JSON lines).")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, run a few steps, print memory, time and disk; keep nothing."),
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Train a recipe on a Ray cluster, register the model in MLflow."""
@@ -41,11 +46,45 @@ def train(
     if address is not None:
         overrides.append(f"cluster.address={address}")
     file = recipe if recipe.is_file() else packaged_recipe(str(recipe)) or recipe
+    if dry_run:
+        rehearse_recipe(load_recipe(file, overrides), as_json=json_)
+        return
     result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace)
     if json_:
         print_json(result)
     else:
         print_result(result)
+
+
+def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
+    """What a run of the recipe would take, from a few of its steps."""
+    from trainers.disk import megabytes
+    from trainers.publish import tracking_uri
+    from trainers.rehearsal import rehearse
+    from trainers.run import prepare, set_threads, start_ray
+
+    set_threads()
+    prepared = prepare(recipe)
+    if recipe.tracking.enabled:
+        tracking_uri(recipe)  # an address that MLflow does not know is refused
+    for note in prepared.notes:
+        typer.echo(f"note: {note}", err=True)
+    start_ray(recipe.cluster.address)
+    found = rehearse(prepared)
+    if as_json:
+        print_json({"event": "dry-run", **asdict(found)})
+        return
+    memory = ", ".join(f"{kind} {mib:,.0f} MiB" for kind, mib in found.memory_mib.items())
+    hours, minutes = divmod(found.epoch_s * recipe.train.epochs / 60, 60)
+    typer.echo(f"workers      {found.workers} on {found.device}; {found.steps} steps tried")
+    typer.echo(f"peak memory  {memory} (the largest worker; its data is prepared in processes of their own)")
+    typer.echo(f"an epoch     {found.epoch_s:,.1f} s: {found.steps_per_epoch} steps of {found.step_s:.3f} s, "
+               f"{found.eval_batches} batches scored in {found.eval_batch_s:.3f} s each")  # fmt: skip
+    typer.echo(
+        f"the run      {int(hours)} h {minutes:.0f} min for {recipe.train.epochs} epochs, without start and report"
+    )
+    typer.echo(f"checkpoints  {megabytes(found.checkpoint_bytes)} each, at most {found.checkpoints} at a time: "
+               f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 
 def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_a_later_schema_is_refused(trained: tuple[Loop, Path], tmp_path: Path) -
     folder = save(trained[0], tmp_path / "checkpoint")
     card = json.loads((folder / "model" / "model.json").read_text())
     (folder / "model" / "model.json").write_text(json.dumps(card | {"schema_version": 99}))
-    with pytest.raises(InputError, match="another version") as caught:
+    with pytest.raises(InputError, match="newer version") as caught:
         Predictor.load(folder)
     assert "99" in str(caught.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
 
 
 @pytest.mark.slow
+def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
+    folder = one_and_two[1][0].folder
+    assert sorted(file.name for file in (folder / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    for rank in (0, 1):
+        lines = (folder / "logs" / f"rank-{rank}.log").read_text().splitlines()
+        assert all(re.match(rf"\S+ \S+ [A-Z]+ run=on-2 rank={rank} epoch=\d+ step=\d+ \S+: ", line) for line in lines)
+        assert "2 workers, this one on cpu" in lines[0]
+        assert any("epoch=2 step=5 trainers.worker: epoch 2 done: loss/total" in line for line in lines)
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path, ray_cluster: None) -> None:
     rates = [f"optimizer.lr.{part}=1e30" for part in ("encoders", "projections", "fusion", "heads")]
     prepared = prepared_run(tmp_path, [*rates, "train.epochs=2", "run.name=diverges", "cluster.workers=2"])
@@ -142,7 +154,7 @@ def test_bad_recipes_are_refused_by_prepare(tmp_path: Path, overrides: list[str]
 def test_sources_only_reads_nothing_of_the_target(tmp_path: Path) -> None:
     off = ["uacr.enabled=false", *(f"objective.{term}=0" for term in ("cmcfa", "cdcfa", "cdafa", "mcc"))]
     loop = make_loop(prepared_run(tmp_path, off))
-    plan = loop._plan()
+    plan = loop.plan()
     target = loop.corpus.train[-1]
     assert plan.num_domains == 2
     assert not np.isin(plan.rows_DN, target.rows).any()

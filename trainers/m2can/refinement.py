@@ -63,14 +63,20 @@ def select(label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.nd
     Returns:
         row numbers kept, ascending.
     """
-    kept = []
+    kept_N = np.zeros(len(label_N), bool)
     for c, prior in enumerate(prior_C):
         rows = np.flatnonzero(label_N == c)
         # The tiny slack keeps a product like 0.3·100/3·… from losing a row to rounding.
-        quota = int(np.floor(rate * len(label_N) * prior + 1e-9))
-        order = np.argsort(-score_N[rows], kind="stable")
-        kept.append(rows[order[:quota]])
-    return np.sort(np.concatenate(kept))
+        quota = min(int(np.floor(rate * len(label_N) * prior + 1e-9)), len(rows))
+        if quota == 0:
+            continue
+        # What is not a number comes last. A partition finds the last score that is kept, without sorting the others.
+        below = np.nan_to_num(-score_N[rows], copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        last = np.partition(below, quota - 1)[quota - 1]
+        surer, equal = rows[below < last], rows[below == last]
+        kept_N[surer] = True
+        kept_N[equal[: quota - len(surer)]] = True
+    return np.flatnonzero(kept_N)
 
 
 def uniform_prior(num_classes: int) -> np.ndarray:

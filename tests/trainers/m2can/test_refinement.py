@@ -101,3 +101,21 @@ def test_estimated_prior_recovers_the_shift() -> None:
 def test_estimated_prior_without_a_shift_stays() -> None:
     probs = np.array([[0.9, 0.1], [0.1, 0.9]])
     assert estimate_prior(probs, np.array([0.5, 0.5])) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_selection_is_that_of_a_full_sort(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    number = int(generator.integers(1, 400))
+    labels = generator.integers(0, 4, number)
+    scores = generator.integers(0, 12, number).astype(np.float32) / 12  # many ties
+    scores[generator.random(number) < 0.05] = np.nan
+    prior, rate = generator.dirichlet(np.ones(4)), float(generator.random())
+    wanted = []
+    for c in range(4):
+        rows = np.flatnonzero(labels == c)
+        order = np.argsort(-scores[rows], kind="stable")
+        wanted.append(rows[order[: int(np.floor(rate * number * prior[c] + 1e-9))]])
+    before = scores.copy()
+    np.testing.assert_array_equal(select(labels, scores, rate, prior), np.sort(np.concatenate(wanted)))
+    np.testing.assert_array_equal(scores, before)

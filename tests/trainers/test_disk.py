@@ -1,0 +1,80 @@
+"""How much disk checkpoints take, and what is refused before a run fills it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datasets_manifest.errors import InputError
+from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
+from trainers.disk import most_at_once, retention
+from trainers.recipe import make_recipe
+from trainers.run import prepare, train
+from trainers.worker import evaluation_tensors
+
+
+@pytest.mark.parametrize("settings", [[], ["train.precision=fp64", "optimizer.type=sgd"]], ids=["adam", "sgd in fp64"])
+def test_size_is_known_before_the_first_checkpoint(tmp_path: Path, settings: list[str]) -> None:
+    run = prepared_run(tmp_path, ["uacr.warmup=1", "uacr.start=1", "encoders.text.hidden=256", *settings])
+    loop = make_loop(run)
+    _, scored = loop.run_epoch()
+    loop.save(tmp_path / "checkpoint", evaluation_tensors(loop, scored))
+    real = sum(file.stat().st_size for file in (tmp_path / "checkpoint").rglob("*") if file.is_file())
+    assert real <= run.checkpoint_bytes <= 1.03 * real
+
+
+def keeping(**settings: Any) -> Any:
+    return make_recipe({"data": {"sources": ["a"], "target": "b"}, "checkpoint": settings, "train": {"epochs": 10}})
+
+
+def test_as_many_stay_as_fit() -> None:
+    assert retention(keeping(max_disk="2GB"), 200_000_000).num_to_keep == 8
+    assert retention(keeping(max_disk="2GB", keep=3), 200_000_000).num_to_keep == 3
+    assert retention(keeping(max_disk="60GB"), 200_000_000).num_to_keep == 11
+    assert retention(keeping(every_steps=5), 200_000_000).num_to_keep == 11
+    assert retention(keeping(), 200_000_000).num_to_keep is None
+    for recipe in (keeping(max_disk="2GB"), keeping(max_disk=2_099_999_999)):
+        assert most_at_once(recipe, 200_000_000) * 200_000_000 <= recipe.checkpoint.max_disk
+
+
+def test_too_small_a_budget_is_refused(tmp_path: Path) -> None:
+    size = prepared_run(tmp_path).checkpoint_bytes
+    with pytest.raises(InputError, match=rf"checkpoint\.max_disk.*at least {3 * size}"):
+        prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size - 1}"])
+    assert prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size}"]).notes == []
+
+
+def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepared_run(tmp_path, ["train.epochs=4"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * run.checkpoint_bytes - 1))
+    assert any("set checkpoint.keep or checkpoint.max_disk" in note for note in prepare(run.recipe).notes)
+    with pytest.raises(InputError, match=r"checkpoint\.max_disk.*free"):
+        prepared_run(tmp_path, ["train.epochs=4", "checkpoint.max_disk=1GB"])
+    named = ["train.epochs=4", "checkpoint.max_disk=1GB", "run.name=known"]
+    before = tmp_path / "runs" / "known" / "checkpoint_1"
+    before.mkdir(parents=True)
+    (before / "model.safetensors").write_bytes(b"\0" * 3 * run.checkpoint_bytes)  # a run that goes on has some already
+    assert prepared_run(tmp_path, named).notes == []
+
+
+@pytest.mark.slow
+def test_a_run_stays_within_its_budget(tmp_path: Path, ray_cluster: None) -> None:
+    size = prepared_run(tmp_path).checkpoint_bytes
+    budget = 3 * size
+    settings = [f"checkpoint.max_disk={budget}", "checkpoint.every_steps=2", "train.epochs=2", "run.name=tight"]
+    run = prepare(small_recipe(tmp_path, settings))
+    most = 0
+
+    def weigh(_: Any) -> None:
+        nonlocal most
+        files = [file for file in run.folder.glob("checkpoint_*/**/*") if file.is_file()]
+        most = max(most, sum(file.stat().st_size for file in files if file.exists()))
+
+    outcome = train(run, on_step=weigh, on_epoch=weigh)
+    weigh(None)
+    assert outcome.checkpoint.is_dir()
+    assert size / 2 < most <= budget

@@ -1,0 +1,42 @@
+"""What the workers take of a cluster, and what is left to prepare their data."""
+
+from __future__ import annotations
+
+import ray
+from ray.train import ScalingConfig
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream import Share
+from trainers.recipe import Recipe
+
+
+def worker_resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
+    """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise.
+
+    Raises:
+        InputError: the cluster has too little.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
+    use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
+    if use_gpu and gpus < workers:
+        raise InputError(
+            "the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}"
+        )
+    each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
+    left = (cpus - each * workers) / workers
+    if left <= 0:
+        raise InputError(
+            f"{workers} workers take all of the cluster's {cpus:g} CPUs and none is left to prepare data",
+            field="cluster.cpus_per_worker",
+            value=each,
+            wanted=f"less than {cpus / workers:g}",
+        )
+    scaling = ScalingConfig(
+        num_workers=recipe.cluster.workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": each, "GPU": int(use_gpu)},
+        elastic_resize_monitor_interval_s=recipe.cluster.resize_interval_s,
+    )
+    memory = total.get("object_store_memory", 0.0)
+    return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
