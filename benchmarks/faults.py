@@ -3,7 +3,8 @@
     python -m benchmarks.faults [--only worker-killed …] [--out benchmarks/results/faults.json]
 
 Every fault hits a run of its own on the generated data set. The run ends by itself or is started again under its name;
-every step's losses are compared, digit for digit, with those of a run that nothing happened to.
+every step's losses are compared, digit for digit, with those of a run that nothing happened to; where the number of
+workers changes, in double precision, to a millionth.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 import psutil
 import yaml
 
+from benchmarks.fault_services import MlflowServer, three_nodes
+
 EPOCHS, STEPS = 3, 10  # of the small recipe below
 SETTINGS: dict[str, Any] = {
     "data": {"pictures": {"resize": 54, "crop": 48}, "texts": {"max_tokens": 64}, "samples_per_epoch": 8 * STEPS},
@@ -36,6 +39,22 @@ SETTINGS: dict[str, Any] = {
     "cluster": {"workers": 2, "timeout_s": 20},
     "checkpoint": {"every_steps": 4},
 }
+
+
+# On the cluster of three nodes: as many steps as it takes to lose a node and to get it back.
+ELASTIC_EPOCHS, ELASTIC_STEPS = 3, 80
+ELASTIC = [
+    "train.precision=fp64",
+    "encoders.picture.batch_norm=per_sample",
+    "cluster.workers=[1, 2]",
+    "cluster.cpus_per_worker=1.5",
+    "cluster.resize_interval_s=10",
+    "checkpoint.every_steps=10",
+    f"train.epochs={ELASTIC_EPOCHS}",
+    f"data.samples_per_epoch={8 * ELASTIC_STEPS}",
+    *(f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fusion", "heads")),
+]
+TOLERANCE = 1e-6  # of ELASTIC's losses
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ class Run:
         self.trace, self.output = folder / f"{name}-{number}.trace", folder / f"{name}-{number}.txt"
         command = [sys.executable, "-m", "services.cli.main", "train", str(folder / "recipe.yaml")]
         command += ["--trace", str(self.trace), "--json", "--set", f"run.name={name}"]
+        self.expected = ELASTIC_EPOCHS * ELASTIC_STEPS if ELASTIC[0] in settings else EPOCHS * STEPS
         command += [part for setting in settings for part in ("--set", setting)]
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
@@ -76,6 +96,20 @@ class Run:
         """The steps traced so far."""
         return _read(self.trace) if self.trace.is_file() else []
 
+    def log(self, rank: int) -> str:
+        """The log of a worker of this rank, so far."""
+        file = self.folder / "runs" / self.name / "logs" / f"rank-{rank}.log"
+        return file.read_text() if file.is_file() else ""
+
+    def first_worker(self) -> psutil.Process:
+        """The worker that writes the checkpoints."""
+        numbers = re.findall(r"process (\d+)$", self.log(0), re.MULTILINE)
+        return psutil.Process(int(numbers[-1]))
+
+    def checkpoints(self) -> set[str]:
+        folder = self.folder / "runs" / self.name
+        return {entry.name for entry in os.scandir(folder) if entry.name.startswith("checkpoint_") and entry.is_dir()}
+
     def wait_for_step(self, epoch: int, step: int) -> None:
         """Until this step is traced."""
         self._until(lambda: any((s["epoch"], s["step"]) >= (epoch, step) for s in self.steps()))
@@ -83,7 +117,7 @@ class Run:
     def longest_pause(self, stop_at_first: bool) -> float:
         """Seconds without a new step: until the first one, or the longest time until the process ends its last epoch."""
         longest, known, since = 0.0, len(self.steps()), time.monotonic()
-        while self.process.poll() is None and known < EPOCHS * STEPS:
+        while self.process.poll() is None and known < self.expected:
             time.sleep(0.05)
             now = len(self.steps())
             if now > known:
@@ -129,7 +163,7 @@ def _named(process: psutil.Process, part: str) -> bool:
         return False
 
 
-def worker_killed(folder: Path) -> Iterator[tuple[str, Run]]:
+def worker_killed(folder: Path) -> Iterator[Any]:
     """SIGKILL of a worker within an epoch: Ray starts the workers again."""
     run = Run(folder, "worker-killed")
     run.wait_for_step(2, 7)
@@ -137,7 +171,7 @@ def worker_killed(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "epoch 2, step 7", run
 
 
-def worker_killed_scoring(folder: Path) -> Iterator[tuple[str, Run]]:
+def worker_killed_scoring(folder: Path) -> Iterator[Any]:
     """SIGKILL of a worker while the target is scored."""
     run = Run(folder, "worker-killed-scoring")
     run.wait_for_step(2, STEPS)
@@ -145,7 +179,7 @@ def worker_killed_scoring(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "scoring after epoch 2", run
 
 
-def worker_stopped(folder: Path) -> Iterator[tuple[str, Run]]:
+def worker_stopped(folder: Path) -> Iterator[Any]:
     """SIGSTOP of a worker: the others wait for it cluster.timeout_s, then it is given up."""
     run = Run(folder, "worker-stopped")
     run.wait_for_step(2, 5)
@@ -153,7 +187,7 @@ def worker_stopped(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "epoch 2, step 5", run
 
 
-def driver_killed(folder: Path) -> Iterator[tuple[str, Run]]:
+def driver_killed(folder: Path) -> Iterator[Any]:
     """SIGKILL of the driver; the command is given again."""
     run = Run(folder, "driver-killed")
     run.wait_for_step(2, 6)
@@ -164,7 +198,7 @@ def driver_killed(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "epoch 2, step 6", Run(folder, "driver-killed")
 
 
-def terminated(folder: Path) -> Iterator[tuple[str, Run]]:
+def terminated(folder: Path) -> Iterator[Any]:
     """SIGTERM: a checkpoint, exit code 143; the command is given again."""
     run = Run(folder, "terminated")
     run.wait_for_step(2, 2)
@@ -175,7 +209,7 @@ def terminated(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "epoch 2, step 2", Run(folder, "terminated")
 
 
-def checkpoint_truncated(folder: Path) -> Iterator[tuple[str, Run]]:
+def checkpoint_truncated(folder: Path) -> Iterator[Any]:
     """The newest checkpoint is cut short between SIGTERM and the next start: the one before is used."""
     run = Run(folder, "checkpoint-truncated")
     run.wait_for_step(2, 2)
@@ -188,13 +222,72 @@ def checkpoint_truncated(folder: Path) -> Iterator[tuple[str, Run]]:
     yield "newest of " + str(len(found)), Run(folder, "checkpoint-truncated")
 
 
-def checkpoint_unwritable(folder: Path) -> Iterator[tuple[str, Run]]:
+def checkpoint_unwritable(folder: Path) -> Iterator[Any]:
     """The workers' files may not grow, as on a full disk: the one before stays, and Ray starts the workers again."""
     run = Run(folder, "checkpoint-unwritable")
     run.wait_for_step(2, 5)
     for worker in run.workers():
         worker.rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
     yield "after epoch 2, step 5", run
+
+
+def worker_killed_uploading(folder: Path) -> Iterator[Any]:
+    """SIGKILL of the first worker while its checkpoint is on the way to the run's folder: what is there counts for nothing."""
+    run = Run(folder, "worker-killed-uploading", "checkpoint.every_steps=4")
+    run.wait_for_step(2, 5)
+    writer, known = run.first_worker(), run.checkpoints()
+    while not (new := run.checkpoints() - known):
+        pass  # the copy takes milliseconds
+    writer.kill()
+    place = folder / "runs" / run.name / new.pop()
+    writer.wait(30)
+    files = [file for file in place.rglob("*") if file.is_file()]
+    there = sum(file.stat().st_size for file in files)
+    yield f"epoch 2, {len(files)} of 7 files of a checkpoint copied ({there:,} bytes)", run
+
+
+def mlflow_away(folder: Path) -> Iterator[Any]:
+    """The MLflow server is killed and comes back before the end."""
+    server = MlflowServer(folder / "mlflow")
+    server.start()
+    try:
+        run = Run(folder, "mlflow-away", "tracking.enabled=true", f"tracking.uri={server.uri}")
+        run.wait_for_step(1, 3)
+        server.kill()
+        run.wait_for_step(3, 2)
+        server.start()
+        yield "away from epoch 1, step 3 to epoch 3, step 2", run
+        yield server.what_it_has(run.name)
+    finally:
+        server.kill()
+
+
+def node_lost(folder: Path) -> Iterator[Any]:
+    """One of three nodes dies with its worker: the run goes on with one worker."""
+    with three_nodes() as cluster:
+        run = Run(folder, "node-lost", *ELASTIC, f"cluster.address={cluster.address}")
+        run.wait_for_step(1, 25)
+        cluster.remove_node(cluster.nodes[1], allow_graceful=False)
+        yield "epoch 1, step 25", run
+        yield _worlds(run)
+
+
+def node_lost_and_back(folder: Path) -> Iterator[Any]:
+    """The node dies and another one joins: the run goes on with one worker, then with two again."""
+    with three_nodes() as cluster:
+        run = Run(folder, "node-lost-and-back", *ELASTIC, f"cluster.address={cluster.address}")
+        run.wait_for_step(1, 25)
+        cluster.remove_node(cluster.nodes[1], allow_graceful=False)
+        run.wait_for_step(1, 35)
+        cluster.add_node(num_cpus=2)
+        yield "lost in epoch 1, step 25; another node from step 35 on", run
+        yield _worlds(run)
+
+
+def _worlds(run: Run) -> str:
+    """How many workers there were, one after the other."""
+    found = re.findall(r"epoch=\d+ step=\d+ \S+: (\d+) workers, this one", run.log(0))
+    return "workers: " + ", then ".join(found)
 
 
 FAULTS = {
@@ -205,12 +298,36 @@ FAULTS = {
     "terminated": terminated,
     "checkpoint-truncated": checkpoint_truncated,
     "checkpoint-unwritable": checkpoint_unwritable,
+    "worker-killed-uploading": worker_killed_uploading,
+    "mlflow-away": mlflow_away,
+    "node-lost": node_lost,
+    "node-lost-and-back": node_lost_and_back,
 }
 
 
-def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Finding:
+class References:
+    """Runs that nothing happened to: of the small recipe, and of ELASTIC on two workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._found: dict[bool, list[dict[str, Any]]] = {}
+
+    def of(self, elastic: bool) -> list[dict[str, Any]]:
+        if elastic not in self._found:
+            settings = [*ELASTIC, "cluster.workers=2", "cluster.cpus_per_worker=null"] if elastic else []
+            run = Run(self._folder, "undisturbed-elastic" if elastic else "undisturbed", *settings)
+            if run.end() != 0:
+                raise RuntimeError(run.text()[-3000:])
+            self._found[elastic] = run.all_steps()
+        return self._found[elastic]
+
+
+def measure(folder: Path, fault: str, references: References) -> Finding:
     """Let one fault happen and see the run to its end."""
-    when, run = next(FAULTS[fault](folder))
+    elastic = fault.startswith("node-")
+    reference = references.of(elastic)
+    happening = FAULTS[fault](folder)
+    when, run = next(happening)
     restarted = run.trace.name != f"{fault}-0.trace"
     seconds = run.longest_pause(stop_at_first=restarted)
     code = run.end()
@@ -219,14 +336,25 @@ def measure(folder: Path, fault: str, reference: list[dict[str, Any]]) -> Findin
     notes = [
         line for line in run.text().splitlines() if line.startswith(("note: a checkpoint", "note: the checkpoint"))
     ]
+    said = next(happening, None) or (notes[0].split(":", 1)[1].strip() if notes else "")
     return Finding(
         fault=fault,
         when=when,
         steps_lost=_steps_lost(folder, fault, run, restarted),
         seconds=round(seconds, 1),
-        equal=run.all_steps() == reference,
-        said=re.sub(r"/\S*/", "", notes[0].split(":", 1)[1].strip()) if notes else "",  # files without their folders
+        equal=_equal(run.all_steps(), reference, TOLERANCE if elastic else 0.0),
+        said=re.sub(r"/\S*/", "", said),  # files without their folders
     )
+
+
+def _equal(found: Any, wanted: Any, tolerance: float) -> bool:
+    """Whether two nests of numbers are the same, up to `tolerance` of a number's size."""
+    if isinstance(wanted, dict):
+        same = isinstance(found, dict) and found.keys() == wanted.keys()
+        return same and all(_equal(found[key], wanted[key], tolerance) for key in wanted)
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(_equal(a, b, tolerance) for a, b in zip(found, wanted))
+    return bool(abs(found - wanted) <= tolerance * max(1.0, abs(wanted)))
 
 
 def _steps_lost(folder: Path, fault: str, run: Run, restarted: bool) -> int:
@@ -246,20 +374,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_recipe(folder)
-        undisturbed = Run(folder, "undisturbed")
-        if undisturbed.end() != 0:
-            raise RuntimeError(undisturbed.text()[-3000:])
+        references = References(folder)
         findings = []
         print("| fault | when | steps lost | seconds without a new step | all losses equal | said |")
         print("|---|---|---|---|---|---|", flush=True)
         for fault in arguments.only:
-            found = measure(folder, fault, undisturbed.all_steps())
+            found = measure(folder, fault, references)
             findings.append(asdict(found))
             lost = "" if found.steps_lost < 0 else found.steps_lost
             equal = "yes" if found.equal else "NO"
             print(f"| {fault} | {found.when} | {lost} | {found.seconds} | {equal} | {found.said} |", flush=True)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        if arguments.out.is_file():  # other faults' rows stay
+            fresh = {finding["fault"] for finding in findings}
+            findings += [row for row in json.loads(arguments.out.read_text()) if row["fault"] not in fresh]
+            findings.sort(key=lambda row: list(FAULTS).index(row["fault"]))
         arguments.out.write_text(json.dumps(findings, indent=1) + "\n")
     sys.exit(0 if all(finding["equal"] for finding in findings) else 1)
 
