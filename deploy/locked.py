@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -50,14 +51,20 @@ def runtime_roots(pyproject: str) -> set[str]:
 def select(part: str, without_torch: bool = False) -> str:
     """The lines for `runtime` or `mlflow`."""
     roots = runtime_roots((ROOT / "pyproject.toml").read_text()) if part == "runtime" else set(MLFLOW)
-    found = closure(packages(LOCK.read_text()), roots)
+    found = closure(locked(), roots)
     kept = [found[name] for name in sorted(found) if not (without_torch and _TORCH.fullmatch(name))]
     return "\n".join(kept) + "\n"
 
 
 def version_of(package: str) -> str:
     """The locked version. Raises KeyError: not in the lock."""
-    return packages(LOCK.read_text())[package].split("==", 1)[1].split()[0]
+    return locked()[package].split("==", 1)[1].split()[0]
+
+
+@cache
+def locked() -> dict[str, str]:
+    """requirements.lock by package."""
+    return packages(LOCK.read_text())
 
 
 def _name(text: str) -> str:
