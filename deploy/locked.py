@@ -20,9 +20,12 @@ _TORCH = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")
 
 
 def packages(lock: str) -> dict[str, str]:
-    """Normalised name → the package's lines."""
-    blocks = re.split(r"\n(?=[A-Za-z0-9])", lock.strip())
-    return {_name(block): block for block in blocks}
+    """Normalised name → the package's lines; a package may stand there once for each of several Pythons."""
+    found: dict[str, str] = {}
+    for block in re.split(r"\n(?=[A-Za-z0-9])", lock.strip()):
+        name = _name(block)
+        found[name] = f"{found[name]}\n{block}" if name in found else block
+    return found
 
 
 def wanted_by(block: str) -> set[str]:

@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -121,12 +122,11 @@ def commands_page() -> str:
             return
         rows = []
         for parameter in command.params:
-            record = parameter.to_info_dict()
-            options = ", ".join(f"`{name}`" for name in record.get("opts", []) if name.startswith("-"))
+            options = ", ".join(f"`{name}`" for name in parameter.opts if name.startswith("-"))
             shown = options or f"`{(parameter.metavar or parameter.name).upper()}`"
-            default = record.get("default")
+            default = parameter.default
             about = (getattr(parameter, "help", "") or "").replace("|", r"\|")
-            with_default = f"{default}" if isinstance(default, (str, int, float)) and default is not False else ""
+            with_default = f"`{default}`" if isinstance(default, (str, int, float, Path)) and default is not False else ""
             rows.append(f"| {shown} | {'**wanted**' if parameter.required else with_default} | {about} |")
         example = (command.epilog or "").replace("Example:", "").strip()
         parts.append(f"## `{path}`")

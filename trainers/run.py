@@ -25,6 +25,7 @@ from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard, read_json, read_tensors
 from trainers.entry import train_worker
+from trainers.failures import RunFailed, RunStopped
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.precision import expected_device, require_device
 from trainers.probe import require_parts, require_statistics
@@ -37,14 +38,6 @@ from trainers.worker import WorkerConfig
 # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
 # over: without this, most tasks that prepare data wait for a new process and its imports.
 LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
-
-
-class RunFailed(RuntimeError):
-    """Training ended without a model; says why."""
-
-
-class RunStopped(RuntimeError):
-    """Training was asked to stop and left a checkpoint; the same run name goes on from there."""
 
 
 @dataclass(frozen=True)
