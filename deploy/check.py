@@ -80,7 +80,9 @@ def _texts(folder: Path) -> Iterator[str]:
             found = _PASSWORD_IN_ADDRESS.search(file.read_text())
             if found:
                 yield f"{file.relative_to(folder)}: an address with a password: {found.group()}"
-            if file.suffix == ".ini" and re.search(r"^\s*\w*(password|secret|token)\w*\s*=\s*\S", file.read_text(), re.M):
+            if file.suffix == ".ini" and re.search(
+                r"^\s*\w*(password|secret|token)\w*\s*=\s*\S", file.read_text(), re.M
+            ):
                 yield f"{file.relative_to(folder)}: holds a password"
 
 
@@ -134,7 +136,9 @@ def _ray_up(folder: Path) -> Iterator[str]:
     yield from faults
     for content in found:
         schema = json.loads(Path(autoscaler).with_name("ray-schema.json").read_text())
-        wrong = [f"{error.json_path}: {error.message}" for error in jsonschema.Draft7Validator(schema).iter_errors(content)]
+        wrong = [
+            f"{error.json_path}: {error.message}" for error in jsonschema.Draft7Validator(schema).iter_errors(content)
+        ]
         if wrong:
             yield from (f"ray-cluster.yaml: {fault[:300]}" for fault in wrong)
             continue

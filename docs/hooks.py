@@ -51,7 +51,7 @@ def formula(source: str) -> str:
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight", pad_inches=0.04, transparent=True, metadata={"Date": None})
     svg = drawn.getvalue()
-    svg = re.sub(r'<rdf:RDF.*?</rdf:RDF>|<metadata>.*?</metadata>', "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(r"<rdf:RDF.*?</rdf:RDF>|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     # Several formulas share a page: their glyphs' ids must differ.
     prefix = f"f{abs(hash(source)):x}"
     svg = re.sub(r'(id="|href="#|url\(#)', lambda match: match.group() + prefix, svg)

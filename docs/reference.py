@@ -20,8 +20,12 @@ API = {
         "trainers.m2can.losses.class_confusion", "trainers.m2can.refinement", "trainers.m2can.sharpness",
         "trainers.m2can.collective",
     ],
-    "Training": ["trainers.recipe", "trainers.run", "trainers.step", "trainers.loop", "trainers.checkpoint", "trainers.predictor"],
-    "Selection without target labels": ["trainers.selection.confidence", "trainers.selection.structure", "trainers.selection.choice"],
+    "Training": [
+        "trainers.recipe", "trainers.run", "trainers.step", "trainers.loop", "trainers.checkpoint", "trainers.predictor",
+    ],
+    "Selection without target labels": [
+        "trainers.selection.confidence", "trainers.selection.structure", "trainers.selection.choice",
+    ],
     "Data": ["datasets_manifest.schema", "datasets_manifest.readers", "datasets_manifest.plan", "datasets_manifest.check"],
     "Services": ["services.registry", "services.promotion", "services.jobs", "services.serving"],
 }  # fmt: skip
@@ -126,7 +130,9 @@ def commands_page() -> str:
             shown = options or f"`{(parameter.metavar or parameter.name).upper()}`"
             default = parameter.default
             about = (getattr(parameter, "help", "") or "").replace("|", r"\|")
-            with_default = f"`{default}`" if isinstance(default, (str, int, float, Path)) and default is not False else ""
+            with_default = (
+                f"`{default}`" if isinstance(default, (str, int, float, Path)) and default is not False else ""
+            )
             rows.append(f"| {shown} | {'**wanted**' if parameter.required else with_default} | {about} |")
         example = (command.epilog or "").replace("Example:", "").strip()
         parts.append(f"## `{path}`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -80,7 +79,9 @@ def _packages() -> Finding:
         import ray  # noqa: F401
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding("packages", "problem", f"cannot be imported: {error}", "torch and torchvision go in pairs; make install")
+        return Finding(
+            "packages", "problem", f"cannot be imported: {error}", "torch and torchvision go in pairs; make install"
+        )
     return Finding("packages", "ok", "all there and importable")
 
 
@@ -91,7 +92,9 @@ def _devices() -> Finding:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     found = f"{cpus} CPUs, " + (", ".join(gpus) if gpus else "no GPU")
     if not gpus and shutil.which("nvidia-smi"):
-        return Finding("devices", "problem", found, "nvidia-smi is here and torch sees no GPU: driver older than its CUDA?")
+        return Finding(
+            "devices", "problem", found, "nvidia-smi is here and torch sees no GPU: driver older than its CUDA?"
+        )
     if cpus < 2:
         return Finding("devices", "note", found, "data and training share one CPU")
     return Finding("devices", "ok" if gpus else "note", found, "" if gpus else "real encoders train slowly without one")
@@ -119,7 +122,9 @@ def _disk(storage: Path) -> Finding:
     if not os.access(place, os.W_OK):
         return Finding("runs", "problem", f"{place} cannot be written", "another --storage, or its permissions")
     free = shutil.disk_usage(place).free
-    return _at_least("runs", free, MIN_DISK, "checkpoints: set checkpoint.keep, or another --storage", "problem", f"at {place}")
+    return _at_least(
+        "runs", free, MIN_DISK, "checkpoints: set checkpoint.keep, or another --storage", "problem", f"at {place}"
+    )
 
 
 def _at_least(name: str, size: int, wanted: int, advice: str, level: Level = "problem", where: str = "") -> Finding:
@@ -162,18 +167,20 @@ def _ray_token() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     if place.is_file() and place.stat().st_mode & 0o077:
         return Finding("Ray token", "note", f"{place} can be read by others", f"chmod 600 {place}")
-    return Finding("Ray token", "ok", f"RAY_AUTH_MODE {mode}", "jobs want RAY_AUTH_MODE=token" if mode != "token" else "")
+    return Finding(
+        "Ray token", "ok", f"RAY_AUTH_MODE {mode}", "jobs want RAY_AUTH_MODE=token" if mode != "token" else ""
+    )
 
 
 def _known_problems() -> Iterator[Finding]:
     """Settings and surroundings that are known to go wrong."""
-    if sys.version_info < (3, 11):
-        yield Finding("Python", "problem", platform.python_version(), "3.11 or later")
     if os.environ.get("RAY_TRAIN_V2_ENABLED") == "0":
         yield Finding("Ray Train", "problem", "RAY_TRAIN_V2_ENABLED=0", "unset it: runs need version 2")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith("file:") or uri.startswith("/"):
-        yield Finding("MLFLOW_TRACKING_URI", "problem", uri, "MLflow no longer tracks to folders: sqlite:///file.db or a server")
+    if uri.startswith(("file:", "/")):
+        yield Finding(
+            "MLFLOW_TRACKING_URI", "problem", uri, "MLflow no longer tracks to folders: sqlite:///file.db or a server"
+        )
     for name in ("http_proxy", "HTTP_PROXY"):
         if os.environ.get(name) and "127.0.0.1" not in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")):
             yield Finding("proxy", "note", f"{name} is set", "NO_PROXY=127.0.0.1,localhost and the cluster's hosts")

@@ -61,7 +61,9 @@ def runs(page: Path) -> bool:
     return any(block.mark is None and block.language in ("sh", "python") for block in blocks(page))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md" and runs(page)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "README.md" and runs(page)], ids=lambda p: p.name
+)
 def test_blocks_run(page: Path, tmp_path: Path, ray_cluster: None) -> None:
     import ray
 

@@ -39,14 +39,20 @@ def draw() -> str:
         else:
             points = [(ax + 40, ay + ah), (ax + 40, 300), (bx + bw, 300)]
         line = " ".join(f"{x:g},{y:g}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="#455a64" stroke-width="1.6" marker-end="url(#tip)"/>')
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="#455a64" stroke-width="1.6" marker-end="url(#tip)"/>'
+        )
         if label:
             x, y = (points[0][0] + points[1][0]) / 2, (points[0][1] + points[1][1]) / 2
             x, y = (points[-1][0] + 130, 292) if way == "back" else (x + (0 if way == "right" else 8), y - 6)
             anchor = "middle" if way in ("right", "back") else "start"
-            parts.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="13" fill="#37474f">{label}</text>')
+            parts.append(
+                f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="13" fill="#37474f">{label}</text>'
+            )
     for _, lines, x, y, w, h, colour in BOXES:
-        parts.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="8" fill="{COLOURS[colour]}" stroke="#455a64"/>')
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="8" fill="{COLOURS[colour]}" stroke="#455a64"/>'
+        )
         top = y + h / 2 - 9 * (len(lines) - 1) + 5
         for number, text in enumerate(lines):
             weight = "600" if number == 0 else "400"

@@ -50,8 +50,8 @@ def train(
 
 def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
-    from trainers.publish import make_sender, publish, summary, tracking_uri
     from trainers.failures import RunStopped
+    from trainers.publish import make_sender, publish, summary, tracking_uri
     from trainers.run import prepare, set_threads, start_ray
     from trainers.run import train as run_training
 

@@ -65,6 +65,8 @@ def test_exit_code_and_json(tmp_path: Path) -> None:
 
 
 def test_the_command_line_starts_without_heavy_packages() -> None:
-    code = "import sys, services.cli.main; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
+    code = (
+        "import sys, services.cli.main; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
