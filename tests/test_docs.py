@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,12 @@ def test_every_recipe_key_is_in_the_reference() -> None:
 
     keys = Recipe.model_validate({"data": {"sources": ["a"], "target": "b"}}).flat()
     assert not [key for key in keys if f"`{key}`" not in recipe_page()]
+
+
+def test_errors_of_the_faq_are_errors_of_the_code() -> None:
+    packages = ("datasets_manifest", "trainers", "services")
+    code = "".join(file.read_text(encoding="utf-8") for name in packages for file in (ROOT / name).rglob("*.py"))
+    messages = re.findall(r"^### `([^`]+)`$", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.M)
+    assert len(messages) > 8
+    missing = [part for text in messages for part in re.split(r":? ?… ?", text) if part not in code]
+    assert missing == []

@@ -31,6 +31,7 @@ def draw() -> str:
     parts = []
     for start, end, label, way in ARROWS:
         (ax, ay, aw, ah), (bx, by, bw, bh) = place[start], place[end]
+        points: list[tuple[float, float]]
         if way == "right":
             points = [(ax + aw, ay + ah / 2), (bx, by + bh / 2)]
         elif way in ("down", "up"):
