@@ -189,8 +189,10 @@ class Stack:
         """A head and a worker node; (address of the cluster, address of its job server)."""
         self.environment["MLFLOW_TRACKING_URI"] = tracking
         gcs, board, client, *agents = free_ports(9)
-        place = tempfile.mkdtemp(prefix="m2r")  # paths of sockets are short
-        self._ended.callback(shutil.rmtree, place, ignore_errors=True)
+        # Short, for the sockets' paths; one a node: nodes that share it take each other's copies of a job's code away.
+        place, other = tempfile.mkdtemp(prefix="m2r"), tempfile.mkdtemp(prefix="m2w")
+        for folder in (place, other):
+            self._ended.callback(shutil.rmtree, folder, ignore_errors=True)
         common = ["--block", "--num-cpus=2", "--object-store-memory=400000000", "--disable-usage-stats"]
 
         def ports(three: list[int]) -> list[str]:
@@ -206,7 +208,14 @@ class Stack:
             f"--ray-client-server-port={client}", f"--temp-dir={place}", "--node-ip-address=127.0.0.1",
             *common, *ports(agents[:3]),
         ]  # fmt: skip
-        worker = [str(BIN / "ray"), "start", f"--address=127.0.0.1:{gcs}", "--node-ip-address=127.0.0.1", *common]
+        worker = [
+            str(BIN / "ray"),
+            "start",
+            f"--address=127.0.0.1:{gcs}",
+            "--node-ip-address=127.0.0.1",
+            f"--temp-dir={other}",
+            *common,
+        ]
         jobs = f"http://127.0.0.1:{board}"
         bearer = {"Authorization": f"Bearer {self.secret('ray_token')}"}
         self.start("Ray head", head, lambda: _answers(f"{jobs}/api/jobs/", bearer))
