@@ -90,8 +90,8 @@ class Stack:
         """A process that is there when this returns; its output goes to <folder>/<name>.log."""
         began = time.monotonic()
         log = (self.folder / f"{name}.log").open("w")
-        options = {"env": self.environment, "start_new_session": True} | options
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+        merged: dict[str, Any] = {"env": self.environment, "start_new_session": True, **options}
+        process: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **merged)
         self._ended.callback(self._end, process)
         while not ready():
             if process.poll() is not None or time.monotonic() - began > 180:
