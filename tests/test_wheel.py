@@ -53,8 +53,9 @@ def test_wheel_installs_and_works(wheel: Path, tmp_path: Path) -> None:
     (own,) = (place / "lib").glob("python*/site-packages")
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
     def m2can(*arguments: str) -> str:
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         command = [str(scripts / "m2can"), *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
 
@@ -64,7 +65,6 @@ def test_wheel_installs_and_works(wheel: Path, tmp_path: Path) -> None:
     assert "postcards" in m2can("data", "show", "postcards")
     assert (tmp_path / "cards" / "city" / "manifest.yaml").is_file()
     code = "import services.cli.main as m; print(m.__file__)"
-    used = subprocess.run(
-        [str(scripts / "python"), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    command = [str(scripts / "python"), "-c", code]
+    used = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert used.stdout.startswith(str(own))
