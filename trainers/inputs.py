@@ -35,6 +35,7 @@ def to_batch(
     dtype: torch.dtype,
     offset: int = 0,
     global_batch: int = 0,
+    pseudo_BC: np.ndarray | None = None,
 ) -> Batch:
     """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
 
@@ -60,6 +61,7 @@ def to_batch(
         num_views=num_views,
         global_batch=global_batch or labels_DB.shape[1],
         offset=offset,
+        pseudo_BC=None if pseudo_BC is None else send(pseudo_BC).to(dtype),
     )
 
 

@@ -26,8 +26,10 @@ from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
 from trainers.inputs import make_encoding, to_batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.refinement import select, selection_rate, uniform_prior
+from trainers.m2can.refinement import estimate_prior, select, selection_rate, uniform_prior
+from trainers.m2can.teacher import follow, make_teacher
 from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
+from trainers.pseudo_labels import TargetCollector, needs_view, pseudo_labels
 from trainers.scoring import Scored, score_parts
 from trainers.selection import epoch_score
 from trainers.step import NonFiniteLoss, Step
@@ -88,6 +90,7 @@ class Loop:
         self.epoch = 0  # epochs completed
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
+        self.kept_probs = np.empty((0, len(corpus.classes)), np.float32)  # where labels are soft
         self.bad_rows = np.zeros(len(labels), np.int64)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
@@ -104,7 +107,13 @@ class Loop:
         if recipe.train.compile:
             self.network.text_encoder.compile(dynamic=True)
             self.network.picture_encoder.compile(dynamic=True)
-        self.discriminators = build_discriminators(self.corpus.num_sources, num_classes).to(self.device, self.dtype)
+        discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)
+        self.discriminators = discriminators.to(self.device, self.dtype)
+        # What a checkpoint holds beside the network.
+        self.modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
+        self.teacher = None
+        if recipe.uacr.enabled and recipe.uacr.teacher == "ema":
+            self.teacher = self.modules["teacher"] = make_teacher(self.network)
         optimizer, discriminator_optimizer = build_optimizers(
             self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
         )
@@ -155,6 +164,8 @@ class Loop:
             "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
         }
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
+        if self.recipe.uacr.labels == "soft":
+            arrays["kept_probs"] = torch.from_numpy(self.kept_probs)
         values: dict[str, Any] = {"steps_done": self.steps_done}
         if self.step.loss_scale is not None:
             values["loss_scale"] = vars(self.step.loss_scale)
@@ -166,7 +177,7 @@ class Loop:
             folder,
             network=self.network,
             card=self.card,
-            modules={"discriminators": self.discriminators},
+            modules=self.modules,
             optimizers=self.optimizers,
             state=state or self.state(),
             evaluation=evaluation,
@@ -177,10 +188,11 @@ class Loop:
 
         The number of workers may be another one.
         """
-        modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
-        state = checkpoint.load(folder, network=self.network, modules=modules, optimizers=self.optimizers)
+        state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        if "kept_probs" in state.arrays:
+            self.kept_probs = state.arrays["kept_probs"].numpy()
         if self.step.loss_scale is not None and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
         self.bad_rows[:] = 0
@@ -192,7 +204,9 @@ class Loop:
     def _plan(self) -> EpochPlan:
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
-        if recipe.uacr.enabled and recipe.uacr.unselected == "drop":
+        if recipe.train.target_labels == "oracle":
+            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
+        elif recipe.uacr.enabled and recipe.uacr.unselected == "drop":
             if len(self.kept_rows):
                 pools.append(DomainPool(self.kept_rows, self.kept_labels))
         elif recipe.target_takes_part:
@@ -222,6 +236,7 @@ class Loop:
                 dtype=self.dtype,
                 offset=slice_.offset,
                 global_batch=slice_.global_batch,
+                pseudo_BC=self._soft_labels(slice_),
             )
             self._seed(slice_.step)
             try:
@@ -229,6 +244,8 @@ class Loop:
             except NonFiniteLoss:
                 self.observer.not_finite(slice_)
                 raise
+            if self.teacher is not None:
+                follow(self.teacher, self.network, self.recipe.uacr.ema_decay, self.step.number)
             for name, value in passes["second"].items():
                 self.totals[name] = self.totals.get(name, 0) + value
             self.steps_done += 1
@@ -249,6 +266,17 @@ class Loop:
             "speed/data_wait_fraction": waited / seconds,
         }
 
+    def _soft_labels(self, slice_: StepSlice) -> np.ndarray | None:
+        """Of the target's rows of a step, [B, C]; any distribution where a row has no pseudo label."""
+        if (
+            self.recipe.uacr.labels == "hard"
+            or not len(self.kept_rows)
+            or len(slice_.rows_DB) == self.corpus.num_sources
+        ):
+            return None
+        place = np.searchsorted(self.kept_rows, slice_.rows_DB[-1]).clip(max=len(self.kept_rows) - 1)
+        return self.kept_probs[place]
+
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
         sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
@@ -266,8 +294,9 @@ class Loop:
             self.collective,
             device=self.device,
             dtype=self.dtype,
-            source_prior_C=self._source_prior() if self.recipe.uacr.prior == "estimated" else None,
             collector=self._collector(),
+            target=self._target_collector(),
+            teacher=self.teacher,
         )
 
     def _collector(self) -> EvidenceCollector:
@@ -276,15 +305,24 @@ class Loop:
         labelled = rows[self.labels[rows] >= 0]
         return EvidenceCollector(self.corpus.train[-1].rows, labelled, self.labels, self.network)
 
-    def _source_prior(self) -> np.ndarray:
-        labels = np.concatenate([self.labels[part.start : part.stop] for part in self.corpus.train[:-1]])
-        # One more of each: a class that no source shows still has a place.
-        counts = np.bincount(labels[labels >= 0], minlength=len(self.corpus.classes)) + 1
-        return counts / counts.sum()
+    def _target_collector(self) -> TargetCollector | None:
+        uacr = self.recipe.uacr
+        if not needs_view(uacr):
+            return None
+        return TargetCollector(self.corpus.train[-1], len(self.corpus.classes), features=uacr.refine != "none")
+
+    def _trained_prior(self) -> np.ndarray:
+        """Class shares of what the task term was taught in the epoch: each source's labels, and the pseudo labels."""
+        taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
+        if len(self.kept_labels):
+            taught.append(self.kept_labels)
+        # One more of each: a class that nobody shows still has a place.
+        counts = [np.bincount(labels[labels >= 0], minlength=len(self.corpus.classes)) + 1 for labels in taught]
+        return np.mean([count / count.sum() for count in counts], axis=0)
 
     def _select(self, scored: Scored) -> dict[str, float]:
         """UACR: the pseudo labels of the next epoch, the same on every worker."""
-        if not self.recipe.uacr.enabled:
+        if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
             return {}
         uacr, target = self.recipe.uacr, self.corpus.train[-1]
         columns = scored.of(target)
@@ -292,20 +330,23 @@ class Loop:
         rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
         if isinstance(uacr.prior, list):
             prior = np.array(uacr.prior) / sum(uacr.prior)
-        elif scored.target_prior_C is not None:
-            prior = scored.target_prior_C
+        elif uacr.prior == "estimated" and scored.view is not None:
+            prior = estimate_prior(scored.view.probs_NC.numpy(), self._trained_prior())
         else:
             prior = uniform_prior(len(self.corpus.classes))
-        kept = select(columns["label"], columns["score"], rate, prior)
-        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept]
+        pseudo = pseudo_labels(uacr, columns, scored.view, prior, self.collective)
+        kept = select(pseudo.label_N, pseudo.score_N, rate, prior, uacr.threshold)
+        self.kept_rows, self.kept_labels = kept + target.start, pseudo.label_N[kept]
+        if uacr.labels == "soft" and pseudo.probs_NC is not None:
+            self.kept_probs = pseudo.probs_NC[kept]
         metrics = {"uacr/rate": rate, "uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(target)}
         metrics |= {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
         true = self.labels[target.start : target.stop]
         known = true >= 0
         if known.any():  # for reports only; no label of the target reaches training
-            metrics["uacr/accuracy"] = float((columns["label"] == true)[known].mean())
+            metrics["uacr/accuracy"] = float((pseudo.label_N == true)[known].mean())
             if known[kept].any():
-                metrics["uacr/precision"] = float((columns["label"] == true)[kept][known[kept]].mean())
+                metrics["uacr/precision"] = float((pseudo.label_N == true)[kept][known[kept]].mean())
         return metrics
 
     def _evaluate(self, scored: Scored) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
+from trainers.m2can.names import Modalities, Pairs, Refinement, ScoreOf, Seen, SourceWeights
 from trainers.published_config import is_published_form, recipe_tree
 from trainers.selection import Validator
 
@@ -101,12 +102,43 @@ class ObjectiveSection(_Section):
     mcc: NotNegative = 0.05
     temperature: Positive = 2.0
     smoothing: Share = 0.8
+    moments: NotNegative = 0.0  # moment matching (M3SDA)
+    imitation: NotNegative = 0.0  # each modality's head learns the other's prediction (after xMUDA)
+    cmcfa_temperature: Annotated[float, Field(ge=0.02, allow_inf_nan=False)] = 1.0
+    cmcfa_symmetric: bool = False  # pictures look for texts too
+    source_weights: SourceWeights = (
+        "uniform"  # `proximity`: the nearer to the target; `hardest`: the larger its loss (MDAN)
+    )
+
+
+class DiscriminatorSection(_Section):
+    """Who tells which domains apart, from what."""
+
+    pairs: Pairs = (
+        "all"  # `target`: each source and the target (MDAN); `merged`: all sources and the target (DANN, CDAN)
+    )
+    seen: Seen = "joint"  # features with predictions, or `features` alone (DANN)
+    hidden: Annotated[int, Field(ge=0)] = 0  # units of a hidden layer; 0: linear
+    warmup: Positive = 1000.0  # steps over which the reversal of gradients grows
+
+
+class NetworkSection(_Section):
+    modalities: Modalities = "both"
+    gate: bool = False  # each sample weighs its text and its pictures
 
 
 class Uacr(_Section):
     """Pseudo labels. `unselected`: what becomes of target samples without one: left out, or used by alignment and MCC."""
 
     enabled: bool = True
+    score: ScoreOf = "both"  # what a sample's score is made of: probability, agreement of the heads, or both
+    threshold: Share = 0.0  # samples with a lower score are left out, whatever the rate
+    labels: Literal["hard", "soft"] = "hard"  # soft: the task term learns the probabilities
+    teacher: Literal["none", "ema"] = "none"  # who labels: the network, or the moving average of its weights
+    ema_decay: Share = 0.99  # of the teacher, by step
+    refine: Refinement = "none"  # average over nearest target samples; see trainers.m2can.neighbourhood
+    neighbours: Count = 5
+    balance: bool = False  # labels and scores follow the prior (Sinkhorn), not only the number kept
     warmup: Count = 1  # epochs before the first pseudo labels
     start: Share = 0.3
     update: Share = 0.3
@@ -166,6 +198,7 @@ class Train(_Section):
     compile: bool = False  # torch.compile of the encoders
     channels_last: bool = False  # memory layout of pictures; faster convolutions in half precision on GPUs
     tf32: bool = False  # float32 products in TF32
+    target_labels: Literal["unused", "oracle"] = "unused"  # `oracle` trains on the target's labels: an upper bound
 
 
 class Selection(_Section):
@@ -222,7 +255,9 @@ class Recipe(_Section):
     preset: Literal["recommended", "published"] = "recommended"
     data: Data
     encoders: Encoders = Encoders()
+    network: NetworkSection = NetworkSection()
     objective: ObjectiveSection = ObjectiveSection()
+    discriminators: DiscriminatorSection = DiscriminatorSection()
     uacr: Uacr = Uacr()
     sam: Sam = Sam()
     optimizer: OptimizerSection = OptimizerSection()
@@ -247,7 +282,8 @@ class Recipe(_Section):
     def target_takes_part(self) -> bool:
         """Whether any component reads the target: with all of them off, training is source-only."""
         o = self.objective
-        return self.uacr.enabled or bool(o.cmcfa or o.cdcfa or o.cdafa or o.mcc)
+        terms = (o.cmcfa, o.cdcfa, o.cdafa, o.mcc, o.moments, o.imitation)
+        return self.uacr.enabled or any(terms) or self.train.target_labels == "oracle"
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys → plain values."""
