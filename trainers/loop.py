@@ -24,8 +24,9 @@ from trainers.build import build_discriminators, build_network, build_objective,
 from trainers.checkpoint import ModelCard, TrainingState
 from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
-from trainers.inputs import make_encoding, to_batch
+from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.m2can.collective import Collective
+from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import estimate_prior, select, selection_rate, uniform_prior
 from trainers.m2can.teacher import follow, make_teacher
 from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
@@ -40,9 +41,9 @@ Passes = dict[str, dict[str, torch.Tensor]]
 class BatchSource(Protocol):
     """Where encoded rows come from: datasets_manifest.stream.Stream, or datasets_manifest.local.LocalStream."""
 
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]: ...
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
 
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]: ...
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
 
 
 class Observer:
@@ -99,8 +100,7 @@ class Loop:
     def _build(self) -> None:
         recipe, num_classes = self.recipe, len(self.corpus.classes)
         torch.manual_seed(recipe.train.seed)
-        self.network = build_network(recipe, self.card.text_config, num_classes, load_weights=True)
-        self.network = self.network.to(self.device, self.dtype).train()
+        self.network = self.make_network().to(self.device, self.dtype).train()
         choose_kernels(recipe, self.device)
         if recipe.train.channels_last:
             self.network.picture_encoder.to(memory_format=torch.channels_last)
@@ -138,6 +138,9 @@ class Loop:
             scope=recipe.sam.scope,
             loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
         )
+
+    def make_network(self) -> M2CAN:
+        return build_network(self.recipe, self.card.text_config, len(self.corpus.classes), load_weights=True)
 
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.

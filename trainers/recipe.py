@@ -324,7 +324,7 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     if is_published_form(tree):
         tree = recipe_tree(tree, path)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return tree
 
 
@@ -363,7 +363,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the value that `a.b=c` states, c being YAML. Raises InputError: no such form, or no section."""
     key, equals, written = override.partition("=")
     if not equals or not key.strip():
         raise InputError("is not of the form a.b=c", field="--set", value=override)

@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets_manifest.corpus import Part
 from datasets_manifest.encode import HostBatch
 from trainers.evidence import EvidenceCollector
-from trainers.inputs import to_batch
+from trainers.inputs import FeatureBatch, to_batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.neighbourhood import TargetView
 from trainers.m2can.network import M2CAN
@@ -53,7 +53,7 @@ class Scored:
 
 @torch.inference_mode()
 def score_parts(
-    batches: Iterable[HostBatch],
+    batches: Iterable[HostBatch | FeatureBatch],
     parts: list[Part],
     network: M2CAN,
     collective: Collective,
