@@ -26,6 +26,7 @@ from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe, make_recipe
 from trainers.run import prepare
 
+PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them
 
 
@@ -116,7 +117,7 @@ def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
         parts.append([torch.stack(same) for same in zip(*views)])
     # The loop's learning rates suit features of length about 1.
     text, picture = (_scaled(torch.cat(same, 1)) for same in zip(*parts))
-    return {"text": text, "picture": picture}
+    return {"text": text, "picture": _principal(picture)}
 
 
 def _by_view(batch: Batch) -> list[Batch]:
@@ -129,6 +130,13 @@ def _by_view(batch: Batch) -> list[Batch]:
         text, mask = (x[view * half : (view + 1) * half] for x in (batch.text, batch.text_mask))
         halves.append(replace(batch, text=text, text_mask=mask, pictures=pictures, picture_owner=owner, num_views=1))
     return halves
+
+
+def _principal(features_VNK: Tensor) -> Tensor:
+    """The principal components of the weak views, of all views; no label is read."""
+    centred_VNK = features_VNK - features_VNK[0].mean(0)
+    _, vectors_KK = torch.linalg.eigh(centred_VNK[0].T @ centred_VNK[0])
+    return _scaled(centred_VNK @ vectors_KK[:, -PICTURE_WIDTH:])
 
 
 def _scaled(features_VNK: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 # The same for all: a network above frozen encoders needs larger rates than the published encoders.
 COMMON = [
     "train.epochs=10",
-    "train.batch_size=16",
+    "train.batch_size=32",
     "data.samples_per_epoch=480",
-    *(f"optimizer.lr.{part}=1.0e-3" for part in ("projections", "fusion", "heads")),
-    *(f"optimizer.lr.discriminators_{kind}=1.0e-3" for kind in ("source", "target")),
+    *(f"optimizer.lr.{part}=4.0e-3" for part in ("projections", "fusion", "heads")),
+    *(f"optimizer.lr.discriminators_{kind}=2.0e-3" for kind in ("source", "target")),
     "checkpoint.keep=1",
 ]
 TERMS = ("cmcfa", "cdcfa", "cdafa", "mcc")
@@ -86,5 +86,9 @@ OPTIONS: dict[str, list[str]] = {
     "+ gate": ["network.gate=true"],
 }
 MAIN: dict[str, list[str]] = {"published": [], "recommended": []}
-VARIANTS = {**BASELINES, **MAIN, **OFF, **ALONE, **OPTIONS}
-PRESET_OF = {"recommended": "recommended"}  # all others stand on `published`
+# Each option of `recommended` back at the published value.
+REMOVED: dict[str, list[str]] = {}
+VARIANTS = {**BASELINES, **MAIN, **OFF, **ALONE, **OPTIONS, **REMOVED}
+# All others stand on `published`.
+PRESET_OF = dict.fromkeys(["recommended", *REMOVED], "recommended")
+NOTES: list[str] = []
