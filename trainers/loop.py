@@ -25,6 +25,7 @@ from trainers.checkpoint import ModelCard, TrainingState
 from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
 from trainers.inputs import FeatureBatch, make_encoding, to_batch
+from trainers.m2can.calibration import find_temperature, sharpen
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import estimate_prior, select, selection_rate, uniform_prior
@@ -334,7 +335,9 @@ class Loop:
         if isinstance(uacr.prior, list):
             prior = np.array(uacr.prior) / sum(uacr.prior)
         elif uacr.prior == "estimated" and scored.view is not None:
-            prior = estimate_prior(scored.view.probs_NC.numpy(), self._trained_prior())
+            evidence = scored.evidence
+            temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
+            prior = estimate_prior(sharpen(scored.view.probs_NC.numpy(), temperature), self._trained_prior())
         else:
             prior = uniform_prior(len(self.corpus.classes))
         pseudo = pseudo_labels(uacr, columns, scored.view, prior, self.collective)

@@ -12,6 +12,7 @@ import torch
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.inputs import make_encoding, to_batch
 from trainers.loop import Loop
+from trainers.m2can.calibration import find_temperature, sharpen
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import estimate_prior
 from trainers.run import Prepared
@@ -87,7 +88,9 @@ def test_the_estimated_prior_knows_what_pseudo_labels_taught(folder: Path) -> No
     counts = [np.bincount(labels, minlength=3) + 1 for labels in (*shares, taught)]
     trained = np.mean([count / count.sum() for count in counts], axis=0)
     assert scored.view is not None
-    wanted = estimate_prior(scored.view.probs_NC.numpy(), trained)
+    evidence = scored.evidence
+    temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
+    wanted = estimate_prior(sharpen(scored.view.probs_NC.numpy(), temperature), trained)
     found = [metrics[f"uacr/prior/{name}"] for name in loop.corpus.classes]
     assert found == pytest.approx(wanted.tolist(), abs=1e-6)
 
