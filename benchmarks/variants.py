@@ -87,25 +87,21 @@ OPTIONS: dict[str, list[str]] = {
 }
 MAIN: dict[str, list[str]] = {"published": [], "recommended": []}
 # Each option of `recommended` back at the published value.
+A = ["uacr.warmup=3", "uacr.update=0.1", "uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=0.3"]
 CAND: dict[str, list[str]] = {
-    "A": ["uacr.warmup=3", "uacr.update=0.1", "uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=0.3"],
-    "B": ["uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=0.3", "uacr.unselected=align"],
-    "C": ["uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=0.3", "uacr.unselected=align", "uacr.teacher=ema"],
-    "D": ["uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=1", "uacr.unselected=align", "objective.cdcfa=0"],
-    "E": ["uacr.threshold=0.8", "objective.mcc=1", "uacr.unselected=align", "sam.rho=0", "objective.cmcfa=0.05"],
-    "F": ["uacr.threshold=0.8", "objective.mcc=0.3", "objective.cdafa=0.05", "uacr.start=1", "uacr.score=prob"],
-    "G": ["uacr.threshold=0.8", "uacr.refine=modalities", "objective.mcc=0.3", "uacr.labels=soft"],
-    "H": [
-        "uacr.threshold=0.8",
-        "uacr.refine=modalities",
-        "uacr.neighbours=10",
-        "objective.mcc=0.3",
-        "uacr.unselected=align",
-    ],
-    "I": ["uacr.threshold=0.8", "uacr.prior=estimated", "objective.mcc=0.3", "uacr.unselected=align"],
-    "J": ["uacr.threshold=0.8", "uacr.prior=estimated", "uacr.warmup=3", "objective.mcc=0.3"],
-    "K": ["uacr.prior=estimated"],
-    "L": ["uacr.threshold=0.8", "objective.mcc=0.3", "uacr.unselected=align"],
+    "A": A,
+    "A align": [*A, "uacr.unselected=align"],
+    "A ema": [*A, "uacr.teacher=ema"],
+    "A align ema": [*A, "uacr.unselected=align", "uacr.teacher=ema"],
+    "A prior": [*A, "uacr.prior=estimated"],
+    "A align prior": [*A, "uacr.prior=estimated", "uacr.unselected=align"],
+    "A hard": [*A, "uacr.labels=hard"],
+    "A mcc1": [*A, "objective.mcc=1"],
+    "A noSAM": [*A, "sam.rho=0"],
+    "A thr0": [*A, "uacr.threshold=0"],
+    "A mod": [*A, "uacr.refine=modalities", "uacr.threshold=0.5"],
+    "A cent": [*A, "uacr.refine=centroids"],
+    "A balance": [*A, "uacr.balance=true"],
 }
 REMOVED: dict[str, list[str]] = {}
 VARIANTS = {**BASELINES, **MAIN, **OFF, **ALONE, **OPTIONS, **REMOVED, **CAND}

@@ -22,17 +22,22 @@ from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from trainers import checkpoint
 from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
 from trainers.checkpoint import ModelCard, TrainingState
-from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
 from trainers.inputs import FeatureBatch, make_encoding, to_batch
-from trainers.m2can.calibration import find_temperature, sharpen
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
-from trainers.m2can.refinement import estimate_prior, select, selection_rate, uniform_prior
+from trainers.m2can.refinement import select, selection_rate
 from trainers.m2can.teacher import follow, make_teacher
 from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
-from trainers.pseudo_labels import TargetCollector, needs_view, pseudo_labels
-from trainers.scoring import Scored, score_parts
+from trainers.pseudo_labels import (
+    TargetCollector,
+    class_prior,
+    estimated_prior,
+    needs_view,
+    pseudo_labels,
+    selection_metrics,
+)
+from trainers.scoring import Scored, score_parts, validation_metrics
 from trainers.selection import epoch_score
 from trainers.step import NonFiniteLoss, Step
 
@@ -93,6 +98,9 @@ class Loop:
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
         self.kept_probs = np.empty((0, len(corpus.classes)), np.float32)  # where labels are soft
+        # Class shares of the target, estimated until its pseudo labels take part. A later estimate would see what the
+        # selection by the first one has taught: classes that it gave little vanish within a few epochs.
+        self.prior = np.empty(0)
         self.bad_rows = np.zeros(len(labels), np.int64)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
@@ -154,7 +162,8 @@ class Loop:
         metrics = self._train_epoch(self._plan())
         trained = time.perf_counter()
         scored = self._score()
-        metrics |= self._select(scored) | self._evaluate(scored)
+        metrics |= self._select(scored) | validation_metrics(scored, self.corpus, self.labels)
+        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
         metrics["data/bad_records"] = self._require_good_pictures()
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
@@ -168,6 +177,8 @@ class Loop:
             "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
         }
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
+        if self.recipe.uacr.prior == "estimated":
+            arrays["prior"] = torch.from_numpy(self.prior)
         if self.recipe.uacr.labels == "soft":
             arrays["kept_probs"] = torch.from_numpy(self.kept_probs)
         values: dict[str, Any] = {"steps_done": self.steps_done}
@@ -195,6 +206,8 @@ class Loop:
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        if "prior" in state.arrays:
+            self.prior = state.arrays["prior"].numpy()
         if "kept_probs" in state.arrays:
             self.kept_probs = state.arrays["kept_probs"].numpy()
         if self.step.loss_scale is not None and "loss_scale" in state.values:
@@ -315,61 +328,25 @@ class Loop:
             return None
         return TargetCollector(self.corpus.train[-1], len(self.corpus.classes), features=uacr.refine != "none")
 
-    def _trained_prior(self) -> np.ndarray:
-        """Class shares of what the task term was taught in the epoch: each source's labels, and the pseudo labels."""
-        taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
-        if len(self.kept_labels):
-            taught.append(self.kept_labels)
-        # One more of each: a class that nobody shows still has a place.
-        counts = [np.bincount(labels[labels >= 0], minlength=len(self.corpus.classes)) + 1 for labels in taught]
-        return np.mean([count / count.sum() for count in counts], axis=0)
-
     def _select(self, scored: Scored) -> dict[str, float]:
         """UACR: the pseudo labels of the next epoch, the same on every worker."""
         if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
             return {}
         uacr, target = self.recipe.uacr, self.corpus.train[-1]
-        columns = scored.of(target)
         since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
         rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
-        if isinstance(uacr.prior, list):
-            prior = np.array(uacr.prior) / sum(uacr.prior)
-        elif uacr.prior == "estimated" and scored.view is not None:
-            evidence = scored.evidence
-            temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
-            prior = estimate_prior(sharpen(scored.view.probs_NC.numpy(), temperature), self._trained_prior())
-        else:
-            prior = uniform_prior(len(self.corpus.classes))
-        pseudo = pseudo_labels(uacr, columns, scored.view, prior, self.collective)
+        if uacr.prior == "estimated" and scored.view is not None and (since <= 0 or not len(self.prior)):
+            taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
+            self.prior = estimated_prior(scored.view, scored.evidence, taught)
+        prior = class_prior(uacr, self.prior, len(self.corpus.classes))
+        pseudo = pseudo_labels(uacr, scored.of(target), scored.view, prior, self.collective)
         kept = select(pseudo.label_N, pseudo.score_N, rate, prior, uacr.threshold)
         self.kept_rows, self.kept_labels = kept + target.start, pseudo.label_N[kept]
         if uacr.labels == "soft" and pseudo.probs_NC is not None:
             self.kept_probs = pseudo.probs_NC[kept]
-        metrics = {"uacr/rate": rate, "uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(target)}
-        metrics |= {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
+        shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
         true = self.labels[target.start : target.stop]
-        known = true >= 0
-        if known.any():  # for reports only; no label of the target reaches training
-            metrics["uacr/accuracy"] = float((pseudo.label_N == true)[known].mean())
-            if known[kept].any():
-                metrics["uacr/precision"] = float((pseudo.label_N == true)[kept][known[kept]].mean())
-        return metrics
-
-    def _evaluate(self, scored: Scored) -> dict[str, float]:
-        metrics = {"selection/score": epoch_score(self.recipe.selection.validator, scored.evidence)}
-        of_sources = []
-        for domain, part in enumerate(self.corpus.val):
-            if part is None:
-                continue
-            found = classification_metrics(self.labels[part.start : part.stop], scored.of(part)["label"])
-            is_target = domain == self.corpus.num_sources
-            name = "target/val" if is_target else f"source/{part.domain}/val"
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
-            if found and not is_target:
-                of_sources.append(found)
-        for key in ("accuracy", "macro_f1") if of_sources else ():
-            metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
-        return metrics
+        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true)
 
     def _require_good_pictures(self) -> float:
         """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""

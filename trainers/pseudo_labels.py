@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from datasets_manifest.corpus import Part
 from trainers.m2can.batch import Outputs
+from trainers.m2can.calibration import find_temperature, sharpen
 from trainers.m2can.collective import Collective
 from trainers.m2can.neighbourhood import TargetView, balance, refine
 from trainers.m2can.network import FUSED, PROJECTED
-from trainers.m2can.refinement import score_of
-from trainers.recipe import Uacr
+from trainers.m2can.refinement import estimate_prior, score_of, uniform_prior
+from trainers.recipe_method import Uacr
+from trainers.selection import Evidence
 
 
 class TargetCollector:
@@ -84,6 +87,39 @@ def pseudo_labels(
     probs_NC = _agreed(view, uacr, prior_C, collective).numpy()
     score_N = score_of(uacr.score, probs_NC.max(1), variance_N)
     return PseudoLabels(probs_NC.argmax(1), score_N, probs_NC)
+
+
+def estimated_prior(view: TargetView, evidence: Evidence, taught: Sequence[np.ndarray]) -> np.ndarray:
+    """The target's class shares from calibrated predictions, [C].
+
+    Args:
+        evidence: whose labelled source rows say how sure the predictions should be.
+        taught: labels of each source, -1 where there is none; each source was drawn equally often.
+    """
+    temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
+    # One more of each: a class that no source shows still has a place.
+    counts = [np.bincount(labels[labels >= 0], minlength=view.probs_NC.shape[1]) + 1 for labels in taught]
+    shares = np.mean([count / count.sum() for count in counts], axis=0)
+    return estimate_prior(sharpen(view.probs_NC.numpy(), temperature), shares)
+
+
+def class_prior(uacr: Uacr, estimated: np.ndarray, num_classes: int) -> np.ndarray:
+    """The class shares that quotas follow, [C]."""
+    if isinstance(uacr.prior, list):
+        return np.array(uacr.prior) / sum(uacr.prior)
+    return estimated if uacr.prior == "estimated" and len(estimated) else uniform_prior(num_classes)
+
+
+def selection_metrics(pseudo: PseudoLabels, kept: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
+    """How many were kept and, for reports only, how many of them are right where the target has labels."""
+    metrics = {"uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(true_N)}
+    known_N = true_N >= 0
+    right_N = pseudo.label_N == true_N
+    if known_N.any():
+        metrics["uacr/accuracy"] = float(right_N[known_N].mean())
+        if known_N[kept].any():
+            metrics["uacr/precision"] = float(right_N[kept][known_N[kept]].mean())
+    return metrics
 
 
 def _agreed(view: TargetView, uacr: Uacr, prior_C: np.ndarray, collective: Collective) -> Tensor:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.corpus import Part
+from datasets_manifest.corpus import Corpus, Part
 from datasets_manifest.encode import HostBatch
+from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
 from trainers.inputs import FeatureBatch, to_batch
 from trainers.m2can.collective import Collective
@@ -113,3 +114,25 @@ def score_parts(
     columns = {name: everyone[:, i] for i, name in enumerate(COLUMNS)}
     columns["label"] = columns["label"].astype(np.int64)
     return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence, view)
+
+
+def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of every domain's validation part that has labels, by name, and the sources' mean.
+
+    Args:
+        labels: of all rows, -1 where unlabelled.
+    """
+    metrics: dict[str, float] = {}
+    of_sources = []
+    for domain, part in enumerate(corpus.val):
+        if part is None:
+            continue
+        found = classification_metrics(labels[part.start : part.stop], scored.of(part)["label"])
+        is_target = domain == corpus.num_sources
+        name = "target/val" if is_target else f"source/{part.domain}/val"
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        if found and not is_target:
+            of_sources.append(found)
+    for key in ("accuracy", "macro_f1") if of_sources else ():
+        metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
+    return metrics

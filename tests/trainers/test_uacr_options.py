@@ -79,20 +79,28 @@ def test_balanced_labels_follow_the_prior(folder: Path) -> None:
     assert counts.argmax() == 0 and counts.argmin() == 2  # whatever the network prefers
 
 
-def test_the_estimated_prior_knows_what_pseudo_labels_taught(folder: Path) -> None:
-    loop = make_loop(run_with(folder, "uacr.prior=estimated"))
-    loop.run_epoch()
-    taught = loop.kept_labels.copy()
-    metrics, scored = loop.run_epoch()
-    shares = [loop.labels[part.rows] for part in loop.corpus.train[:-1]]
-    counts = [np.bincount(labels, minlength=3) + 1 for labels in (*shares, taught)]
-    trained = np.mean([count / count.sum() for count in counts], axis=0)
-    assert scored.view is not None
-    evidence = scored.evidence
-    temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
-    wanted = estimate_prior(sharpen(scored.view.probs_NC.numpy(), temperature), trained)
-    found = [metrics[f"uacr/prior/{name}"] for name in loop.corpus.classes]
-    assert found == pytest.approx(wanted.tolist(), abs=1e-6)
+def test_the_prior_is_estimated_until_pseudo_labels_take_part(folder: Path, tmp_path: Path) -> None:
+    run = run_with(folder, "uacr.prior=estimated", "uacr.warmup=2")
+    loop = make_loop(run)
+    counts = [np.bincount(loop.labels[part.rows], minlength=3) + 1 for part in loop.corpus.train[:-1]]
+    sources = np.mean([count / count.sum() for count in counts], axis=0)
+    estimates, priors = [], []
+    for epoch in range(3):
+        metrics, scored = loop.run_epoch()
+        assert scored.view is not None
+        evidence = scored.evidence
+        temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
+        estimates.append(estimate_prior(sharpen(scored.view.probs_NC.numpy(), temperature), sources))
+        priors.append([metrics[f"uacr/prior/{name}"] for name in loop.corpus.classes])
+        if epoch == 1:
+            loop.save(tmp_path / "checkpoint", {})
+    assert priors[0] == pytest.approx(estimates[0].tolist(), abs=1e-6)
+    assert priors[1] == priors[2] == pytest.approx(estimates[1].tolist(), abs=1e-6)
+    assert np.abs(estimates[2] - estimates[1]).max() > 1e-3  # a new estimate would be another one
+    resumed = make_loop(run)
+    resumed.load(tmp_path / "checkpoint")
+    metrics, _ = resumed.run_epoch()
+    assert [metrics[f"uacr/prior/{name}"] for name in loop.corpus.classes] == priors[2]
 
 
 def losses(run: Prepared, labels: np.ndarray) -> list[float]:

@@ -90,7 +90,7 @@ def uniform_prior(num_classes: int) -> np.ndarray:
 
 def estimate_prior(
     probs_NC: np.ndarray,
-    trained_prior_C: np.ndarray,
+    source_prior_C: np.ndarray,
     iterations: int = 200,
 ) -> np.ndarray:
     """The target's class shares by expectation-maximisation on the classifier's probabilities.
@@ -98,13 +98,12 @@ def estimate_prior(
     Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
 
     Args:
-        probs_NC: probabilities of a classifier trained under `trained_prior_C`.
-        trained_prior_C: class shares of all it was trained on, pseudo labels too, each above 0. With the sources' shares
-            alone a shift that the pseudo labels have taught already is counted once more after every epoch.
+        probs_NC: calibrated probabilities of a classifier trained under `source_prior_C`.
+        source_prior_C: class shares of what it was trained on, each above 0.
     """
-    prior = trained_prior_C.astype(np.float64)
+    prior = source_prior_C.astype(np.float64)
     for _ in range(iterations):
-        posterior = probs_NC * (prior / trained_prior_C)
+        posterior = probs_NC * (prior / source_prior_C)
         posterior /= posterior.sum(1, keepdims=True)
         after = posterior.mean(0)
         if np.abs(after - prior).max() < 1e-8:
