@@ -25,12 +25,12 @@ def table(runs: list[dict[str, Any]]) -> str:
     """Markdown, in percent."""
     rows = summary(runs)
     seeds = max(row["seeds"] for row in rows.values())
-    times = [run["seconds"] for run in runs if run["variant"] != "majority"]
+    times = [run["cpu_s"] for run in runs if run["variant"] != "majority"]
     sets = " · ".join(TITLES[data] for data in DATA)
     lines = [
         f"Frozen encoders (MiniLM, EfficientNet-Lite0), {sets}: target accuracy of the checkpoint chosen without target "
         f"labels and of the best one by labels (oracle), macro-F1 and AUC of the chosen one, in percent, mean ± standard "
-        f"deviation over {seeds} seeds. A run took {sum(times) / len(times):.0f} s on one core. "
+        f"deviation over {seeds} seeds. A run took {sum(times) / len(times):.0f} s of processor time. "
         f"`python -m benchmarks.comparison --cache FOLDER --out benchmarks/results/comparison.json`\n",
         "![Target accuracy by variant](pictures/comparison.png)\n",
         "| variant |" + "".join(f" {TITLES[data]}: chosen | oracle | macro-F1 | AUC |" for data in DATA),

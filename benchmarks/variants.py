@@ -87,21 +87,14 @@ OPTIONS: dict[str, list[str]] = {
 }
 MAIN: dict[str, list[str]] = {"published": [], "recommended": []}
 # Each option of `recommended` back at the published value.
-A = ["uacr.warmup=3", "uacr.update=0.1", "uacr.threshold=0.8", "uacr.labels=soft", "objective.mcc=0.3"]
+A = ["uacr.warmup=3", "uacr.update=0.1", "uacr.threshold=0.8", "objective.mcc=1"]
 CAND: dict[str, list[str]] = {
-    "A": A,
-    "A align": [*A, "uacr.unselected=align"],
-    "A ema": [*A, "uacr.teacher=ema"],
-    "A align ema": [*A, "uacr.unselected=align", "uacr.teacher=ema"],
-    "A prior": [*A, "uacr.prior=estimated"],
-    "A align prior": [*A, "uacr.prior=estimated", "uacr.unselected=align"],
-    "A hard": [*A, "uacr.labels=hard"],
-    "A mcc1": [*A, "objective.mcc=1"],
-    "A noSAM": [*A, "sam.rho=0"],
-    "A thr0": [*A, "uacr.threshold=0"],
-    "A mod": [*A, "uacr.refine=modalities", "uacr.threshold=0.5"],
-    "A cent": [*A, "uacr.refine=centroids"],
-    "A balance": [*A, "uacr.balance=true"],
+    "R1": A,
+    "R soft": [*A, "uacr.labels=soft"],
+    "R cent": [*A, "uacr.refine=centroids"],
+    "R noSAM": [*A, "sam.rho=0"],
+    "R align": [*A, "uacr.unselected=align"],
+    "R cdcfa0": [*A, "objective.cdcfa=0"],
 }
 REMOVED: dict[str, list[str]] = {}
 VARIANTS = {**BASELINES, **MAIN, **OFF, **ALONE, **OPTIONS, **REMOVED, **CAND}

@@ -41,7 +41,7 @@ class TargetCollector:
         if self.features:
             columns += [outputs.text_logits_DBC[0].softmax(-1), outputs.picture_logits_DBC[0].softmax(-1)]
             columns += [outputs.fused_DBK[0], outputs.text_VDBK[0, 0], outputs.picture_VDBK[0, 0]]
-        at = torch.from_numpy(rows)[inside] - self.target.start
+        at = torch.as_tensor(rows - self.target.start)[inside]
         self._seen[at] = torch.cat(columns, 1).float().cpu()[inside]
 
     def finish(self, collective: Collective, device: torch.device) -> TargetView:
