@@ -343,8 +343,7 @@ def _scaled(section: OptimizerSection, batch_size: int | None) -> LearningRates:
 
 def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
     decay = section.weight_decay
-    on_gpu = bool(groups) and groups[0]["params"][0].is_cuda
-    fused = True if on_gpu else None  # one kernel for all parameters
+    fused = True if groups and groups[0]["params"][0].device.type in ("cpu", "cuda") else None  # one kernel for all
     if section.type == "adam":
         return Adam(groups, betas=section.betas, eps=section.eps, weight_decay=decay, fused=fused)
     if section.type == "adamw":
