@@ -16,7 +16,7 @@ GROUPS = {
     "Published, one component off": list(OFF),
     "One component of the published alone": list(ALONE),
     "Published and one option": list(OPTIONS),
-    "Recommended, one option off": list(REMOVED),
+    "Recommended, one option off or on": list(REMOVED),
 }
 TITLES = {"postcards": "generated postcards", "icons": "icon sets"}
 
@@ -24,13 +24,12 @@ TITLES = {"postcards": "generated postcards", "icons": "icon sets"}
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown, in percent."""
     rows = summary(runs)
-    seeds = max(row["seeds"] for row in rows.values())
-    times = [run["cpu_s"] for run in runs if run["variant"] != "majority"]
+    times = [run["cpu_s"] for run in runs if run.get("cpu_s")]
     sets = " · ".join(TITLES[data] for data in DATA)
     lines = [
         f"Frozen encoders (MiniLM, EfficientNet-Lite0), {sets}: target accuracy of the checkpoint chosen without target "
         f"labels and of the best one by labels (oracle), macro-F1 and AUC of the chosen one, in percent, mean ± standard "
-        f"deviation over {seeds} seeds. A run took {sum(times) / len(times):.0f} s of processor time. "
+        f"deviation over the number of seeds in brackets. A run took {sum(times) / len(times):.0f} s of processor time. "
         f"`python -m benchmarks.comparison --cache FOLDER --out benchmarks/results/comparison.json`\n",
         "![Target accuracy by variant](pictures/comparison.png)\n",
         "| variant |" + "".join(f" {TITLES[data]}: chosen | oracle | macro-F1 | AUC |" for data in DATA),
@@ -42,7 +41,8 @@ def table(runs: list[dict[str, Any]]) -> str:
             lines.append(f"| **{title}** |" + " |" * 4 * len(DATA))
         for name in present:
             cells = [_cells(rows.get((data, name))) for data in DATA]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            seeds = max(rows[data, name]["seeds"] for data in DATA if (data, name) in rows)
+            lines.append(f"| {name} ({seeds}) | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *NOTES])
 
 
