@@ -83,8 +83,8 @@ def test_recommended_is_the_default(load: Load) -> None:
     assert recipe.preset == "recommended"
     assert (recipe.data.texts.cleaning, recipe.encoders.text.pooling) == ("proper", "mean")
     published = load(preset="published")
-    assert (recipe.uacr.warmup, recipe.uacr.threshold, recipe.objective.mcc) == (3, 0.8, 1.0)
-    assert (published.uacr.warmup, published.uacr.threshold, published.objective.mcc) == (1, 0.0, 0.05)
+    assert (recipe.uacr.warmup, recipe.uacr.update, recipe.uacr.threshold) == (3, 0.1, 0.8)
+    assert (published.uacr.warmup, published.uacr.update, published.uacr.threshold) == (1, 0.3, 0.0)
 
 
 def test_no_option_beside_the_method_is_on_in_published(load: Load) -> None:
