@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
+from benchmarks.comparison_page import table as comparison_table
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -86,6 +87,7 @@ def stack(content: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptation": ("It adapts", adaptation),
+    "comparison": ("Baselines, ablations and options", comparison_table),
     "faults": ("What a fault costs", faults),
     "streaming": ("Streaming", streaming),
     "serving": ("Serving", serving),

@@ -129,6 +129,8 @@ def draw_report(outcome: Outcome) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
+    if outcome.recipe.uacr.enabled:
+        figures.selection_curves(outcome.records, folder / "selection_curves.png")
     figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
     tensors = {
         name: tensor.numpy() for name, tensor in read_tensors(outcome.checkpoint / "evaluation.safetensors").items()
