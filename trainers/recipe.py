@@ -288,7 +288,7 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     if is_published_form(tree):
         tree = recipe_tree(tree, path)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return tree
 
 
@@ -327,7 +327,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put one `a.b=c` into a tree of values.
+
+    Raises:
+        InputError: it has no such form.
+    """
     key, equals, written = override.partition("=")
     if not equals or not key.strip():
         raise InputError("is not of the form a.b=c", field="--set", value=override)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import api, data, demo, jobs, predict, published, serve, train
+from services.cli import api, data, demo, jobs, predict, published, serve, train, tune
 
 app = typer.Typer(
     name="m2can",
@@ -26,6 +26,7 @@ app.command(
 app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
     predict.predict
 )
+app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
 app.command("demo")(demo.demo)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
     serve.serve
