@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.errors import InputError
@@ -158,7 +158,7 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
         tuner = tune.Tuner.restore(str(place), trainable=trainable, resume_unfinished=True)
     else:
         sweep = plan.sweep
-        space, search = search_space(plan)
+        space, search = search_space(plan, concurrent)
         tuner = tune.Tuner(
             trainable,
             param_space=space,
@@ -168,7 +168,6 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
                 search_alg=search,
                 scheduler=_scheduler(plan, job.folder),
                 num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
-                max_concurrent_trials=concurrent,
             ),
             run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress()]),
         )
@@ -177,19 +176,22 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
     return {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in failed}
 
 
-def search_space(plan: SweepPlan) -> tuple[dict[str, Any], Any]:
-    """Tune's space and searcher."""
+def search_space(plan: SweepPlan, concurrent: int) -> tuple[dict[str, Any], Any]:
+    """Tune's space and searcher; with `concurrent` trials at once."""
     sweep = plan.sweep
     if sweep.is_comparison:
         grid = {"seed": tune.grid_search(list(sweep.seeds)), "variant": tune.grid_search(list(sweep.variants))}
-        return grid, BasicVariantGenerator()
+        return grid, BasicVariantGenerator(max_concurrent=concurrent)
     if sweep.algorithm == "grid":
         points = {key: part.choices if isinstance(part, Choices) else part.grid() for key, part in sweep.space.items()}
-        return {key: tune.grid_search(values) for key, values in points.items()}, BasicVariantGenerator()
+        return {key: tune.grid_search(values) for key, values in points.items()}, BasicVariantGenerator(
+            max_concurrent=concurrent
+        )
     domains = {key: _domain(part) for key, part in sweep.space.items()}
     if sweep.algorithm == "random":
-        return domains, BasicVariantGenerator(random_state=sweep.seed)
-    return {}, OptunaSearch(OptunaSearch.convert_search_space(domains), metric=METRIC, mode="max", seed=sweep.seed)
+        return domains, BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
+    search = OptunaSearch(OptunaSearch.convert_search_space(domains), metric=METRIC, mode="max", seed=sweep.seed)
+    return {}, ConcurrencyLimiter(search, max_concurrent=concurrent)
 
 
 def _domain(part: Choices | Range) -> Any:

@@ -64,7 +64,7 @@ def test_comparison_means_over_seeds(tmp_path):
 def test_grid_has_every_point(tmp_path):
     space = {"uacr.start": {"low": 0.1, "high": 0.5, "step": 0.2}, "sam.rho": {"choices": [0, 0.05]}}
     plan = plan_of(tmp_path, {"space": space, "algorithm": "grid"})
-    points, _ = search_space(plan)
+    points, _ = search_space(plan, 1)
     assert points["uacr.start"] == {"grid_search": [0.1, 0.3, 0.5]} and planned_trials(plan) == 6
 
 

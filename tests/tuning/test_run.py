@@ -22,7 +22,7 @@ _GRID = {"algorithm": "grid", "space": {"optimizer.lr.encoders": {"choices": [1e
 
 @pytest.mark.slow
 def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster):
-    plan = plan_of(tmp_path, _GRID | {"max_concurrent": 1})
+    plan = plan_of(tmp_path, _GRID | {"max_concurrent": 1, "set": ["selection.gate=1", "train.epochs=1"]})
     outcome = run_sweep(plan)
     assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
     assert outcome.best is not None and outcome.best.score == max(trial.score for trial in outcome.trials)
