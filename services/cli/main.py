@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import api, data, demo, doctor, jobs, predict, published, serve, train
+from services.cli import api, data, demo, doctor, jobs, predict, published, serve, train, tune
 
 app = typer.Typer(
     name="m2can",
@@ -25,6 +25,7 @@ app.command(
 app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
     predict.predict
 )
+app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
 app.command("demo")(demo.demo)
 app.command("doctor", epilog="Example:  m2can doctor --json")(doctor.doctor)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
