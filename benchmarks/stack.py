@@ -312,7 +312,7 @@ def drive(stack: Stack, driver: Driver, cluster: str, tracking: str, epochs: int
         driver.job("/v1/jobs", {"recipe": recipe(manifests, epochs)})
     if "tune" in commands():
         with driver.step("submit tune", "API"):
-            sweep = {"trials": 2, "space": {"uacr.start": [0.2, 0.4]}}
+            sweep = {"name": "stack", "trials": 2, "space": {"uacr.start": {"choices": [0.2, 0.4]}}}
             driver.job("/v1/sweeps", {"sweep": sweep, "recipe": recipe(manifests, 1)})
     with driver.step("look up", "API"):
         version = driver.ask("GET", f"/v1/models/{MODEL}")["version"]

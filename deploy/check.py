@@ -104,7 +104,7 @@ def _dockerfile(folder: Path) -> Iterator[str]:
     for line in lines:
         if line.startswith("COPY "):
             for source in line.split()[1:-1]:
-                if not (ROOT / source).exists() and source != "tuning":
+                if not (ROOT / source).exists():
                     yield f"Dockerfile: COPY {source}: there is no such file"
         for install in re.findall(r"pip install ([^&;]*)", line):
             hashed, own, cpu = "--require-hashes" in install, install.rstrip().endswith("."), "TORCH_INDEX" in install
