@@ -107,7 +107,8 @@ NOTES: list[str] = [
     "Rows of one or two seeds are a screening: compare a row of one seed with `published` on that seed (postcards 85.5, "
     "icons 69.8); differences of two points are noise. A stronger MCC (five seeds) was up on one set and down on the other. "
     "Soft labels, an EMA teacher, unselected samples in alignment and MCC, a gate and centroids went up on one set at most. "
-    "Symmetric CMCFA and neighbours by text and pictures were a little up on both, unconfirmed. Neighbours of the other modality, "
+    "Symmetric CMCFA and neighbours by text and pictures were a little up on both, unconfirmed. Neighbours of the other "
+    "modality, "
     "the heads' agreement alone as score, and an estimated prior after one epoch were clearly worse.",
     "",
     "The estimated prior: one that is estimated again after every epoch sees what the selection by the last one taught, and "
