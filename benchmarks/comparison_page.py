@@ -41,7 +41,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             lines.append(f"| **{title}** |" + " |" * 4 * len(DATA))
         for name in present:
             cells = [_cells(rows.get((data, name))) for data in DATA]
-            seeds = max(rows[data, name]["seeds"] for data in DATA if (data, name) in rows)
+            seeds = " and ".join(dict.fromkeys(str(rows[data, name]["seeds"]) for data in DATA if (data, name) in rows))
             lines.append(f"| {name} ({seeds}) | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *NOTES])
 
@@ -49,7 +49,8 @@ def table(runs: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any] | None) -> str:
     if row is None:
         return " | | | "
-    cells = [f"{100 * row[key][0]:.1f} ± {100 * row[key][1]:.1f}" for key in ("chosen", "oracle")]
+    spread = {key: f" ± {100 * row[key][1]:.1f}" if row["seeds"] > 1 else "" for key in ("chosen", "oracle")}
+    cells = [f"{100 * row[key][0]:.1f}{text}" for key, text in spread.items()]
     return " | ".join([*cells, *(f"{100 * row[key][0]:.1f}" for key in ("macro_f1", "auc"))])
 
 
