@@ -25,6 +25,7 @@ from datasets_manifest.stream import Share
 from trainers.build import build_network, text_config
 from trainers.checkpoint import ModelCard, read_json, read_tensors
 from trainers.entry import train_worker
+from trainers.failures import RunFailed, RunStopped
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.precision import expected_device, require_device
 from trainers.probe import require_parts, require_statistics
@@ -37,14 +38,6 @@ from trainers.worker import WorkerConfig
 # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
 # over: without this, most tasks that prepare data wait for a new process and its imports.
 LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
-
-
-class RunFailed(RuntimeError):
-    """Training ended without a model; says why."""
-
-
-class RunStopped(RuntimeError):
-    """Training was asked to stop and left a checkpoint; the same run name goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -136,18 +129,21 @@ def prepare(recipe: Recipe) -> Prepared:
 def start_ray(address: str | None) -> bool:
     """Join the cluster at `address`, the one that runs here, or start one; True if it was started.
 
+    Without an address RAY_ADDRESS counts; `local` always starts one.
+
     Raises:
         InputError: no cluster answers there.
     """
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "configure_logging": False}
-    place = address or os.environ.get("RAY_ADDRESS")
+    place = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if place:
-            ray.init(address=place, **quiet)
-            return False
-        ray.init(include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
+        if place != "local":
+            with contextlib.suppress(*([ConnectionError] if place == "auto" else [])):
+                ray.init(address=place, **quiet)
+                return False
+        ray.init(address="local", include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
     finally:
@@ -169,10 +165,12 @@ def train(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
     stop: threading.Event | None = None,
+    share: float = 1.0,
 ) -> Outcome:
     """Run the workers to the end. Ray must be running.
 
     Args:
+        share: part of the cluster's CPUs that this run may take, 0 to 1.
         stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
 
     Raises:
@@ -182,14 +180,14 @@ def train(
     """
     recipe = prepared.recipe
     _claim(prepared)
-    scaling, share = _resources(recipe)
+    scaling, data_share = _resources(recipe, share)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = Monitor.remote()  # type: ignore[attr-defined]
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
         table=ray.put(prepared.corpus.table),
-        share=share,
+        share=data_share,
         monitor=monitor,
         trace=trace is not None,
         threads=max(1, int(scaling.resources_per_worker["CPU"])),
@@ -257,10 +255,10 @@ def _claim(prepared: Prepared) -> None:
     write_whole(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
 
 
-def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
-    """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise."""
+def _resources(recipe: Recipe, part: float) -> tuple[ScalingConfig, Share]:
+    """Half of this part of the cluster's CPUs trains, half prepares data, unless the recipe says otherwise."""
     total = ray.cluster_resources()
-    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
+    cpus, gpus, workers = part * total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:
         raise InputError(
@@ -270,7 +268,7 @@ def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
     left = (cpus - each * workers) / workers
     if left <= 0:
         raise InputError(
-            f"{workers} workers take all of the cluster's {cpus:g} CPUs and none is left to prepare data",
+            f"{workers} workers take all of the {cpus:g} CPUs there are for the run and none is left to prepare data",
             field="cluster.cpus_per_worker",
             value=each,
             wanted=f"less than {cpus / workers:g}",
@@ -278,7 +276,7 @@ def _resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
     scaling = ScalingConfig(
         num_workers=recipe.cluster.workers, use_gpu=use_gpu, resources_per_worker={"CPU": each, "GPU": int(use_gpu)}
     )
-    memory = total.get("object_store_memory", 0.0)
+    memory = part * total.get("object_store_memory", 0.0)
     return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)
 
 
