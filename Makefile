@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test test-stack lint lock
+.PHONY: help install demo test test-stack lint lock docs deploy-check
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,8 @@ help:
 	@echo "make test        all tests that need nothing but Python"
 	@echo "make test-stack  the tests that need a browser or a database"
 	@echo "make lint        ruff, types, import rules"
+	@echo "make docs        the documents as pages, in site/"
+	@echo "make deploy-check  what can be known of deploy/ without a cluster"
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..."; exit 1; }
@@ -37,6 +39,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/mkdocs build --strict
+
+deploy-check: install
+	$(BIN)/python -m deploy.check
 
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
+from benchmarks.comparison_page import table as comparison_table
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -81,12 +82,29 @@ def refinement(content: dict[str, Any]) -> str:
     )
 
 
+def stack(content: dict[str, Any]) -> str:
+    auth = "with basic-auth" if content["basic_auth"] else "**without** basic-auth (Flask-WTF was not installed)"
+    refused = ", ".join(f"{name} {status}" for name, status in content["without_token"].items())
+    started = ", ".join(f"{name} {seconds} s" for name, seconds in content["started"].items())
+    lines = [
+        f"The compose stack's parts as processes of one machine: Ray head and worker node with a token, MLflow's server {auth} "
+        f"on {content['store']}, an S3 server, control plane, inference. `python -m benchmarks.stack`\n",
+        f"Answers without a token or password: {refused}. Start: {started}.\n",
+        "| step | through | seconds |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {row['step']} | {row['through']} | {row['seconds']} |" for row in content["steps"]]
+    return "\n".join([*lines, f"| whole, with start | | {content['whole_s']} |"])
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptation": ("It adapts", adaptation),
+    "comparison": ("Baselines, ablations and options", comparison_table),
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
     "serving": ("Serving", serving),
+    "stack": ("The whole stack", stack),
 }
 
 

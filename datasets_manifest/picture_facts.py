@@ -68,7 +68,7 @@ def look_at_all(
         from datasets_manifest.stream import quiet
 
         quiet()
-        dataset = ray.data.from_arrow([pa.table({"path": block}) for block in blocks])
+        dataset = ray.data.from_blocks([pa.table({"path": block}) for block in blocks])
         mapped = dataset.map_batches(
             facts_table, batch_size=None, batch_format="pyarrow", fn_kwargs={"max_pixels": max_pixels}, num_cpus=1
         )

@@ -80,7 +80,7 @@ class Stream:
     def _dataset(self, index: pa.Table, encoding: Encoding) -> Any:
         task_cpus = min(0.5, self.share.cpus)
         blocks = [index.slice(start, ROWS_PER_TASK) for start in range(0, index.num_rows, ROWS_PER_TASK)]
-        dataset = ray.data.from_arrow(blocks).map_batches(
+        dataset = ray.data.from_blocks(blocks).map_batches(
             _encode,
             batch_size=None,
             batch_format="pyarrow",

@@ -15,11 +15,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import FastAPI
 from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
@@ -48,6 +49,7 @@ class ServeConfig:
     tokens: Tokens
     limits: Limits = field(default_factory=Limits)
     replicas: int = 1
+    gpus_per_replica: float | None = None  # None: one where this node has one
     alias_ttl_s: float = 1.0
 
 
@@ -180,7 +182,10 @@ def application(config: ServeConfig) -> Any:
         def __init__(self, models: Any) -> None:
             self.models = models
 
-    options = {"num_cpus": 1, "num_gpus": 1 if torch.cuda.is_available() else 0}
+    gpus = config.gpus_per_replica
+    if gpus is None:
+        gpus = 1 if torch.cuda.is_available() else 0
+    options = {"num_cpus": 1, "num_gpus": gpus}
     models = serve.deployment(
         Models,
         name="Models",
@@ -191,6 +196,36 @@ def application(config: ServeConfig) -> Any:
         max_queued_requests=in_flight,
     )
     return Ingress.bind(models.bind(config))  # type: ignore[attr-defined]  # the decorators' types are not seen
+
+
+class BuildArguments(BaseModel):
+    """What a Serve configuration file may say below `args`; `m2can serve` has the same as options."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: Annotated[list[str], Field(min_length=1)]
+    tracking_uri: str
+    tokens: Path
+    replicas: Annotated[int, Field(ge=1)] = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+
+
+def build(arguments: BuildArguments) -> Any:
+    """The application for `serve deploy` and KubeRay's RayService: `import_path: services.serving:build`.
+
+    The port is reached by others there, so a tokens file is asked for.
+
+    Raises:
+        InputError: the tokens file is missing, readable by others or malformed.
+    """
+    limits = Limits(timeout_s=arguments.timeout_s)
+    tokens = Tokens.read(arguments.tokens)
+    return application(
+        ServeConfig(
+            arguments.models, arguments.tracking_uri, tokens, limits, arguments.replicas, arguments.gpus_per_replica
+        )
+    )
 
 
 def start(config: ServeConfig, host: str, port: int) -> None:

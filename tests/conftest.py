@@ -23,6 +23,6 @@ def ray_cluster() -> Iterator[None]:
     from trainers.run import LOCAL_RAY
 
     quiet = {"log_to_driver": False, "configure_logging": False}
-    ray.init(num_cpus=4, include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
+    ray.init("local", num_cpus=4, include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     yield
     ray.shutdown()

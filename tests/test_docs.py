@@ -1,9 +1,45 @@
-"""The results page says what the benchmarks' files say."""
+"""The results page says what the benchmarks' files say; the pages build; the reference is whole."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 from benchmarks.tables import PAGE, page
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_results_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m benchmarks.tables writes it"
+
+
+def test_pages_build_with_all_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (tmp_path / "site").glob("*.html")}
+    assert "train.batch_size" in pages["recipe.html"] and "m2can data check" in pages["commands.html"]
+    assert "class_confusion" in pages["api.html"] and 'class="formula"' in pages["method.html"]
+    assert not [name for name, text in pages.items() if "{{" in text or '<script src="http' in text]
+
+
+def test_every_recipe_key_is_in_the_reference() -> None:
+    from docs.reference import recipe_page
+    from trainers.recipe import Recipe
+
+    keys = Recipe.model_validate({"data": {"sources": ["a"], "target": "b"}}).flat()
+    shown = recipe_page()
+    assert not [key for key in keys if f"`{key}`" not in shown]
+
+
+def test_errors_of_the_faq_are_errors_of_the_code() -> None:
+    packages = ("datasets_manifest", "trainers", "services")
+    code = "".join(file.read_text(encoding="utf-8") for name in packages for file in (ROOT / name).rglob("*.py"))
+    messages = re.findall(r"^### `([^`]+)`$", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.M)
+    assert len(messages) > 8
+    missing = [part for text in messages for part in re.split(r":? ?… ?", text) if part not in code]
+    assert missing == []

@@ -19,6 +19,7 @@ from trainers.m2can.losses.adversarial import Discriminators
 from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.objective import Objective
 from trainers.recipe import (
+    DiscriminatorSection,
     LearningRates,
     OptimizerSection,
     PictureEncoderSection,
@@ -288,11 +289,14 @@ def build_network(recipe: Recipe, config: dict[str, Any], num_classes: int, *, l
     """
     text = build_text_encoder(recipe.encoders.text, config, load_weights=load_weights)
     picture = build_picture_encoder(recipe.encoders.picture, load_weights=load_weights)
-    return M2CAN(text, picture, len(recipe.data.sources), num_classes)
+    return M2CAN(text, picture, len(recipe.data.sources), num_classes, **recipe.network.model_dump())
 
 
-def build_discriminators(num_sources: int, num_classes: int) -> Discriminators:
-    return Discriminators(num_sources + 1, FUSED, num_classes)
+def build_discriminators(
+    num_sources: int, num_classes: int, section: DiscriminatorSection | None = None
+) -> Discriminators:
+    section = section or DiscriminatorSection()
+    return Discriminators(num_sources + 1, FUSED, num_classes, **section.model_dump())
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -318,9 +322,12 @@ def build_optimizers(
         ("picture_head", network.picture_head, lr.heads),
         ("text_head", network.text_head, lr.heads),
     ]
-    target = max(max(pair) for pair in discriminators.pairs)
     pairs: list[tuple[str, nn.Module | None, float]] = [
-        (f"discriminator_{a}_{b}", module, lr.discriminators_target if b == target else lr.discriminators_source)
+        (
+            f"discriminator_{a}_{b}",
+            module,
+            lr.discriminators_target if b == discriminators.target else lr.discriminators_source,
+        )
         for (a, b), module in zip(discriminators.pairs, discriminators)
     ]
     return _optimizer(parameter_groups(parts), section), _optimizer(parameter_groups(pairs), section)

@@ -10,14 +10,14 @@ from datasets_manifest.stream import Share
 from trainers.recipe import Recipe
 
 
-def worker_resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
-    """Half of the cluster's CPUs train, half prepare data, unless the recipe says otherwise.
+def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, Share]:
+    """Half of this part of the cluster's CPUs trains, half prepares data, unless the recipe says otherwise.
 
     Raises:
         InputError: the cluster has too little.
     """
     total = ray.cluster_resources()
-    cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
+    cpus, gpus, workers = part * total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:
         raise InputError(
@@ -27,7 +27,7 @@ def worker_resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
     left = (cpus - each * workers) / workers
     if left <= 0:
         raise InputError(
-            f"{workers} workers take all of the cluster's {cpus:g} CPUs and none is left to prepare data",
+            f"{workers} workers take all of the {cpus:g} CPUs there are for the run and none is left to prepare data",
             field="cluster.cpus_per_worker",
             value=each,
             wanted=f"less than {cpus / workers:g}",
@@ -38,5 +38,5 @@ def worker_resources(recipe: Recipe) -> tuple[ScalingConfig, Share]:
         resources_per_worker={"CPU": each, "GPU": int(use_gpu)},
         elastic_resize_monitor_interval_s=recipe.cluster.resize_interval_s,
     )
-    memory = total.get("object_store_memory", 0.0)
+    memory = part * total.get("object_store_memory", 0.0)
     return scaling, Share(cpus=left, object_store=memory / 2 / workers if memory else None)

@@ -56,6 +56,8 @@ _TERMS = {
     "cdcfa": "CDCFA: domain ↔ domain",
     "cdafa": "CDAFA: adversarial",
     "mcc": "MCC: class confusion",
+    "moments": "moment matching",
+    "imitation": "text and picture heads",
 }
 
 
@@ -204,6 +206,31 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path, 
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         right.annotate(f"all: {every:.1%}", (0.0, every), (5, -4), textcoords="offset points", va="top", color=_GREY)
     return None
+
+
+def selection_curves(records: Sequence[EpochRecord], file: Path) -> None:
+    """UACR over the epochs: share of the target that was selected, precision of its pseudo labels, precision of all."""
+    with figure_file(file, height=4.2) as figure:
+        axes = figure.subplots()
+        curves = [
+            ("uacr/kept_share", "selected", _GREY, 1.4),
+            ("uacr/accuracy", "right among all", SKY, 2.0),
+            ("uacr/precision", "right among selected", BLUE, 2.6),
+        ]
+        labels = []
+        for metric, label, colour, width in curves:
+            epochs, values = _series(records, metric)
+            if epochs:
+                _line(axes, epochs, values, colour, width=width)
+                labels.append((values[-1], label, colour, width > 2))
+        axes.set_ylim(0.0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_title("Pseudo labels after each epoch")
+        axes.set_xlabel("epoch")
+        _epoch_axis(axes, records)
+        _name_at_the_end(axes, labels, max((r.epoch for r in records), default=1))
+        if not labels:
+            _say(axes, "no pseudo labels were selected")
 
 
 @contextmanager

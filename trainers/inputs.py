@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +13,19 @@ from datasets_manifest.encode import Encoding, HostBatch, Vocabulary
 from datasets_manifest.images import IMAGENET_MEAN, IMAGENET_STD
 from trainers.m2can.batch import Batch
 from trainers.recipe import Recipe
+
+
+@dataclass
+class FeatureBatch:
+    """In the place of encoded rows: features of frozen encoders; R = rows, V = views (weak, then strong).
+
+    text: [V·R, K]. picture: [V·R, K']. rows: int64 [R], row numbers in the table. bad: as in HostBatch.
+    """
+
+    text: np.ndarray
+    picture: np.ndarray
+    rows: np.ndarray
+    bad: list[tuple[int, str]]
 
 
 def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
@@ -28,38 +44,45 @@ def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, str
 
 
 def to_batch(
-    host: HostBatch,
+    host: HostBatch | FeatureBatch,
     labels_DB: np.ndarray,
     *,
     device: torch.device,
     dtype: torch.dtype,
     offset: int = 0,
     global_batch: int = 0,
+    pseudo_BC: np.ndarray | None = None,
 ) -> Batch:
     """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
 
     A batch without any picture gets a black one that belongs to no sample (owner N), so that every worker runs the
     picture encoder.
     """
-    num_views = len(host.tokens) // labels_DB.size
-    pictures, owner = host.pictures, host.owner
-    if not len(pictures):
-        pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
-        owner = np.array([len(host.tokens)])
 
     def send(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
+    content: dict[str, Any]
+    if isinstance(host, FeatureBatch):
+        num_views = len(host.text) // labels_DB.size
+        content = {"text": send(host.text).to(dtype), "text_mask": None}
+        content |= {"pictures": send(host.picture).to(dtype), "picture_owner": None}
+    else:
+        num_views = len(host.tokens) // labels_DB.size
+        pictures, owner = host.pictures, host.owner
+        if not len(pictures):
+            pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
+            owner = np.array([len(host.tokens)])
+        content = {"text": send(host.tokens), "text_mask": send(host.mask)}
+        content |= {"pictures": normalise(send(pictures), dtype), "picture_owner": send(owner)}
     return Batch(
-        text=send(host.tokens),
-        text_mask=send(host.mask),
-        pictures=normalise(send(pictures), dtype),
-        picture_owner=send(owner),
+        **content,
         labels_DB=send(labels_DB),
         num_views=num_views,
         global_batch=global_batch or labels_DB.shape[1],
         offset=offset,
+        pseudo_BC=None if pseudo_BC is None else send(pseudo_BC).to(dtype),
     )
 
 

@@ -22,13 +22,22 @@ from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from trainers import checkpoint
 from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
 from trainers.checkpoint import ModelCard, TrainingState
-from trainers.evaluation import classification_metrics
 from trainers.evidence import EvidenceCollector
-from trainers.inputs import make_encoding, to_batch
+from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.refinement import select, selection_rate, uniform_prior
+from trainers.m2can.network import M2CAN
+from trainers.m2can.refinement import select, selection_rate
+from trainers.m2can.teacher import follow, make_teacher
 from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
-from trainers.scoring import Scored, score_parts
+from trainers.pseudo_labels import (
+    TargetCollector,
+    class_prior,
+    estimated_prior,
+    needs_view,
+    pseudo_labels,
+    selection_metrics,
+)
+from trainers.scoring import Scored, score_parts, validation_metrics
 from trainers.selection import epoch_score
 from trainers.step import NonFiniteLoss, Step
 
@@ -38,9 +47,9 @@ Passes = dict[str, dict[str, torch.Tensor]]
 class BatchSource(Protocol):
     """Where encoded rows come from: datasets_manifest.stream.Stream, or datasets_manifest.local.LocalStream."""
 
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]: ...
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
 
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]: ...
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
 
 
 class Observer:
@@ -88,6 +97,10 @@ class Loop:
         self.epoch = 0  # epochs completed
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
+        self.kept_probs = np.empty((0, len(corpus.classes)), np.float32)  # where labels are soft
+        # Class shares of the target, estimated until its pseudo labels take part. A later estimate would see what the
+        # selection by the first one has taught: classes that it gave little vanish within a few epochs.
+        self.prior = np.empty(0)
         self.bad_rows = np.zeros(len(labels), bool)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
@@ -96,15 +109,20 @@ class Loop:
     def _build(self) -> None:
         recipe, num_classes = self.recipe, len(self.corpus.classes)
         torch.manual_seed(recipe.train.seed)
-        self.network = build_network(recipe, self.card.text_config, num_classes, load_weights=True)
-        self.network = self.network.to(self.device, self.dtype).train()
+        self.network = self.make_network().to(self.device, self.dtype).train()
         choose_kernels(recipe, self.device)
         if recipe.train.channels_last:
             self.network.picture_encoder.to(memory_format=torch.channels_last)
         if recipe.train.compile:
             self.network.text_encoder.compile(dynamic=True)
             self.network.picture_encoder.compile(dynamic=True)
-        self.discriminators = build_discriminators(self.corpus.num_sources, num_classes).to(self.device, self.dtype)
+        discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)
+        self.discriminators = discriminators.to(self.device, self.dtype)
+        # What a checkpoint holds beside the network.
+        self.modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
+        self.teacher = None
+        if recipe.uacr.enabled and recipe.uacr.teacher == "ema":
+            self.teacher = self.modules["teacher"] = make_teacher(self.network)
         optimizer, discriminator_optimizer = build_optimizers(
             self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
         )
@@ -130,6 +148,9 @@ class Loop:
             loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
         )
 
+    def make_network(self) -> M2CAN:
+        return build_network(self.recipe, self.card.text_config, len(self.corpus.classes), load_weights=True)
+
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
 
@@ -141,7 +162,8 @@ class Loop:
         metrics = self._train_epoch(self.plan())
         trained = time.perf_counter()
         scored = self._score()
-        metrics |= self._select(scored) | self._evaluate(scored)
+        metrics |= self._select(scored) | validation_metrics(scored, self.corpus, self.labels)
+        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
         metrics["data/bad_records"] = self._require_good_pictures()
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
@@ -155,6 +177,10 @@ class Loop:
             "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
         }
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
+        if self.recipe.uacr.prior == "estimated":
+            arrays["prior"] = torch.from_numpy(self.prior)
+        if self.recipe.uacr.labels == "soft":
+            arrays["kept_probs"] = torch.from_numpy(self.kept_probs)
         values: dict[str, Any] = {"steps_done": self.steps_done}
         if self.step.loss_scale is not None:
             values["loss_scale"] = vars(self.step.loss_scale)
@@ -166,7 +192,7 @@ class Loop:
             folder,
             network=self.network,
             card=self.card,
-            modules={"discriminators": self.discriminators},
+            modules=self.modules,
             optimizers=self.optimizers,
             state=state or self.state(),
             evaluation=evaluation,
@@ -177,10 +203,13 @@ class Loop:
 
         The number of workers may be another one.
         """
-        modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
-        state = checkpoint.load(folder, network=self.network, modules=modules, optimizers=self.optimizers)
+        state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        if "prior" in state.arrays:
+            self.prior = state.arrays["prior"].numpy()
+        if "kept_probs" in state.arrays:
+            self.kept_probs = state.arrays["kept_probs"].numpy()
         if self.step.loss_scale is not None and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
         self.bad_rows[:] = False
@@ -193,7 +222,9 @@ class Loop:
         """The running epoch's plan."""
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
-        if recipe.uacr.enabled and recipe.uacr.unselected == "drop":
+        if recipe.train.target_labels == "oracle":
+            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
+        elif recipe.uacr.enabled and recipe.uacr.unselected == "drop":
             if len(self.kept_rows):
                 pools.append(DomainPool(self.kept_rows, self.kept_labels))
         elif recipe.target_takes_part:
@@ -246,13 +277,28 @@ class Loop:
             dtype=self.dtype,
             offset=slice_.offset,
             global_batch=slice_.global_batch,
+            pseudo_BC=self._soft_labels(slice_),
         )
         self._seed(slice_.step)
         try:
-            return self.step(batch)
+            passes = self.step(batch)
         except NonFiniteLoss:
             self.observer.not_finite(slice_)
             raise
+        if self.teacher is not None:
+            follow(self.teacher, self.network, self.recipe.uacr.ema_decay, self.step.number)
+        return passes
+
+    def _soft_labels(self, slice_: StepSlice) -> np.ndarray | None:
+        """Of the target's rows of a step, [B, C]; any distribution where a row has no pseudo label."""
+        if (
+            self.recipe.uacr.labels == "hard"
+            or not len(self.kept_rows)
+            or len(slice_.rows_DB) == self.corpus.num_sources
+        ):
+            return None
+        place = np.searchsorted(self.kept_rows, slice_.rows_DB[-1]).clip(max=len(self.kept_rows) - 1)
+        return self.kept_probs[place]
 
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
@@ -275,8 +321,9 @@ class Loop:
             self.collective,
             device=self.device,
             dtype=self.dtype,
-            source_prior_C=self._source_prior() if self.recipe.uacr.prior == "estimated" else None,
             collector=self._collector(),
+            target=self._target_collector(),
+            teacher=self.teacher,
         )
 
     def _collector(self) -> EvidenceCollector:
@@ -285,53 +332,31 @@ class Loop:
         labelled = rows[self.labels[rows] >= 0]
         return EvidenceCollector(self.corpus.train[-1].rows, labelled, self.labels, self.network)
 
-    def _source_prior(self) -> np.ndarray:
-        labels = np.concatenate([self.labels[part.start : part.stop] for part in self.corpus.train[:-1]])
-        # One more of each: a class that no source shows still has a place.
-        counts = np.bincount(labels[labels >= 0], minlength=len(self.corpus.classes)) + 1
-        return counts / counts.sum()
+    def _target_collector(self) -> TargetCollector | None:
+        uacr = self.recipe.uacr
+        if not needs_view(uacr):
+            return None
+        return TargetCollector(self.corpus.train[-1], len(self.corpus.classes), features=uacr.refine != "none")
 
     def _select(self, scored: Scored) -> dict[str, float]:
         """UACR: the pseudo labels of the next epoch, the same on every worker."""
-        if not self.recipe.uacr.enabled:
+        if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
             return {}
         uacr, target = self.recipe.uacr, self.corpus.train[-1]
-        columns = scored.of(target)
         since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
         rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
-        if isinstance(uacr.prior, list):
-            prior = np.array(uacr.prior) / sum(uacr.prior)
-        elif scored.target_prior_C is not None:
-            prior = scored.target_prior_C
-        else:
-            prior = uniform_prior(len(self.corpus.classes))
-        kept = select(columns["label"], columns["score"], rate, prior)
-        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept].astype(np.int64)
-        metrics = {"uacr/rate": rate, "uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(target)}
-        metrics |= {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
+        if uacr.prior == "estimated" and scored.view is not None and (since <= 0 or not len(self.prior)):
+            taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
+            self.prior = estimated_prior(scored.view, scored.evidence, taught)
+        prior = class_prior(uacr, self.prior, len(self.corpus.classes))
+        pseudo = pseudo_labels(uacr, scored.of(target), scored.view, prior, self.collective)
+        kept = select(pseudo.label_N, pseudo.score_N, rate, prior, uacr.threshold)
+        self.kept_rows, self.kept_labels = kept + target.start, pseudo.label_N[kept].astype(np.int64)
+        if uacr.labels == "soft" and pseudo.probs_NC is not None:
+            self.kept_probs = pseudo.probs_NC[kept]
+        shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
         true = self.labels[target.start : target.stop]
-        known = true >= 0
-        if known.any():  # for reports only; no label of the target reaches training
-            metrics["uacr/accuracy"] = float((columns["label"] == true)[known].mean())
-            if known[kept].any():
-                metrics["uacr/precision"] = float((columns["label"] == true)[kept][known[kept]].mean())
-        return metrics
-
-    def _evaluate(self, scored: Scored) -> dict[str, float]:
-        metrics = {"selection/score": epoch_score(self.recipe.selection.validator, scored.evidence)}
-        of_sources = []
-        for domain, part in enumerate(self.corpus.val):
-            if part is None:
-                continue
-            found = classification_metrics(self.labels[part.start : part.stop], scored.of(part)["label"])
-            is_target = domain == self.corpus.num_sources
-            name = "target/val" if is_target else f"source/{part.domain}/val"
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
-            if found and not is_target:
-                of_sources.append(found)
-        for key in ("accuracy", "macro_f1") if of_sources else ():
-            metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
-        return metrics
+        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true)
 
     def _require_good_pictures(self) -> float:
         """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""

@@ -23,6 +23,7 @@ from trainers.journal import EpochRecord
 _log = logging.getLogger(__name__)
 
 RUN_NAME_TAG = "m2can.run_name"
+PARENT_TAG = "mlflow.parentRunId"
 MARK = "epoch"
 _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

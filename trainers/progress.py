@@ -18,9 +18,9 @@ from trainers.journal import EpochRecord, Journal
 Message = tuple[str, Any]
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
+@ray.remote(num_cpus=0)
 class Monitor:
-    """Keeps messages until the driver takes them."""
+    """Keeps messages, in the order of each worker, until the driver takes them."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []

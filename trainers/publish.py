@@ -7,16 +7,19 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 from trainers import figures
-from trainers.checkpoint import ModelCard, model_folder, read_tensors
+from trainers.checkpoint import ModelCard, load_card, model_folder, read_tensors
 from trainers.evaluation import calibration_error, confusion
 from trainers.journal import Journal
+from trainers.mlflow_run import PARENT_TAG
 from trainers.provenance import JOB_ID_VARIABLE, code_version, data_fingerprint, environment, recipe_hash
 from trainers.recipe import Recipe
 from trainers.registration import ModelToLog, signature_for
@@ -32,8 +35,8 @@ def tracking_uri(recipe: Recipe) -> str:
     return resolve_tracking_uri(recipe.tracking.uri, Path(recipe.run.storage).resolve())
 
 
-def make_sender(prepared: Prepared) -> Sender:
-    """The run's one writer to MLflow."""
+def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({})) -> Sender:
+    """The run's one writer to MLflow; `tags` are added to those every run has."""
     recipe, card = prepared.recipe, prepared.card
     return Sender(
         tracking_uri(recipe),
@@ -49,35 +52,54 @@ def make_sender(prepared: Prepared) -> Sender:
             "m2can.code": code_version(),
             "m2can.environment": environment()["hash"],
             **({"m2can.job": os.environ[JOB_ID_VARIABLE]} if os.environ.get(JOB_ID_VARIABLE) else {}),
+            **tags,
         },
         storage=Path(recipe.run.storage).resolve(),
     )
 
 
-def publish(outcome: Outcome, sender: Sender) -> TrackedRun:
+def publish(outcome: Outcome, sender: Sender, *, with_model: bool = True) -> TrackedRun:
     """Draw the pictures, log them and the model, register it as `candidate`, end the MLflow run.
 
     Raises:
         TrackingUnavailable: MLflow is away; everything is in the run's folder.
     """
     report = draw_report(outcome)
-    recipe, card = outcome.recipe, outcome.card
-    model = ModelToLog(
-        bundle=model_folder(outcome.checkpoint),
-        registered_name=recipe.tracking.register_as or f"m2can-{card.target}",
+    model = None
+    if with_model:
+        model = model_to_log(outcome.checkpoint, outcome.chosen.epoch, summary(outcome), outcome.name, sender.tags)
+    return sender.finish("FINISHED", artifacts=report, model=model)
+
+
+def model_to_log(
+    checkpoint: Path, epoch: int, numbers: Mapping[str, float | None], run_name: str, tags: Mapping[str, str]
+) -> ModelToLog:
+    """A chosen checkpoint as it goes into the registry.
+
+    Args:
+        numbers: what `summary` says of its run.
+        tags: of its MLflow run.
+
+    Raises:
+        InputError: the checkpoint is not whole.
+    """
+    bundle = model_folder(checkpoint)
+    card = load_card(bundle)
+    return ModelToLog(
+        bundle=bundle,
+        registered_name=card.recipe.tracking.register_as or f"m2can-{card.target}",
         tags={
-            **{name: value for name, value in sender.tags.items() if name != "m2can.folder"},
-            "m2can.run_name": outcome.name,
-            "m2can.recipe": recipe_hash(recipe),
-            "m2can.validator": recipe.selection.validator,
-            "m2can.epoch": str(outcome.chosen.epoch),
-            "m2can.checkpoint": str(outcome.checkpoint),
-            **{f"m2can.{name}": f"{value:.4f}" for name, value in summary(outcome).items() if value is not None},
+            **{name: value for name, value in tags.items() if name not in ("m2can.folder", PARENT_TAG)},
+            "m2can.run_name": run_name,
+            "m2can.recipe": recipe_hash(card.recipe),
+            "m2can.validator": card.recipe.selection.validator,
+            "m2can.epoch": str(epoch),
+            "m2can.checkpoint": str(checkpoint),
+            **{f"m2can.{name}": f"{value:.4f}" for name, value in numbers.items() if value is not None},
         },
         input_example=_EXAMPLE,
         signature=signature_for(card.classes),
     )
-    return sender.finish("FINISHED", artifacts=report, model=model)
 
 
 def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, storage: Path) -> TrackedRun:
@@ -129,6 +151,8 @@ def draw_report(outcome: Outcome) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
+    if outcome.recipe.uacr.enabled:
+        figures.selection_curves(outcome.records, folder / "selection_curves.png")
     figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
     tensors = {
         name: tensor.numpy() for name, tensor in read_tensors(outcome.checkpoint / "evaluation.safetensors").items()

@@ -13,28 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
 from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.images import PictureViews
 from trainers.published_config import is_published_form, recipe_tree
+from trainers.recipe_method import (
+    Count,
+    DiscriminatorSection,
+    NetworkSection,
+    NotNegative,
+    ObjectiveSection,
+    Positive,
+    Sam,
+    Section,
+    Share,
+    Uacr,
+)
 from trainers.schema_versions import Migration, migrate
 from trainers.selection import Validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
 
 
@@ -42,18 +41,7 @@ SCHEMA_VERSION = 1  # of recipes; whoever changes a key's name or meaning raises
 MIGRATIONS: dict[int, Migration] = {}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is a boolean (YAML takes on, off, yes and no for one), which does not belong here")
-        return value
-
-
-class Texts(_Section):
+class Texts(Section):
     """How texts become tokens."""
 
     cleaning: Literal["published", "proper", "none"] = "proper"
@@ -62,7 +50,7 @@ class Texts(_Section):
     word_dropout: Share = 0.1
 
 
-class Data(_Section):
+class Data(Section):
     """Manifests and how they are read. Paths are relative to the recipe's folder."""
 
     sources: Annotated[list[str], Field(min_length=1)]
@@ -75,7 +63,7 @@ class Data(_Section):
     texts: Texts = Texts()
 
 
-class TextEncoderSection(_Section):
+class TextEncoderSection(Section):
     """`name`: `tiny` (random, for demos), a local folder or a hub name of a transformers encoder."""
 
     name: str = "bert-base-uncased"
@@ -88,7 +76,7 @@ class TextEncoderSection(_Section):
     layers: Annotated[int, Field(ge=0)] = 1  # of `tiny`; 0: the mean of the words' embeddings
 
 
-class PictureEncoderSection(_Section):
+class PictureEncoderSection(Section):
     """`name`: `tiny` (random, for demos), `torchvision:<model>` or `timm:<model>`."""
 
     name: str = "torchvision:resnet50"
@@ -102,41 +90,12 @@ class PictureEncoderSection(_Section):
     activation_checkpointing: bool = False
 
 
-class Encoders(_Section):
+class Encoders(Section):
     text: TextEncoderSection = TextEncoderSection()
     picture: PictureEncoderSection = PictureEncoderSection()
 
 
-class ObjectiveSection(_Section):
-    """Weights of the terms; 0 = not computed."""
-
-    cmcfa: NotNegative = 0.5
-    cdcfa: NotNegative = 0.2
-    cdafa: NotNegative = 0.05
-    mcc: NotNegative = 0.05
-    temperature: Positive = 2.0
-    smoothing: Share = 0.8
-
-
-class Uacr(_Section):
-    """Pseudo labels. `unselected`: what becomes of target samples without one: left out, or used by alignment and MCC."""
-
-    enabled: bool = True
-    warmup: Count = 1  # epochs before the first pseudo labels
-    start: Share = 0.3
-    update: Share = 0.3
-    prior: Literal["uniform", "estimated"] | list[Positive] = "uniform"
-    unselected: Literal["drop", "align"] = "drop"
-
-
-class Sam(_Section):
-    """Sharpness-aware minimisation; rho 0 = off. `scope`: climb along the global batch's gradient or the worker's own."""
-
-    rho: NotNegative = 0.05
-    scope: Literal["global", "worker"] = "global"
-
-
-class LearningRates(_Section):
+class LearningRates(Section):
     encoders: NotNegative = 2e-5
     projections: NotNegative = 2e-5
     fusion: NotNegative = 5e-4
@@ -145,7 +104,7 @@ class LearningRates(_Section):
     discriminators_target: NotNegative = 3e-4
 
 
-class OptimizerSection(_Section):
+class OptimizerSection(Section):
     type: Literal["adam", "adamw", "sgd", "adadelta"] = "adam"
     betas: tuple[Share, Share] = (0.9, 0.999)  # of adam and adamw
     eps: Positive = 1e-8  # of adam, adamw and adadelta
@@ -163,15 +122,15 @@ class OptimizerSection(_Section):
         return self
 
 
-class ScheduleSection(_Section):
+class ScheduleSection(Section):
     mode: Literal["poly", "cosine", "multistep", "constant"] = "poly"
     power: Positive = 0.99  # of poly
     lowest_lr: NotNegative = 1e-6  # of poly
     target_lr: NotNegative = 0.0  # of cosine
-    multistep: list[Count] = []  # epochs after which the rate falls to a tenth
+    multistep: list[Count] = Field(default_factory=list)  # epochs after which the rate falls to a tenth
 
 
-class Train(_Section):
+class Train(Section):
     epochs: Count = 10
     batch_size: Count = 8  # of each domain, over all workers
     eval_batch_size: Count = 64
@@ -181,16 +140,17 @@ class Train(_Section):
     compile: bool = False  # torch.compile of the encoders
     channels_last: bool = False  # memory layout of pictures; faster convolutions in half precision on GPUs
     tf32: bool = False  # float32 products in TF32
+    target_labels: Literal["unused", "oracle"] = "unused"  # `oracle` trains on the target's labels: an upper bound
 
 
-class Selection(_Section):
+class Selection(Section):
     """How the checkpoint is chosen without target labels."""
 
     validator: Validator = "infomax"
     gate: Share = 0.03  # source accuracy that an epoch may lie below the best epoch's and still be chosen
 
 
-class Cluster(_Section):
+class Cluster(Section):
     workers: Count | tuple[Count, Count] = 1  # a number, or the fewest and the most (elastic)
     address: str | None = None  # of a Ray cluster; None: the one that is running here, else a local one
     cpus_per_worker: Positive | None = None  # None: half the cluster's CPUs, shared; the other half prepares data
@@ -216,30 +176,32 @@ class Cluster(_Section):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-class Checkpoints(_Section):
+class Checkpoints(Section):
     keep: Count | None = None  # how many epochs' checkpoints stay; None: all
     every_steps: Count | None = None  # also within an epoch; None: at epochs' ends only
     max_disk: ByteSize | None = None  # bytes, or such as 20GB, for all of a run's checkpoints: as many stay as fit
 
 
-class Tracking(_Section):
+class Tracking(Section):
     enabled: bool = True
     uri: str | None = None  # None: MLFLOW_TRACKING_URI, else a SQLite file in the storage folder
     experiment: str = "m2can"
     register_as: str | None = None  # None: m2can-<target>
 
 
-class Run(_Section):
+class Run(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = None  # None: target and time
     storage: str = "runs"  # folder of runs, relative to the working folder
 
 
-class Recipe(_Section):
+class Recipe(Section):
     schema_version: int = SCHEMA_VERSION
     preset: Literal["recommended", "published"] = "recommended"
     data: Data
     encoders: Encoders = Encoders()
+    network: NetworkSection = NetworkSection()
     objective: ObjectiveSection = ObjectiveSection()
+    discriminators: DiscriminatorSection = DiscriminatorSection()
     uacr: Uacr = Uacr()
     sam: Sam = Sam()
     optimizer: OptimizerSection = OptimizerSection()
@@ -264,7 +226,8 @@ class Recipe(_Section):
     def target_takes_part(self) -> bool:
         """Whether any component reads the target: with all of them off, training is source-only."""
         o = self.objective
-        return self.uacr.enabled or bool(o.cmcfa or o.cdcfa or o.cdafa or o.mcc)
+        terms = (o.cmcfa, o.cdcfa, o.cdafa, o.mcc, o.moments, o.imitation)
+        return self.uacr.enabled or any(terms) or self.train.target_labels == "oracle"
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys → plain values."""
@@ -280,7 +243,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "picture": {"weights": "IMAGENET1K_V1", "batch_norm": "per_sample", "head": "identity_linear"},
         },
     },
-    "recommended": {},
+    # What helped on both data sets of benchmarks/comparison.py.
+    "recommended": {"uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8}},
 }
 
 
@@ -305,7 +269,7 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     if is_published_form(tree):
         tree = recipe_tree(tree, path)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return tree
 
 
@@ -350,7 +314,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the value that `a.b=c` states, c being YAML. Raises InputError: no such form, or no section."""
     key, equals, written = override.partition("=")
     if not equals or not key.strip():
         raise InputError("is not of the form a.b=c", field="--set", value=override)

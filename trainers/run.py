@@ -26,6 +26,7 @@ from trainers.checkpoint import ModelCard, read_json, read_tensors
 from trainers.cluster import worker_resources
 from trainers.disk import checkpoint_bytes, require_disk, retention
 from trainers.entry import train_worker
+from trainers.failures import RunFailed, RunStopped
 from trainers.journal import EpochRecord, Journal, JournalCallback
 from trainers.memory import ended_by_memory, out_of_memory
 from trainers.precision import expected_device, require_device
@@ -39,14 +40,6 @@ from trainers.worker import WorkerConfig
 # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
 # over: without this, most tasks that prepare data wait for a new process and its imports.
 LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
-
-
-class RunFailed(RuntimeError):
-    """Training ended without a model; says why."""
-
-
-class RunStopped(RuntimeError):
-    """Training was asked to stop and left a checkpoint; the same run name goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +134,21 @@ def prepare(recipe: Recipe) -> Prepared:
 def start_ray(address: str | None) -> bool:
     """Join the cluster at `address`, the one that runs here, or start one; True if it was started.
 
+    Without an address RAY_ADDRESS counts; `local` always starts one.
+
     Raises:
         InputError: no cluster answers there.
     """
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "configure_logging": False}
-    place = address or os.environ.get("RAY_ADDRESS")
+    place = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if place:
-            ray.init(address=place, **quiet)
-            return False
-        ray.init(include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
+        if place != "local":
+            with contextlib.suppress(*([ConnectionError] if place == "auto" else [])):
+                ray.init(address=place, **quiet)
+                return False
+        ray.init(address="local", include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
     finally:
@@ -174,10 +170,12 @@ def train(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
     stop: threading.Event | None = None,
+    share: float = 1.0,
 ) -> Outcome:
     """Run the workers to the end. Ray must be running.
 
     Args:
+        share: part of the cluster's CPUs that this run may take, 0 to 1.
         stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
 
     Raises:
@@ -194,6 +192,7 @@ def train(
         on_epoch=on_epoch,
         trace=trace,
         stop=stop,
+        share=share,
     )
     with ended_with(listener, prepared), listener:
         result = trainer.fit()
@@ -214,6 +213,7 @@ def start_workers(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
     stop: threading.Event | None = None,
+    share: float = 1.0,
 ) -> tuple[TorchTrainer, Listener]:
     """The trainer whose `fit` runs `worker` on the recipe's workers, and what listens to them meanwhile.
 
@@ -221,14 +221,14 @@ def start_workers(
         InputError: the cluster lacks what the recipe asks for.
     """
     recipe = prepared.recipe
-    scaling, share = worker_resources(recipe)
+    scaling, data_share = worker_resources(recipe, share)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = start_monitor()
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
         table=ray.put(prepared.corpus.table),
-        share=share,
+        share=data_share,
         monitor=monitor,
         trace=trace is not None,
         threads=max(1, int(scaling.resources_per_worker["CPU"])),

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from datasets_manifest.errors import InputError
+from trainers.failures import TrackingUnavailable
 from trainers.journal import Journal
 from trainers.mlflow_run import RunLink, open_client, open_experiment, resolve_tracking_uri, without_password
 from trainers.registration import ModelToLog, register
@@ -42,10 +43,6 @@ _AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 # Answers that another attempt will not change.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 _LONGEST_PAUSE_S = 15.0
-
-
-class TrackingUnavailable(RuntimeError):
-    """MLflow was away, or refused, until the end. Nothing is lost: the journal and the checkpoints hold it all."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import api, data, demo, jobs, predict, published, serve, train
+from services.cli import api, data, demo, doctor, jobs, predict, published, serve, train, tune
 
 app = typer.Typer(
     name="m2can",
@@ -26,7 +25,9 @@ app.command(
 app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
     predict.predict
 )
+app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
 app.command("demo")(demo.demo)
+app.command("doctor", epilog="Example:  m2can doctor --json")(doctor.doctor)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
     serve.serve
 )
@@ -39,8 +40,9 @@ app.add_typer(data.app, name="data")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        names = ("m2can", "torch", "ray", "mlflow", "transformers", "pyarrow")
-        typer.echo("  ".join(f"{name} {version(name)}" for name in names))
+        from services.doctor import versions
+
+        typer.echo("\n".join(f"{name:24} {number}" for name, number in versions().items()))
         raise typer.Exit
 
 
@@ -56,8 +58,7 @@ def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its progress is not ours
     from services.errors import ServiceUnavailable
-    from trainers.run import RunFailed, RunStopped
-    from trainers.tracking import TrackingUnavailable
+    from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 
     try:
         app()

@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from trainers.journal import EpochRecord
-from trainers.m2can.objective import TERMS
+if TYPE_CHECKING:
+    from trainers.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0
 
@@ -72,6 +72,8 @@ class RunProgress:
             print(f"epoch {epoch}/{self.epochs} step {step}/{steps}  {detail}", file=sys.stderr, flush=True)
 
     def _detail(self, content: dict[str, Any], done: int, total: int) -> str:
+        from trainers.m2can.objective import TERMS  # imports torch, which most commands do without
+
         terms = content["passes"]["second"]
         losses = "  ".join(f"{name} {terms[name]:.3f}" for name in (*TERMS, "total") if name in terms)
         (t0, done0, samples0), (t1, done1, samples1) = self._recent[0], self._recent[-1]

@@ -89,8 +89,9 @@ def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
 
 def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
+    from trainers.failures import RunStopped
     from trainers.publish import make_sender, publish, summary, tracking_uri
-    from trainers.run import RunStopped, prepare, set_threads, start_ray
+    from trainers.run import prepare, set_threads, start_ray
     from trainers.run import train as run_training
 
     set_threads()
@@ -136,7 +137,7 @@ def stop_on_sigterm(grace_s: float) -> Iterator[threading.Event]:
 
     Outside the main thread signals cannot be handled: nothing is done there.
     """
-    from trainers.run import RunStopped
+    from trainers.failures import RunStopped
 
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -17,7 +17,7 @@ from trainers.m2can.batch import Batch
 from trainers.m2can.batch_norm import BatchNormMode
 from trainers.m2can.collective import Collective, DistributedCollective, slice_sizes
 from trainers.m2can.losses.adversarial import Discriminators
-from trainers.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, apply_override, make_recipe
 from trainers.step import Step
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
@@ -43,6 +43,7 @@ class Scenario:
     local_statistics: bool = False
     accumulate: int = 1
     scope: Literal["global", "worker"] = "global"
+    options: tuple[str, ...] = ()
 
     @property
     def domains(self) -> int:
@@ -52,20 +53,21 @@ class Scenario:
         what = ["S", str(self.sources), "with target" if self.target else "first epoch", self.batch_norm, self.pictures]
         what += [self.dtype, f"{self.steps} steps", "local" * self.local_statistics]
         what += [f"{self.accumulate} parts" * (self.accumulate > 1), "own climb" * (self.scope == "worker")]
-        return " ".join(word for word in what if word)
+        return " ".join(word for word in [*what, *self.options] if word)
 
     def recipe(self) -> Recipe:
-        return make_recipe(
-            {
-                "data": {"sources": ["s"] * self.sources, "target": "t"},
-                "encoders": {
-                    "text": {"name": "tiny", "hidden": 32, "dropout": 0.0},
-                    "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm},
-                },
-                "objective": {"mcc": 0.3, "cdafa": 0.2},
-                "optimizer": {"lr": dict.fromkeys(("encoders", "projections", "fusion", "heads"), 1e-3)},
-            }
-        )
+        tree: dict[str, Any] = {
+            "data": {"sources": ["s"] * self.sources, "target": "t"},
+            "encoders": {
+                "text": {"name": "tiny", "hidden": 32, "dropout": 0.0},
+                "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm},
+            },
+            "objective": {"mcc": 0.3, "cdafa": 0.2},
+            "optimizer": {"lr": dict.fromkeys(("encoders", "projections", "fusion", "heads"), 1e-3)},
+        }
+        for option in self.options:
+            apply_override(tree, option)
+        return make_recipe(tree)
 
     def slice(self, step: int, offset: int, size: int) -> Batch:
         """Rows offset … offset+size of each domain's global batch. The random numbers are drawn for all rows."""
@@ -89,6 +91,9 @@ class Scenario:
         labels = torch.tensor([[(3 * row + d) % CLASSES for row in range(ROWS)] for d in range(self.domains)])
         if self.target:
             labels[-1, 1::2] = -1  # target rows without a pseudo label
+        soft = None
+        if "uacr.labels=soft" in self.options:
+            soft = torch.randn(ROWS, CLASSES, generator=rng).softmax(-1)[offset : offset + size]
         text = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # to the longest of this slice
         return Batch(
             text=text,
@@ -99,6 +104,7 @@ class Scenario:
             num_views=2,
             global_batch=ROWS,
             offset=offset,
+            pseudo_BC=soft,
         ).to(torch.device("cpu"), getattr(torch, self.dtype))
 
 
@@ -130,7 +136,7 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     dtype = getattr(torch, scenario.dtype)
     config = build.text_config(recipe.encoders.text, VOCABULARY, 0, 16)
     network = build.build_network(recipe, config, CLASSES, load_weights=True).to(dtype).train()
-    discriminators = build.build_discriminators(scenario.sources, CLASSES).to(dtype)
+    discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.discriminators).to(dtype)
     optimizers = build.build_optimizers(network, discriminators, recipe.optimizer)
     distributed = collective.world_size > 1
     step = RecordedStep(

@@ -129,3 +129,13 @@ def test_the_same_numbers_make_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         figures.loss_curves(records(3), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_selection_curves(tmp_path: Path) -> None:
+    made = records(4)
+    for each in made[1:]:  # nothing is selected in the first epoch
+        each.metrics.update({"uacr/kept_share": 0.2 * each.epoch, "uacr/precision": 0.9, "uacr/accuracy": 0.7})
+    figures.selection_curves(made, tmp_path / "with.png")
+    figures.selection_curves(records(4), tmp_path / "without.png")
+    assert count(pixels(tmp_path / "with.png"), figures.BLUE) > 500
+    assert count(pixels(tmp_path / "without.png"), figures.BLUE) == 0

@@ -82,7 +82,36 @@ def test_recommended_is_the_default(load: Load) -> None:
     assert recipe == load(preset="recommended")
     assert recipe.preset == "recommended"
     assert (recipe.data.texts.cleaning, recipe.encoders.text.pooling) == ("proper", "mean")
-    assert recipe != load(preset="published")
+    published = load(preset="published")
+    assert (recipe.uacr.warmup, recipe.uacr.update, recipe.uacr.threshold) == (3, 0.1, 0.8)
+    assert (published.uacr.warmup, published.uacr.update, published.uacr.threshold) == (1, 0.3, 0.0)
+
+
+def test_no_option_beside_the_method_is_on_in_published(load: Load) -> None:
+    """Every option is at the value with which the published method is computed."""
+    recipe = load(preset="published")
+    assert recipe.uacr.model_dump() == {
+        "enabled": True,
+        "score": "both",
+        "threshold": 0.0,
+        "labels": "hard",
+        "teacher": "none",
+        "ema_decay": 0.99,
+        "refine": "none",
+        "neighbours": 5,
+        "balance": False,
+        "warmup": 1,
+        "start": 0.3,
+        "update": 0.3,
+        "prior": "uniform",
+        "unselected": "drop",
+    }
+    assert recipe.network.model_dump() == {"modalities": "both", "gate": False}
+    assert recipe.discriminators.model_dump() == {"pairs": "all", "seen": "joint", "hidden": 0, "warmup": 1000.0}
+    objective = recipe.objective
+    assert (objective.moments, objective.imitation, objective.source_weights) == (0.0, 0.0, "uniform")
+    assert (objective.cmcfa_temperature, objective.cmcfa_symmetric) == (1.0, False)
+    assert recipe.train.target_labels == "unused"
 
 
 def test_a_file_states_only_what_differs_from_its_preset(load: Load) -> None:

@@ -35,9 +35,25 @@ PARTS = [
     Scenario(2, True, "per_sample", "none at the end", accumulate=3),
     Scenario(2, True, "frozen", "ragged", accumulate=2),
 ]
+OPTIONS = [
+    Scenario(2, True, "frozen", options=("objective.cmcfa_symmetric=true", "objective.cmcfa_temperature=0.2")),
+    Scenario(2, True, "frozen", options=("uacr.labels=soft", "network.gate=true"), accumulate=2),
+    Scenario(2, True, "frozen", options=("objective.source_weights=proximity", "objective.moments=1")),
+    Scenario(
+        2,
+        True,
+        "frozen",
+        options=(
+            "objective.source_weights=hardest",
+            "objective.imitation=1",
+            "discriminators={pairs: target, seen: features, hidden: 5, warmup: 1}",
+        ),
+    ),
+    Scenario(2, True, "frozen", options=("discriminators={pairs: merged, warmup: 1}", "network.modalities=pictures")),
+]
 OWN_CLIMB = Scenario(2, True, "per_sample", "one each", scope="worker")
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
-ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, OWN_CLIMB, replace(PARTS[1], accumulate=1), MISTAKE]
+ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS, OWN_CLIMB, replace(PARTS[1], accumulate=1), MISTAKE]
 SECONDS = 300
 
 Found = dict[tuple[int, int, Scenario], dict[str, Any]]
@@ -86,7 +102,7 @@ def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
     return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
 
 
-@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS], ids=str)
+@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS], ids=str)
 def test_first_step(found: Found, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]

@@ -21,6 +21,7 @@ SMALL = [
     "encoders.text.hidden=32",
     "train.batch_size=6",
     "uacr.warmup=1",
+    "uacr.threshold=0",
     "sam.rho=0.05",
 ]
 

@@ -29,6 +29,8 @@ class Batch:
         global_batch: samples per domain over all workers.
         offset: place of this slice's first sample in the global batch.
         whole: the worker's whole slice, if this batch is a part of it (see `split`).
+        pseudo_BC: class probabilities that take the place of the last domain's labels where these are not -1; None:
+            the labels themselves.
     """
 
     text: Tensor
@@ -40,6 +42,7 @@ class Batch:
     global_batch: int = 0
     offset: int = 0
     whole: Batch | None = None
+    pseudo_BC: Tensor | None = None
 
     @property
     def num_domains(self) -> int:
@@ -66,6 +69,7 @@ class Batch:
             pictures=move(self.pictures),
             picture_owner=None if self.picture_owner is None else move(self.picture_owner),
             labels_DB=move(self.labels_DB),
+            pseudo_BC=None if self.pseudo_BC is None else move(self.pseudo_BC),
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -97,6 +101,7 @@ class Batch:
             labels_DB=self.labels_DB[:, start : start + size],
             offset=self.offset + start,
             whole=self,
+            pseudo_BC=None if self.pseudo_BC is None else self.pseudo_BC[start : start + size],
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.encoders import GivenFeatures, PictureEncoder, TextEncoder
+from trainers.m2can.names import Modalities
 
 PROJECTED, BILINEAR, FUSED, HIDDEN = 256, 128, 64, 128
 
@@ -27,20 +28,31 @@ class Fusion(nn.Module):
     """MLB: f = P(sigmoid(U t ∘ V v)) + h1 t + h2 v.
 
     Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017, with two shortcuts.
+
+    Args:
+        gate: the shortcuts of a sample are weighed by 2·softmax(G_t t + G_v v), which starts at 1 and 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gate: bool = False) -> None:
         super().__init__()
         self.U = nn.Linear(PROJECTED, BILINEAR)
         self.V = nn.Linear(PROJECTED, BILINEAR)
         self.P = nn.Linear(BILINEAR, FUSED)
         self.h1 = nn.Linear(PROJECTED, FUSED)
         self.h2 = nn.Linear(PROJECTED, FUSED)
+        self.gates = nn.ModuleList(nn.Linear(PROJECTED, 2) for _ in range(2 * gate))
+        for one in self.gates.parameters():
+            nn.init.zeros_(one)
 
     def forward(self, text_VDBK: Tensor, picture_VDBK: Tensor) -> Tensor:
         """All view pairs: → [V·V, D, B, 64]; the text's view is the slower index, so pair 0 is weak × weak."""
         u, v = self.U(text_VDBK).unsqueeze(1), self.V(picture_VDBK).unsqueeze(0)
-        shortcut = self.h1(text_VDBK).unsqueeze(1) + self.h2(picture_VDBK).unsqueeze(0)
+        by_text, by_picture = self.h1(text_VDBK).unsqueeze(1), self.h2(picture_VDBK).unsqueeze(0)
+        if len(self.gates):
+            gate = self.gates[0](text_VDBK).unsqueeze(1) + self.gates[1](picture_VDBK).unsqueeze(0)
+            gate = 2 * gate.softmax(-1)
+            by_text, by_picture = by_text * gate[..., :1], by_picture * gate[..., 1:]
+        shortcut = by_text + by_picture
         return (self.P(torch.sigmoid(u * v)) + shortcut).flatten(0, 1)
 
 
@@ -58,6 +70,8 @@ class M2CAN(nn.Module):
         text_encoder, picture_encoder: modules with a `width`.
         num_heads: classifier heads; the published code has one for each source.
         num_classes: C.
+        modalities: `text` and `pictures` put zeros in the place of the other modality's features: baselines.
+        gate: see Fusion.
 
     Source: Zhao et al. 2025.
     """
@@ -68,17 +82,21 @@ class M2CAN(nn.Module):
         picture_encoder: PictureEncoder | GivenFeatures,
         num_heads: int,
         num_classes: int,
+        *,
+        modalities: Modalities = "both",
+        gate: bool = False,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.picture_encoder = picture_encoder
         self.text_projection = Projection(text_encoder.width)
         self.picture_projection = Projection(picture_encoder.width)
-        self.fusion = Fusion()
+        self.fusion = Fusion(gate)
         self.heads = nn.ModuleList(nn.Linear(FUSED, num_classes) for _ in range(num_heads))
         self.text_head = single_modality_head(num_classes)
         self.picture_head = single_modality_head(num_classes)
         self.num_classes = num_classes
+        self.modalities = modalities
 
     def forward(self, batch: Batch) -> Outputs:
         text_NK = self.text_encoder(batch.text, batch.text_mask)
@@ -86,6 +104,11 @@ class M2CAN(nn.Module):
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
         text_VDBK = self.text_projection(text_NK).view(shape)
         picture_VDBK = self.picture_projection(picture_NK).view(shape)
+        # Products with zero keep the parameters in the graph, which data parallelism asks for.
+        if self.modalities == "text":
+            picture_VDBK = picture_VDBK * 0
+        elif self.modalities == "pictures":
+            text_VDBK = text_VDBK * 0
         fused_QDBK = self.fusion(text_VDBK, picture_VDBK)
         return Outputs(
             text_VDBK=text_VDBK,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainers.m2can.names import ScoreOf
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,20 @@ def score_samples(logits_HNC: Tensor) -> Scores:
     return Scores(label_N, prob_N * (-variance_N).exp(), prob_N, variance_N)
 
 
+def score_of(kind: ScoreOf, prob_N: np.ndarray, variance_N: np.ndarray) -> np.ndarray:
+    """`both`: prob × exp(−variance), as published. `prob`. `uncertainty`: exp(−variance), 1 for a network of one head."""
+    sure_N = np.exp(-variance_N)
+    return {"both": prob_N * sure_N, "prob": prob_N, "uncertainty": sure_N}[kind]
+
+
 def selection_rate(epoch: int, start: float, update: float) -> float:
     """Part of the target that is kept after `epoch` (0-based): min(start + epoch·update, 1)."""
     return min(start + epoch * update, 1.0)
 
 
-def select(label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.ndarray) -> np.ndarray:
+def select(
+    label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.ndarray, threshold: float = 0.0
+) -> np.ndarray:
     """Keep, of each predicted class c, the floor(rate·N·prior_c) highest scores.
 
     With the uniform prior 1/C this is the published rule. A pure function: ties go to the lower row.
@@ -59,6 +68,7 @@ def select(label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.nd
         score_N: higher is surer.
         rate: 0 to 1.
         prior_C: the classes' shares of the target, summing to 1.
+        threshold: rows with a lower score are left out.
 
     Returns:
         row numbers kept, ascending.
@@ -74,8 +84,8 @@ def select(label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.nd
         below = np.nan_to_num(-score_N[rows], copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
         last = np.partition(below, quota - 1)[quota - 1]
         surer, equal = rows[below < last], rows[below == last]
-        kept_N[surer] = True
-        kept_N[equal[: quota - len(surer)]] = True
+        best = np.concatenate([surer, equal[: quota - len(surer)]])
+        kept_N[best[score_N[best] >= threshold]] = True
     return np.flatnonzero(kept_N)
 
 
@@ -86,7 +96,6 @@ def uniform_prior(num_classes: int) -> np.ndarray:
 def estimate_prior(
     probs_NC: np.ndarray,
     source_prior_C: np.ndarray,
-    total: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     iterations: int = 200,
 ) -> np.ndarray:
     """The target's class shares by expectation-maximisation on the classifier's probabilities.
@@ -94,16 +103,14 @@ def estimate_prior(
     Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
 
     Args:
-        probs_NC: probabilities of a classifier trained under `source_prior_C`; this worker's rows.
+        probs_NC: calibrated probabilities of a classifier trained under `source_prior_C`.
         source_prior_C: class shares of what it was trained on, each above 0.
-        total: sum over the workers.
     """
     prior = source_prior_C.astype(np.float64)
-    number = total(np.array([len(probs_NC)], np.float64))[0]
     for _ in range(iterations):
         posterior = probs_NC * (prior / source_prior_C)
         posterior /= posterior.sum(1, keepdims=True)
-        after = total(posterior.sum(0)) / number
+        after = posterior.mean(0)
         if np.abs(after - prior).max() < 1e-8:
             return after
         prior = after

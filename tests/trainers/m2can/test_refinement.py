@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.m2can.refinement import estimate_prior, score_samples, select, selection_rate, uniform_prior
+from trainers.m2can.refinement import estimate_prior, score_of, score_samples, select, selection_rate, uniform_prior
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
@@ -60,6 +60,19 @@ def test_select_by_a_given_prior() -> None:
     label, score = np.repeat([0, 1, 2], 40), np.random.default_rng(0).random(120)
     kept = select(label, score, 0.5, np.array([0.5, 0.4, 0.1]))
     assert kept.tolist() == naive_select(label, score, [30, 24, 6])
+
+
+def test_a_threshold_beside_the_rate() -> None:
+    label, score = np.zeros(10, int), np.arange(10) / 10
+    assert select(label, score, 0.5, np.array([1.0]), threshold=0.7).tolist() == [7, 8, 9]
+    assert select(label, score, 0.2, np.array([1.0]), threshold=0.7).tolist() == [8, 9]
+
+
+def test_what_a_score_is_made_of() -> None:
+    prob, variance = np.array([0.9, 0.6]), np.array([0.5, 0.0])
+    assert score_of("both", prob, variance) == pytest.approx([0.9 * math.exp(-0.5), 0.6])
+    assert score_of("prob", prob, variance).tolist() == [0.9, 0.6]
+    assert score_of("uncertainty", prob, variance) == pytest.approx([math.exp(-0.5), 1.0])
 
 
 def test_ties_go_to_the_lower_row() -> None:

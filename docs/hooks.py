@@ -1,0 +1,59 @@
+"""Pages and parts of pages that are made when the documents are built.
+
+recipe.md, commands.md and api.md come from the code, `{{ file:path.to.value }}` from benchmarks/results/<file>.json, and
+a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+_CONSTANT = re.compile(r"\{\{ *(\w+):([\w.]+) *\}\}")
+_FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """The generated pages. Imported here: the models need the whole package."""
+    from docs.reference import api_page, commands_page, recipe_page
+
+    for name, make in (("recipe.md", recipe_page), ("commands.md", commands_page), ("api.md", api_page)):
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    return _FORMULA.sub(lambda found: formula(found.group(1)), _CONSTANT.sub(constant, markdown))
+
+
+def constant(found: re.Match[str]) -> str:
+    """A measured number. Raises KeyError: nobody measured it."""
+    value: Any = json.loads((ROOT / "benchmarks" / "results" / f"{found.group(1)}.json").read_text())
+    for key in found.group(2).split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def formula(source: str) -> str:
+    """TeX (as far as matplotlib's mathtext knows it) → SVG in the text's colour, with the source for screen readers."""
+    figure = Figure(figsize=(0.01, 0.01))
+    figure.text(0, 0, f"${source}$", fontsize=12)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", bbox_inches="tight", pad_inches=0.04, transparent=True, metadata={"Date": None})
+    svg = drawn.getvalue()
+    svg = re.sub(r"<rdf:RDF.*?</rdf:RDF>|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    # Several formulas share a page: their glyphs' ids must differ.
+    prefix = f"f{abs(hash(source)):x}"
+    svg = re.sub(r'(id="|href="#|url\(#)', lambda match: match.group() + prefix, svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(source)}" fill="currentColor" ', 1)
+    return f'<span class="formula">{" ".join(svg.split())}</span>'

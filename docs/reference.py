@@ -1,0 +1,185 @@
+"""Pages made from the code: the recipe from its pydantic models, the commands from their parser, the API from docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+API = {
+    "The method, plain torch": [
+        "trainers.m2can.network", "trainers.m2can.encoders", "trainers.m2can.objective", "trainers.m2can.losses.task",
+        "trainers.m2can.losses.cross_modal", "trainers.m2can.losses.cross_domain", "trainers.m2can.losses.adversarial",
+        "trainers.m2can.losses.class_confusion", "trainers.m2can.refinement", "trainers.m2can.sharpness",
+        "trainers.m2can.collective",
+    ],
+    "Training": [
+        "trainers.recipe", "trainers.run", "trainers.step", "trainers.loop", "trainers.checkpoint", "trainers.predictor",
+    ],
+    "Selection without target labels": [
+        "trainers.selection.confidence", "trainers.selection.structure", "trainers.selection.choice",
+    ],
+    "Data": ["datasets_manifest.schema", "datasets_manifest.readers", "datasets_manifest.plan", "datasets_manifest.check"],
+    "Services": ["services.registry", "services.promotion", "services.jobs", "services.serving"],
+}  # fmt: skip
+_COMMENTED = re.compile(r"^ {4}(\w+): .*?(?:  # (.*))?$")
+
+
+def recipe_page() -> str:
+    """Every key of a recipe: type, default, meaning, and what the preset `published` says instead."""
+    from trainers.recipe import PRESETS, Recipe
+
+    parts = [
+        "# Recipe reference",
+        "Made from the models in `trainers/recipe.py`. A recipe file states only what differs from its preset; "
+        "`--set a.b=c` overrides one key. Unknown keys are refused with the nearest valid one.",
+    ]
+    parts += _section(Recipe, "", PRESETS["published"])
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(model: type[BaseModel], path: str, published: dict[str, Any]) -> list[str]:
+    comments, rows, below = _comments(model), [], []
+    for name, field in model.model_fields.items():
+        key, inner = f"{path}{name}", _model_in(field.annotation)
+        if inner is not None:
+            below += _section(inner, f"{key}.", published.get(name, {}))
+            continue
+        default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
+        meaning = comments.get(name, "") + (f" (`published`: `{_yaml(published[name])}`)" if name in published else "")
+        rows.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
+    title = f"## `{path[:-1]}`" if path else "## At the top"
+    document = inspect.getdoc(model) or ""
+    text = "" if document.startswith("!!! ") or not model.__doc__ else document
+    table = "| key | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+    return [part for part in (title, text, table if rows else "") if part] + below
+
+
+def _comments(model: type[BaseModel]) -> dict[str, str]:
+    """Field → the comment behind or above it."""
+    found, above = {}, ""
+    for line in inspect.getsource(model).splitlines():
+        if line.startswith("    # "):
+            above = f"{above} {line.strip()[2:]}".strip()
+            continue
+        field = _COMMENTED.match(line)
+        if field:
+            found[field.group(1)] = f"{above} {field.group(2) or ''}".strip()
+        above = ""
+    return found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    return annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+
+
+def _type(field: Any) -> str:
+    limits = [str(limit) for limit in field.metadata if not str(limit).startswith("FieldInfo")]
+    limits = [re.sub(r"^(\w+)\(\w+=(.*)\)$", r"\1 \2", limit) for limit in limits]
+    words = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<", "MinLen": "length ≥"}
+    shown = [re.sub(r"^\w+", lambda m: words.get(m.group(), m.group()), limit) for limit in limits if "(" not in limit]
+    return " ".join([_name(field.annotation), *shown]).replace("|", r"\|")
+
+
+def _name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _name(arguments[0])
+    if origin is typing.Literal:
+        return " ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("nothing" if argument is type(None) else _name(argument) for argument in arguments)
+    if origin in (list, tuple):
+        return f"{'list of' if origin is list else 'pair of'} {_name(arguments[0])}"
+    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
+    )
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options."""
+    from deploy.commands import ROOT
+
+    parts = [
+        "# Commands",
+        "Made from the command line's own parser. Exit codes: 0 done, 2 bad input, 1 failed, 143 stopped by SIGTERM "
+        "with a checkpoint.",
+    ]
+
+    def walk(command: Any, path: str) -> None:
+        if hasattr(command, "commands"):
+            for name in sorted(command.commands):
+                walk(command.commands[name], f"{path} {name}")
+            return
+        rows = []
+        for parameter in command.params:
+            options = ", ".join(f"`{name}`" for name in parameter.opts if name.startswith("-"))
+            shown = options or f"`{(parameter.metavar or parameter.name).upper()}`"
+            default = parameter.default
+            about = (getattr(parameter, "help", "") or "").replace("|", r"\|")
+            with_default = (
+                f"`{default}`" if isinstance(default, (str, int, float, Path)) and default is not False else ""
+            )
+            rows.append(f"| {shown} | {'**wanted**' if parameter.required else with_default} | {about} |")
+        example = (command.epilog or "").replace("Example:", "").strip()
+        parts.append(f"## `{path}`")
+        parts.append((command.help or "").strip())
+        parts.append("| | default | |\n|---|---|---|\n" + "\n".join(rows) if rows else "")
+        if example:
+            parts.append(f"Example: `{example}`")
+
+    walk(ROOT, "m2can")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def api_page() -> str:
+    """Public functions and classes of the modules people build on, with their docstrings."""
+    parts = [
+        "# API",
+        "Made from the docstrings. Tensors carry a suffix that names their axes; each module's legend says which.",
+    ]
+    for title, modules in API.items():
+        parts.append(f"## {title}")
+        for name in modules:
+            module = import_module(name)
+            parts += [f"### `{name}`", _text(module.__doc__)]
+            for key, thing in vars(module).items():
+                own = getattr(thing, "__module__", None) == name and not key.startswith("_")
+                if own and (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__doc__:
+                    parts.append(_entry(key, thing))
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str, thing: Any) -> str:
+    if inspect.isclass(thing):
+        head = f"class {name}"
+    else:
+        signature = str(inspect.signature(thing)).replace("'", "")
+        head = f"{name}{signature}"
+    return f"```python\n{head}\n```\n\n{_text(inspect.getdoc(thing))}"
+
+
+def _text(document: str | None) -> str:
+    """A docstring as Markdown: what is indented is kept as it is written, the rest flows."""
+    lines, out, code = inspect.cleandoc(document or "").splitlines(), [], False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented != code and (line.strip() or code):
+            out.append("```text" if indented else "```")
+            out.append("") if not indented else None
+            code = indented
+        out.append(line[4:] if indented else line.replace("<", "&lt;").replace("_", r"\_"))
+    return "\n".join([*out, *(["```"] if code else [])])

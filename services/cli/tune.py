@@ -1,0 +1,71 @@
+"""`m2can tune`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.data import DataRoot, use_data_root
+from services.cli.output import print_json
+
+
+def tune(
+    sweep: Annotated[Path, typer.Argument(help="Sweep file (YAML), or `ablation`, `baselines`.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe, in place of the sweep's own.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key in all trials.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep, in place of its own.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Search or compare recipes: each trial one training run, chosen without target labels.
+
+    A sweep that was cut off goes on when the command is given again: trials that had ended are not repeated.
+    """
+    from tuning.sweep import load_sweep
+
+    use_data_root(data_root)
+    overrides = list(set_ or [])
+    if address is not None:
+        overrides.append(f"cluster.address={address}")
+    plan = load_sweep(sweep, recipe, overrides, name)
+    if dry_run:
+        _show_plan(plan)
+        return
+    from trainers.run import set_threads
+    from tuning.report import table
+    from tuning.run import as_json, run_sweep
+
+    set_threads()
+    outcome = run_sweep(plan)
+    if json_:
+        print_json(as_json(outcome, plan))
+        return
+    typer.echo(table(plan.sweep, outcome.trials, outcome.best))
+    if outcome.best is not None:
+        typer.echo(f"\nbest        {outcome.best.name}, by {plan.sweep.objective} without target labels")
+        typer.echo(f"recipe      {outcome.best_recipe}  (m2can train {outcome.best_recipe})")
+    if outcome.registered is not None:
+        typer.echo(f"model       models:/{outcome.registered.model_name}@candidate")
+    if outcome.tracking_uri is not None:
+        typer.echo(f"MLflow run  {outcome.parent_run} at {outcome.tracking_uri}")
+    typer.echo(f"pictures    {outcome.report}")
+
+
+def _show_plan(plan: Any) -> None:
+    from trainers.run import prepare
+    from tuning.run import planned_trials
+
+    prepared = prepare(plan.recipe([]))
+    sweep = plan.sweep
+    typer.echo(f"sweep {sweep.name}: {planned_trials(plan)} trials of {prepared.recipe.train.epochs} epochs")
+    typer.echo(f"  {' + '.join(prepared.card.sources)} → {prepared.card.target}, scored by {sweep.objective}")
+    for key, part in sweep.space.items():
+        typer.echo(f"  {key}: {part.model_dump(exclude_defaults=True)}")
+    for variant, overrides in sweep.variants.items():
+        typer.echo(f"  {variant}: {', '.join(overrides) or 'the recipe as it is'}  × seeds {sweep.seeds}")

@@ -1,0 +1,98 @@
+"""The comparison's variants are recipes, and its data have no name on both sides."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.comparison import area_under_curve, summary
+from benchmarks.comparison_page import GROUPS, table
+from benchmarks.icons import Icon, draw, write_icons
+from benchmarks.variants import COMMON, PRESET_OF, VARIANTS
+from trainers.recipe import apply_override, make_recipe
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_a_recipe_of_its_own(name: str) -> None:
+    preset = PRESET_OF.get(name, "published")
+    trees = []
+    for overrides in (VARIANTS[name], []):
+        tree = {"preset": preset, "data": {"sources": ["a", "b"], "target": "c"}}
+        for override in [*COMMON, *overrides]:
+            apply_override(tree, override)
+        trees.append(make_recipe(tree))
+    assert (trees[0] == trees[1]) == (name in ("published", "recommended"))
+    assert name in {variant for group in GROUPS.values() for variant in group}
+
+
+def package(cache: Path, domain: str, members: dict[str, str]) -> None:
+    folder = cache / domain
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "package.tgz", "w:gz") as archive:
+        for name, content in members.items():
+            file = folder / "member"
+            file.write_text(content)
+            archive.add(file, f"package/{name}")
+
+
+def test_icons_of_three_packages(tmp_path: Path) -> None:
+    names = [f"{word}-{form}" for word in ("car", "boat", "bus", "bike", "train", "plane") for form in ("a", "b")]
+    square = "M2 2H20V20H2Z"
+    cache = tmp_path / "cache"
+    facts = {name: {"category": "Vehicles", "tags": [name, "ride"]} for name in names}
+    nodes = {name: [["path", {"d": square}]] for name in names}
+    package(cache, "tabler", {"icons.json": json.dumps(facts), "tabler-nodes-outline.json": json.dumps(nodes)})
+    drawing = {"classic": {"solid": {"path": square, "viewBox": [0, 0, 24, 24]}}}
+    families = {name: {"svgs": drawing, "search": {"terms": ["ride"]}} for name in names}
+    categories = json.dumps({"transportation": {"icons": names}})
+    package(
+        cache,
+        "fontawesome",
+        {"metadata/icon-families.json": json.dumps(families), "metadata/categories.yml": categories},
+    )
+    meta = [{"name": name, "tags": ["Transportation + Road", "Shape"], "aliases": []} for name in names]
+    svgs = {f"svg/{name}.svg": f'<svg><path d="{square}"/></svg>' for name in names}
+    package(cache, "mdi", {"meta.json": json.dumps(meta), **svgs})
+
+    manifests = write_icons(tmp_path / "out", cache, seed=0)
+    assert [manifest.parent.name for manifest in manifests] == ["tabler", "fontawesome", "mdi"]
+    seen: dict[str, set[str]] = {}
+    for manifest in manifests:
+        words: dict[str, set[str]] = {}
+        for split in ("train", "val"):
+            for line in (manifest.parent / f"{split}.jsonl").read_text().splitlines():
+                record = json.loads(line)
+                assert record["label"] == "vehicles" and (manifest.parent / record["image"]).is_file()
+                assert record["text"].startswith(record["id"].replace("-", " "))
+                seen.setdefault(manifest.parent.name, set()).add(record["id"])
+                words.setdefault(split, set()).add(record["id"].split("-")[0])
+        assert not words.get("train", set()) & words.get("val", set())
+    every = [name for owned in seen.values() for name in owned]
+    assert sorted(every) == sorted(names)  # each name once, in one domain
+
+
+def test_lines_and_filled_shapes() -> None:
+    square, hole = "M0 0H24V24H0Z", "M8 8H16V16H8Z"
+    filled = draw(Icon("x", [], [], [square + hole], 24, lines=False))
+    assert filled[48, 48] == 255 and filled[20, 20] == 0 and filled[1, 1] == 255
+    lines = draw(Icon("x", [], [], [square], 24, lines=True))
+    assert lines[48, 48] == 255 and lines[48, 6] < 128
+
+
+def test_area_under_curve() -> None:
+    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
+    assert area_under_curve(np.array([0, 0, 1, 1]), probs) == pytest.approx(0.75)  # one of four pairs is the wrong way
+
+
+def test_table_of_runs() -> None:
+    runs = [
+        {"data": "postcards", "seed": seed, "variant": "published", "cpu_s": 4.0, "chosen": 0.8 + 0.02 * seed}
+        | {"oracle": 0.9, "last": 0.8, "macro_f1": 0.7, "auc": 0.95}
+        for seed in range(2)
+    ]
+    assert summary(runs)["postcards", "published"]["chosen"] == pytest.approx((0.81, 0.0141421), abs=1e-6)
+    assert "| published (2) | 81.0 ± 1.4 | 90.0 ± 0.0 | 70.0 | 95.0 |" in table(runs)

@@ -1,0 +1,88 @@
+"""Every code block of the documents: files are written, shell blocks run page by page, what needs a cluster is parsed.
+
+A fence's first word is its language; `{.cluster}` and the like say what a block needs that is not here. YAML and JSON with a
+title become the file of that name, Python is run, `text` is what something prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.commands import shell_faults
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+MARKS = {"long", "cluster", "image", "data"}
+_FENCE = re.compile(r"^```(?P<info>[^\n`]+)\n(?P<body>.*?)^```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    mark: str | None
+    title: str | None
+    body: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """A page's code blocks, in order."""
+    found = []
+    for fence in _FENCE.finditer(page.read_text(encoding="utf-8")):
+        info = fence["info"]
+        mark, title = re.search(r"\{\.(\w+)\}", info), re.search(r'title="([^"]+)"', info)
+        found.append(Block(info.split()[0], mark and mark[1], title and title[1], fence["body"]))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_marked_and_commands_exist(page: Path) -> None:
+    for block in blocks(page):
+        assert block.language in ("sh", "yaml", "json", "python", "text"), block
+        assert block.mark in {None, *MARKS}, block
+        if block.language == "sh":
+            for line in block.body.replace("\\\n", " ").splitlines():
+                assert shell_faults(line) == [], line
+                target = re.match(r"make ([\w-]+)", line)
+                assert target is None or f"\n{target[1]}:" in (ROOT / "Makefile").read_text(), line
+                for module in re.findall(r"python -m ([\w.]+)", line):
+                    assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
+                for file in re.findall(r"(?:python|-f|-c) (deploy/\S+)", line):
+                    assert (ROOT / file).exists(), line
+
+
+def runs(page: Path) -> bool:
+    return any(block.mark is None and block.language in ("sh", "python") for block in blocks(page))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "README.md" and runs(page)], ids=lambda p: p.name
+)
+def test_blocks_run(page: Path, tmp_path: Path, ray_cluster: None) -> None:
+    import ray
+
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        if block.title:
+            (tmp_path / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.title).write_text(block.body, encoding="utf-8")
+        if block.mark is not None:
+            continue
+        if block.language == "sh":
+            command = ["bash", "-euo", "pipefail", "-c", block.body]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, f"{block.body}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        elif block.language == "python" and not block.title:
+            exec(compile(block.body, str(page), "exec"), names)

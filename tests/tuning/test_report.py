@@ -1,0 +1,77 @@
+"""Choice, tables and pictures of made-up trials."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tuning.sweeps import finished, plan_of
+from trainers.checkpoint import read_json
+from tuning.report import draw_report, importances, table
+from tuning.run import planned_trials, search_space, trials_at_once
+
+SPACE = {"uacr.start": {"low": 0.1, "high": 0.6}, "sam.rho": {"choices": [0, 0.05]}}
+
+
+def searched(count=12):
+    """The score follows uacr.start alone."""
+    draw = random.Random(0)
+    configs = [{"uacr.start": draw.uniform(0.1, 0.6), "sam.rho": draw.choice([0, 0.05])} for _ in range(count)]
+    accuracy = [0.5 + i / 100 for i in range(count)]
+    return [
+        finished(f"trial-{i}", config, config["uacr.start"] ** 2, target_accuracy_chosen=a, target_accuracy_oracle=a)
+        for i, (config, a) in enumerate(zip(configs, accuracy))
+    ]
+
+
+def test_importance_finds_the_key_that_matters(tmp_path):
+    plan = plan_of(tmp_path, {"space": SPACE})
+    shares = importances(plan.sweep, searched())
+    assert shares["uacr.start"] > 0.8 and shares["sam.rho"] < 0.2
+    assert importances(plan.sweep, searched(3)) == {}
+
+
+def test_report_of_a_search(tmp_path):
+    plan = plan_of(tmp_path, {"space": SPACE})
+    trials = searched()
+    draw_report(plan, trials, trials[4], tmp_path / "report")
+    tree = read_json(tmp_path / "report" / "sweep.json")
+    assert tree["best"] == "trial-4" and tree["regret"] == pytest.approx(0.11 - 0.04)
+    for name in ("parallel_coordinates", "importance", "score_over_epochs"):
+        pixels = np.asarray(Image.open(tmp_path / "report" / f"{name}.png").convert("RGB"))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    lines = (tmp_path / "report" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 12 and "best" in lines[2 + 4]
+
+
+def test_comparison_means_over_seeds(tmp_path):
+    plan = plan_of(tmp_path, {"variants": {"all": [], "plain": ["objective.mcc=0"]}, "seeds": [0, 1]})
+    values = {("all", 0): 0.7, ("all", 1): 0.8, ("plain", 0): 0.6, ("plain", 1): 0.6}
+    trials = [
+        finished(f"trial-{variant}-{seed}", {"variant": variant, "seed": seed}, 0.1, target_accuracy_chosen=value)
+        for (variant, seed), value in values.items()
+    ]
+    text = table(plan.sweep, trials, None)
+    assert "75.0 ± 7.1" in text and "60.0 ± 0.0" in text
+    assert planned_trials(plan) == 4
+    draw_report(plan, trials, None, tmp_path / "report")
+    assert (tmp_path / "report" / "comparison.png").stat().st_size > 5000
+
+
+def test_grid_has_every_point(tmp_path):
+    space = {"uacr.start": {"low": 0.1, "high": 0.5, "step": 0.2}, "sam.rho": {"choices": [0, 0.05]}}
+    plan = plan_of(tmp_path, {"space": space, "algorithm": "grid"})
+    points, _ = search_space(plan, 1)
+    assert points["uacr.start"] == {"grid_search": [0.1, 0.3, 0.5]} and planned_trials(plan) == 6
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "count"),
+    [({"CPU": 2}, 1, 1), ({"CPU": 16}, 2, 4), ({"CPU": 64, "GPU": 8}, 2, 4), ({"CPU": 1}, 4, 1)],
+)
+def test_trials_side_by_side(tmp_path, resources, workers, count):
+    plan = plan_of(tmp_path, {"space": SPACE})
+    assert trials_at_once(plan.recipe([f"cluster.workers={workers}"]), resources) == count

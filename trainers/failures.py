@@ -1,0 +1,15 @@
+"""How a run ends without a model. They stand apart so that the command line knows them without importing Ray."""
+
+from __future__ import annotations
+
+
+class RunFailed(RuntimeError):
+    """Training ended without a model; says why."""
+
+
+class RunStopped(RuntimeError):
+    """Training was asked to stop and left a checkpoint; the same run name goes on from there."""
+
+
+class TrackingUnavailable(RuntimeError):
+    """MLflow was away, or refused, until the end. Nothing is lost: the journal and the checkpoints hold it all."""

@@ -1,0 +1,1 @@
+"""Sweeps: many Train runs, compared and chosen from without target labels."""

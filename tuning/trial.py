@@ -1,0 +1,188 @@
+"""One trial: one Train run, driven from within a process of Ray Tune. What came of it stands in its `trial.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.files import write_whole
+from trainers.journal import EpochRecord, Journal
+from trainers.mlflow_run import PARENT_TAG
+from trainers.publish import make_sender, publish, summary
+from trainers.recipe import Recipe
+from trainers.run import Outcome, RunFailed, RunStopped, prepare, read_evidence, set_threads
+from trainers.run import train as run_training
+from trainers.selection import choose_epoch, epoch_score
+from tuning.ledger import TRIAL_FILE
+from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
+
+TRIAL_CPUS = 0.01  # of the process that drives a trial; the workers do the work
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What all trials of a sweep share.
+
+    folder: where their runs go. share: part of the cluster a trial may take, 0 to 1. parent: MLflow run of the sweep.
+    """
+
+    plan: SweepPlan
+    folder: Path
+    share: float
+    tracking_uri: str | None
+    parent: str | None
+
+
+def run_trial(config: dict[str, Any], job: TrialJob) -> None:
+    """Tune's function: train, report every epoch, leave `trial.json`.
+
+    A trial that Tune starts again goes on from its run's checkpoint; one that had ended only repeats its last report.
+    """
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    set_threads()
+    name = f"{job.plan.sweep.name}-{tune.get_context().get_trial_id()}"
+    file = job.folder / name / TRIAL_FILE
+    if file.is_file():
+        tune.report(last_report(json.loads(file.read_text(encoding="utf-8"))))
+        return
+    reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix=name) as pool:
+        # Tune wants its reports from this thread, while another waits for the run.
+        work = pool.submit(_work, config, job, name, reports.put, stop)
+        work.add_done_callback(lambda _: reports.put(None))
+        while (report := reports.get()) is not None:
+            tune.report(report)  # comes back once the scheduler has decided
+            if stop_file(job.folder, name).is_file():
+                stop.set()
+        content = work.result()
+    tune.report(last_report(content))
+
+
+def stop_file(folder: Path, name: str) -> Path:
+    """Its presence asks a trial to end between two steps."""
+    return folder / name / "stop"
+
+
+def last_report(content: dict[str, Any]) -> dict[str, Any]:
+    """What Tune hears of a finished trial."""
+    return {"score": content["score"], "epoch": content["epochs"], "finished": True}
+
+
+def _work(config: dict[str, Any], job: TrialJob, name: str, report: Report, stop: threading.Event) -> dict[str, Any]:
+    started = time.monotonic()
+    overrides = job.plan.trial_overrides(config)
+    content: dict[str, Any] = {"name": name, "config": config, "overrides": overrides}
+    try:
+        if job.plan.sweep.objective == LEAVE_ONE_SOURCE_OUT and not job.plan.sweep.is_comparison:
+            content |= _leave_each_source_out(job, name, overrides)
+        else:
+            content |= _target_run(job, name, overrides, report, stop)
+    except RunStopped:
+        content |= {"status": "stopped", "score": _score_so_far(job, name), "epochs": len(_journal(job, name).read())}
+    except (RunFailed, InputError) as error:
+        write_whole(
+            job.folder / name / TRIAL_FILE, json.dumps(content | {"status": "failed", "error": str(error)}) + "\n"
+        )
+        raise
+    content = {"status": "finished", **content, "seconds": time.monotonic() - started}
+    write_whole(job.folder / name / TRIAL_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return content
+
+
+def _target_run(
+    job: TrialJob, name: str, overrides: list[str], report: Report, stop: threading.Event
+) -> dict[str, Any]:
+    recipe = placed_recipe(job, name, overrides)
+
+    def on_epoch(record: EpochRecord) -> None:
+        report({"epoch": record.epoch, "score": _score_so_far(job, name), "finished": False})
+
+    outcome, tags = train_and_track(job, recipe, on_epoch, stop)
+    score = epoch_score(recipe.selection.validator, read_evidence(outcome.checkpoint))
+    return {"score": score, **_told(outcome), "tags": tags}
+
+
+def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> dict[str, Any]:
+    """Each source plays the target once; its labels then tell how well the rest carried over."""
+    sources = job.plan.recipe(overrides).data.sources
+    accuracies: dict[str, float] = {}
+    epochs = 0
+    for position, left_out in enumerate(sources):
+        others = [source for source in sources if source != left_out]
+        swapped = [*overrides, f"data.sources={json.dumps(others)}", f"data.target={json.dumps(left_out)}"]
+        outcome, _ = train_and_track(job, placed_recipe(job, f"{name}-without-{position}", swapped))
+        accuracy = summary(outcome)["target_accuracy_chosen"]
+        if accuracy is None:
+            raise InputError("has no labelled validation rows to score by", field="data.sources", value=left_out)
+        accuracies[outcome.card.target] = accuracy
+        epochs += outcome.last.epoch
+    return {"score": float(np.mean(list(accuracies.values()))), "left_out": accuracies, "epochs": epochs}
+
+
+def placed_recipe(job: TrialJob, name: str, overrides: list[str]) -> Recipe:
+    """The trial's recipe with its run's name and place."""
+    recipe = job.plan.recipe(overrides)
+    run = recipe.run.model_copy(update={"name": name, "storage": str(job.folder)})
+    tracking = recipe.tracking.model_copy(update={"uri": job.tracking_uri})
+    return recipe.model_copy(update={"run": run, "tracking": tracking})
+
+
+def train_and_track(
+    job: TrialJob,
+    recipe: Recipe,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    stop: threading.Event | None = None,
+) -> tuple[Outcome, dict[str, str]]:
+    """Train and log to MLflow below the sweep's run, without registering a model; the outcome and its MLflow tags."""
+    prepared = prepare(recipe)
+    tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
+    sender = make_sender(prepared, tags) if recipe.tracking.enabled else None
+    if sender is not None:
+        sender.start()
+    try:
+        outcome = run_training(prepared, on_epoch=on_epoch, stop=stop, share=job.share)
+    except BaseException as error:
+        if sender is not None:
+            sender.finish("KILLED" if isinstance(error, RunStopped) else "FAILED", deadline_s=10.0)
+        raise
+    if sender is not None:
+        publish(outcome, sender, with_model=False)
+    return outcome, dict(sender.tags) if sender is not None else {}
+
+
+def _journal(job: TrialJob, name: str) -> Journal:
+    return Journal(str(job.folder / name / "journal"))
+
+
+def _score_so_far(job: TrialJob, name: str) -> float:
+    """The score of the epoch that would be chosen now."""
+    records = _journal(job, name).read()
+    scores = [record.metrics.get("selection/score", float("nan")) for record in records]
+    sources = [record.metrics.get("source/val/accuracy") for record in records]
+    return scores[choose_epoch(scores, sources, job.plan.recipe([]).selection.gate)]
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    metrics = outcome.chosen.metrics
+    return {
+        "epochs": outcome.last.epoch,
+        "chosen_epoch": outcome.chosen.epoch,
+        "checkpoint": str(outcome.checkpoint),
+        "source_accuracy": metrics.get("source/val/accuracy"),
+        "target_macro_f1": metrics.get("target/val/macro_f1"),
+        **summary(outcome),
+    }
