@@ -28,7 +28,7 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import select, selection_rate
 from trainers.m2can.teacher import follow, make_teacher
-from trainers.precision import LossScale, autocast_of, choose_kernels, dtype_of
+from trainers.precision import LossScale, autocast_of, choose_kernels, compile_encoders, dtype_of
 from trainers.pseudo_labels import (
     TargetCollector,
     class_prior,
@@ -114,8 +114,7 @@ class Loop:
         if recipe.train.channels_last:
             self.network.picture_encoder.to(memory_format=torch.channels_last)
         if recipe.train.compile:
-            self.network.text_encoder.compile(dynamic=True)
-            self.network.picture_encoder.compile(dynamic=True)
+            compile_encoders(self.network, self.device)
         discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)
         self.discriminators = discriminators.to(self.device, self.dtype)
         # What a checkpoint holds beside the network.
@@ -268,7 +267,7 @@ class Loop:
             "speed/data_wait_fraction": waited / seconds,
         }
 
-    def run_step(self, slice_: StepSlice, host: HostBatch) -> Passes:
+    def run_step(self, slice_: StepSlice, host: HostBatch | FeatureBatch) -> Passes:
         """One optimisation step on the encoded rows of `slice_`. Raises NonFiniteLoss: on every worker."""
         batch = to_batch(
             host,

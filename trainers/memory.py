@@ -103,8 +103,9 @@ def out_of_memory(card: ModelCard, corpus: Corpus, where: str) -> str:
     for setting, remark in _settings(recipe):
         after = needs(_with(card, setting), corpus)
         scoring = setting.startswith("train.eval_batch_size")
-        less = now.scoring - after.scoring if scoring else now.texts + now.pictures - after.texts - after.pictures
-        if less > 0:  # fewer pictures change nothing where samples have no more
+        before, later = (n.scoring if scoring else n.texts + n.pictures for n in (now, after))
+        less = before - later
+        if less > before / 100:  # fewer pictures change nothing where samples have no more
             lines.append(f"  {setting:48} {'scoring' if scoring else 'a step'} {megabytes(less)} less{remark}")
     return "\n".join(lines)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets_manifest.errors import InputError
+from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe
 
 
@@ -96,3 +97,15 @@ def choose_kernels(recipe: Recipe, device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = recipe.train.tf32
+
+
+def compile_encoders(network: M2CAN, device: torch.device) -> None:
+    """Compile what is inside the encoders; what lies around it reads sizes from the batch.
+
+    On the CPU pictures are left as they are: the compiled backward pass of a strided 1×1 convolution ends the process
+    (torch 2.14).
+    """
+    encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)
+    for encoder in encoders:
+        inside: nn.Module = getattr(encoder, "model", encoder)
+        inside.compile(dynamic=True)

@@ -137,7 +137,7 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 123456
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # bf16, fp16: the network only; weights stay fp32
     accumulate: Count = 1  # parts in which a worker's slice goes through the network; all terms stay exact
-    compile: bool = False  # torch.compile of the encoders
+    compile: bool = False  # torch.compile of the encoders; on the CPU of the text encoder alone
     channels_last: bool = False  # memory layout of pictures; faster convolutions in half precision on GPUs
     tf32: bool = False  # float32 products in TF32
     target_labels: Literal["unused", "oracle"] = "unused"  # `oracle` trains on the target's labels: an upper bound

@@ -50,8 +50,8 @@ def test_every_setting_named_has_an_effect(tmp_path: Path) -> None:
         "train.eval_batch_size",
     ]
     assert all(float(less.replace(",", "")) > 0 for _, less in found)
-    fewer = prepared_run(tmp_path, ["encoders.picture.batch_norm=per_sample"])
-    assert "max_pictures" not in advice(fewer.card, fewer.corpus, "here")  # 4, and no postcard has more than 2
+    fewer = prepared_run(tmp_path, ["data.pictures.max_pictures=16"])
+    assert "max_pictures" not in advice(fewer.card, fewer.corpus, "here")  # no postcard has more than 8
 
 
 def test_activations_are_counted_as_autograd_keeps_them(tmp_path: Path) -> None:
