@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test test-stack lint lock docs deploy-check
+.PHONY: help install demo test test-stack lint lock docs deploy-check bench
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test        all tests that need nothing but Python"
 	@echo "make test-stack  the tests that need a browser or a database"
 	@echo "make lint        ruff, types, import rules"
+	@echo "make bench       how fast, as ratios against the published cost structure"
 	@echo "make docs        the documents as pages, in site/"
 	@echo "make deploy-check  what can be known of deploy/ without a cluster"
 
@@ -39,6 +40,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed.json
 
 docs: install
 	$(BIN)/mkdocs build --strict

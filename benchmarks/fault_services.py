@@ -77,11 +77,15 @@ class MlflowServer:
         )
 
 
+def set_token() -> None:
+    """For this process and all that it starts; Ray reads it when it is imported."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextmanager
 def three_nodes() -> Iterator[Any]:
     """A cluster of a head with one CPU and two nodes with two CPUs each; a worker of 1.5 CPUs fits on either of these."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from ray._common.utils import reset_ray_address
     from ray.cluster_utils import Cluster
 

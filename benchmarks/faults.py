@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import yaml
 
-from benchmarks.fault_services import MlflowServer, three_nodes
+from benchmarks.fault_services import MlflowServer, set_token, three_nodes
 
 EPOCHS, STEPS = 3, 10  # of the small recipe below
 SETTINGS: dict[str, Any] = {
@@ -371,11 +371,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), default=list(FAULTS))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    set_token()
+    findings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_recipe(folder)
         references = References(folder)
-        findings = []
         print("| fault | when | steps lost | seconds without a new step | all losses equal | said |")
         print("|---|---|---|---|---|---|", flush=True)
         for fault in arguments.only:
@@ -384,14 +385,18 @@ def main() -> None:
             lost = "" if found.steps_lost < 0 else found.steps_lost
             equal = "yes" if found.equal else "NO"
             print(f"| {fault} | {found.when} | {lost} | {found.seconds} | {equal} | {found.said} |", flush=True)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        if arguments.out.is_file():  # other faults' rows stay
-            fresh = {finding["fault"] for finding in findings}
-            findings += [row for row in json.loads(arguments.out.read_text()) if row["fault"] not in fresh]
-            findings.sort(key=lambda row: list(FAULTS).index(row["fault"]))
-        arguments.out.write_text(json.dumps(findings, indent=1) + "\n")
+            if arguments.out:
+                write_row(arguments.out, asdict(found))
     sys.exit(0 if all(finding["equal"] for finding in findings) else 1)
+
+
+def write_row(file: Path, finding: dict[str, Any]) -> None:
+    """Put one fault's row in the file; other faults' rows stay."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = [row for row in rows if row["fault"] != finding["fault"]] + [finding]
+    rows.sort(key=lambda row: list(FAULTS).index(row["fault"]))
+    file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def write_recipe(folder: Path) -> None:

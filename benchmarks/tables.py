@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
 from benchmarks.comparison_page import table as comparison_table
+from benchmarks.speed import HEAD as SPEED_HEAD
+from benchmarks.speed import line as speed_line
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -48,13 +50,27 @@ def streaming(content: dict[str, Any]) -> str:
     found = content["throughput"]
     lines = [
         f"One worker's pipeline, both views of JPEGs of 1024×768: {found['pipeline']:.0f} records/s on {found['cpus']} CPUs, "
-        f"{found['ratio']:.2f} of a bare loop's rate times the CPUs ({found['bare']:.0f} records/s in one process). "
+        f"{found['ratio_at_once']:.2f} of what {found['cpus']} bare loops reach at once ({found['bare_at_once']:.0f}), "
+        f"{found['ratio']:.2f} of one bare loop's rate ({found['bare']:.0f}) times the CPUs. "
         f"`python -m benchmarks.streaming --out {_name('streaming')}`\n",
         "| records | peak memory without shared pages, MB | object store, MB |",
         "|---|---|---|",
     ]
     for row in content["memory"]:
         lines.append(f"| {row['records']:,} | {row['peak_mb']:.0f} | {row['object_store_mb']:.0f} |")
+    return "\n".join(lines)
+
+
+def speed(content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    rows = content["rows"]
+    lines = [
+        f"Ratios, both sides in one run and in turns, medians; {machine['cpus']} CPUs, {machine['device']}. The other side is "
+        "`benchmarks/baseline.py`, the method with the published cost structure, except for Ray (against steps over batches "
+        f"that are ready) and the workers (against one). `make bench`\n",
+        SPEED_HEAD,
+        *(speed_line(name, rows[name]) for name in rows),
+    ]
     return "\n".join(lines)
 
 
@@ -103,6 +119,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
+    "speed": ("Speed", speed),
     "serving": ("Serving", serving),
     "stack": ("The whole stack", stack),
 }

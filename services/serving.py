@@ -108,10 +108,19 @@ class Models:
     def __init__(self, config: ServeConfig) -> None:
         torch.set_num_threads(1)
         self._config = config
+        self._loads: dict[str, asyncio.Task[Predictor]] = {}
 
     @serve.multiplexed(max_num_models_per_replica=_MODELS_IN_MEMORY)
     async def load(self, model_id: str) -> Predictor:
-        return await asyncio.to_thread(self._load, model_id)
+        """A load outlives the request that began it: one that takes longer than a request's time is still of use."""
+        if model_id not in self._loads:
+            self._loads[model_id] = asyncio.create_task(asyncio.to_thread(self._load, model_id))
+        load = self._loads[model_id]
+        try:
+            return await asyncio.shield(load)
+        finally:
+            if load.done():  # not where only this request was given up
+                self._loads.pop(model_id, None)
 
     def _load(self, model_id: str) -> Predictor:
         return Predictor.load(fetch_bundle(client_for(self._config.tracking_uri), model_id))

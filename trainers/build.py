@@ -131,7 +131,7 @@ def build_picture_encoder(section: PictureEncoderSection, *, load_weights: bool)
         _append_identity(model, width)
     if load_weights and _is_file(section.weights):
         load_weights_file(model, section.weights, "encoders.picture.weights")
-    encoder = PictureEncoder(model, width, section.batch_norm)
+    encoder = PictureEncoder(model, width, section.batch_norm, section.ghosts)
     try:
         m2can_encoders.freeze(encoder, section.freeze)
     except ValueError as error:

@@ -75,6 +75,7 @@ def to_batch(
             pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
             owner = np.array([len(host.tokens)])
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
+        content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
         content |= {"pictures": normalise(send(pictures), dtype), "picture_owner": send(owner)}
     return Batch(
         **content,

@@ -82,7 +82,8 @@ class PictureEncoderSection(Section):
     name: str = "torchvision:resnet50"
     weights: str = "pretrained"  # `pretrained`, a torchvision weights name, `random`, or a file
     freeze: Freeze = "none"
-    batch_norm: Literal["per_sample", "batch", "frozen"] = "batch"
+    batch_norm: Literal["per_sample", "batch", "ghost", "frozen"] = "batch"
+    ghosts: Count = 2  # of `ghost`: parts of the global batch with statistics of their own, for as many workers or one
     head: Literal["none", "identity_linear"] = (
         "none"  # the published one: a square linear layer that starts as identity
     )
@@ -219,6 +220,12 @@ class Recipe(Section):
             raise ValueError(
                 f"cluster.workers {self.cluster.most_workers} is more than the rows of a batch, "
                 f"train.batch_size {self.train.batch_size}: a worker would have none"
+            )
+        picture, workers = self.encoders.picture, self.cluster.workers
+        if picture.batch_norm == "ghost" and workers not in (1, picture.ghosts):
+            raise ValueError(
+                f"cluster.workers {workers} would cut the parts whose statistics batch_norm `ghost` takes: "
+                f"wanted 1 or encoders.picture.ghosts, {picture.ghosts}"
             )
         return self
 

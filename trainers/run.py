@@ -169,6 +169,7 @@ def train(
     on_step: Callable[[dict[str, Any]], None] = lambda content: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
+    profile: bool = False,
     stop: threading.Event | None = None,
     share: float = 1.0,
 ) -> Outcome:
@@ -176,6 +177,7 @@ def train(
 
     Args:
         share: part of the cluster's CPUs that this run may take, 0 to 1.
+        profile: write a profile of a few steps of the first worker to the run's folder, `profile/`.
         stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
 
     Raises:
@@ -191,6 +193,7 @@ def train(
         on_step=on_step,
         on_epoch=on_epoch,
         trace=trace,
+        profile=profile,
         stop=stop,
         share=share,
     )
@@ -212,6 +215,7 @@ def start_workers(
     on_step: Callable[[dict[str, Any]], None] = lambda content: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     trace: Path | None = None,
+    profile: bool = False,
     stop: threading.Event | None = None,
     share: float = 1.0,
 ) -> tuple[TorchTrainer, Listener]:
@@ -231,6 +235,7 @@ def start_workers(
         share=data_share,
         monitor=monitor,
         trace=trace is not None,
+        profile=profile,
         threads=max(1, int(scaling.resources_per_worker["CPU"])),
         folder=prepared.folder,
     )

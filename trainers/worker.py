@@ -39,6 +39,7 @@ from trainers.loop import Loop, Observer, Passes
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.memory import is_out_of_memory
 from trainers.precision import require_device
+from trainers.profiling import StepProfile
 from trainers.scoring import Scored
 from trainers.step import NonFiniteLoss
 
@@ -62,6 +63,7 @@ class WorkerConfig:
     share: Share
     monitor: Any
     trace: bool
+    profile: bool  # a few steps of rank 0
     threads: int  # of torch, on the CPU
     folder: Path  # of the run
 
@@ -234,10 +236,13 @@ class Reporter(Observer):
         self._told = 0.0
         self.place = place
         self._logged = 0.0
+        self.profile = StepProfile(config.folder / "profile") if config.profile and self.rank == 0 else None
 
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
         now = time.monotonic()
         self.place.epoch, self.place.step = slice_.epoch + 1, slice_.step + 1
+        if self.profile is not None:
+            self.profile.step()
         if now - self._logged > SECONDS_BETWEEN_LINES:
             self._logged = now
             _log.info("of %d steps; loss %.5g", plan.num_steps, float(passes["second"]["total"]))

@@ -29,6 +29,9 @@ def train(
     address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write every step's loss terms to this file (JSON lines).")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a profile of a few steps to the run's folder: trace and summary.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, run a few steps, print memory, time and disk; keep nothing."),
@@ -49,7 +52,7 @@ def train(
     if dry_run:
         rehearse_recipe(load_recipe(file, overrides), as_json=json_)
         return
-    result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace)
+    result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace, profile=profile)
     if json_:
         print_json(result)
     else:
@@ -87,7 +90,9 @@ def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 
-def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None) -> dict[str, Any]:
+def run_recipe(
+    recipe: Any, *, as_json: bool = False, trace: Path | None = None, profile: bool = False
+) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
     from trainers.failures import RunStopped
     from trainers.publish import make_sender, publish, summary, tracking_uri
@@ -106,7 +111,12 @@ def run_recipe(recipe: Any, *, as_json: bool = False, trace: Path | None = None)
     try:
         with RunProgress(recipe.train.epochs, as_json) as progress, stop_on_sigterm(recipe.cluster.grace_s) as stop:
             outcome = run_training(
-                prepared, on_step=progress.on_step, on_epoch=progress.on_epoch, trace=trace, stop=stop
+                prepared,
+                on_step=progress.on_step,
+                on_epoch=progress.on_epoch,
+                trace=trace,
+                profile=profile,
+                stop=stop,
             )
     except BaseException as error:
         if sender is not None:

@@ -60,7 +60,7 @@ class Scenario:
             "data": {"sources": ["s"] * self.sources, "target": "t"},
             "encoders": {
                 "text": {"name": "tiny", "hidden": 32, "dropout": 0.0},
-                "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm},
+                "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm, "ghosts": 4},
             },
             "objective": {"mcc": 0.3, "cdafa": 0.2},
             "optimizer": {"lr": dict.fromkeys(("encoders", "projections", "fusion", "heads"), 1e-3)},

@@ -21,13 +21,19 @@ from torch import Tensor
 from tests.trainers.global_step import Scenario, worker
 
 WORLDS = (1, 2, 4)
-PICTURES_OF = {"per_sample": "ragged", "batch": "none at the end", "frozen": "none at the end"}
+PICTURES_OF = {
+    "per_sample": "ragged",
+    "batch": "none at the end",
+    "ghost": "none at the end",
+    "frozen": "none at the end",
+}
 
 FIRST_STEP = [
     *(Scenario(s, t, mode, PICTURES_OF[mode]) for s, t, mode in product((1, 2, 3), (False, True), PICTURES_OF)),
     Scenario(2, True, "per_sample", "one each"),
     Scenario(2, True, "per_sample", "none at the end"),
     Scenario(2, True, "batch", "one each"),
+    Scenario(2, True, "ghost", "one each"),
 ]
 TWENTY_STEPS = [Scenario(1, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
 SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
@@ -133,7 +139,7 @@ def test_the_scenarios_hold_what_they_should(found: Found, scenario: Scenario) -
     assert sum("discriminators" in name for name in one["gradients"]) == 2 * pairs
     length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
     assert length == pytest.approx(0.05, rel=1e-6)
-    calls = {"per_sample": None, "batch": 2, "frozen": 0}[scenario.batch_norm]
+    calls = {"per_sample": None, "batch": 2, "ghost": 2, "frozen": 0}[scenario.batch_norm]
     if calls is None:
         owners = scenario.slice(0, 0, 7).picture_owner
         assert owners is not None

@@ -22,6 +22,7 @@ class Batch:
     Args:
         text: token ids [N, L], or text features [N, K] for an encoder of given features.
         text_mask: 1 where a token is, [N, L]; None for features.
+        text_lengths: tokens of each text, [N], in host memory; None where they are not known.
         pictures: normalised pictures [P, 3, height, width] without empty slots, or picture features [N, K].
         picture_owner: which of the N samples-in-a-view a picture belongs to, ascending, [P]; None for features.
         labels_DB: class, or pseudo label; -1 where there is none.
@@ -43,6 +44,7 @@ class Batch:
     offset: int = 0
     whole: Batch | None = None
     pseudo_BC: Tensor | None = None
+    text_lengths: Tensor | None = None
 
     @property
     def num_domains(self) -> int:
@@ -96,6 +98,7 @@ class Batch:
             self,
             text=take(self.text),
             text_mask=None if self.text_mask is None else take(self.text_mask),
+            text_lengths=None if self.text_lengths is None else take(self.text_lengths),
             pictures=pictures,
             picture_owner=owner_P,
             labels_DB=self.labels_DB[:, start : start + size],

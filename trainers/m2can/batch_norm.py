@@ -1,14 +1,18 @@
-"""Batch normalisation over groups of pictures, global over the workers, in three modes.
+"""Batch normalisation over groups of pictures, the same on any number of workers, in four modes.
 
 per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
             once a sample. All groups go through one call; the running averages move as if the calls had come one
             after another (order: domain → weak samples → strong samples), in closed form.
 batch       all pictures of the global batch are one group (synchronised over the workers).
+ghost       the global batch is cut into a fixed number of parts, each with its rows of all domains and views; the
+            pictures of one are a group (Hoffer et al., "Train longer, generalize better", NIPS 2017). A worker that
+            holds whole parts normalises without an exchange, where `batch` takes two a layer. The running averages
+            move by the groups' mean, weighed by their pictures.
 frozen      the running averages are used and do not move.
 
 The running averages move once a pass, in PictureGroups.commit: a forward pass only leaves what it saw in `pending`, by
 part of the batch, so that a forward pass that is computed again (activation checkpointing, the second pass over a part)
-leaves the same. per_sample and frozen are exact for a batch in parts; batch cannot be and is refused (Step).
+leaves the same. per_sample and frozen are exact for a batch in parts; the others cannot be and are refused (Step).
 """
 
 from __future__ import annotations
@@ -20,25 +24,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch
-from trainers.m2can.collective import Collective
+from trainers.m2can.collective import Collective, slice_sizes
 
-BatchNormMode = Literal["per_sample", "batch", "frozen"]
+BatchNormMode = Literal["per_sample", "batch", "ghost", "frozen"]
 
 
 class PictureGroups:
     """Which pictures are normalised together; shared by the layers of one encoder and set before each training pass."""
 
-    def __init__(self, mode: BatchNormMode) -> None:
-        self.mode = mode
+    def __init__(self, mode: BatchNormMode, ghosts: int = 1) -> None:
+        self.mode, self.ghosts = mode, ghosts
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
         self.part = 0  # where the part of the worker's slice starts that is in the encoder now
         self._ordered: Batch | None = None
 
     @property
+    def one_ghost(self) -> bool:
+        """Whether all pictures here are one group, without a placeholder."""
+        return self.mode == "ghost" and self.num_groups == 2 and self.real_P is None
+
+    @property
     def needs_whole_batch(self) -> bool:
         """Whether a part of a batch would be normalised by other statistics than the batch."""
-        return self.mode == "batch" and any(layer.weight.requires_grad for layer in self.layers)
+        return self.mode in ("batch", "ghost") and any(layer.weight.requires_grad for layer in self.layers)
 
     def begin(self, batch: Batch) -> None:
         """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
@@ -57,9 +66,24 @@ class PictureGroups:
             mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
             self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
             self.exists_G = (count_G > 0) & (torch.arange(self.num_groups, device=count_G.device) < batch.num_rows)
-        elif self.mode == "batch":
+        elif self.mode == "ghost":
+            self._by_ghost(batch)
+        if self.mode in ("batch", "ghost"):
             self.global_pictures = self.collective.sum_(count_G[:-1].sum().clone())
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
+
+    def _by_ghost(self, batch: Batch) -> None:
+        """Put the rows' ghosts in the place of the rows as groups."""
+        stops = torch.tensor(slice_sizes(batch.global_batch, self.ghosts)).cumsum(0)
+        if not {batch.offset, batch.offset + batch.size} <= {0, *stops.tolist()}:
+            raise ValueError(f"rows {batch.offset} to {batch.offset + batch.size} cut one of {self.ghosts} ghosts")
+        ghost_B = torch.searchsorted(stops, torch.arange(batch.offset, batch.offset + batch.size), right=True)
+        ghost_B = ghost_B - ghost_B[0]
+        self.num_groups = int(ghost_B[-1]) + 2
+        ghost_N = torch.cat([ghost_B.repeat(batch.num_views * batch.num_domains), torch.tensor([self.num_groups - 1])])
+        self.owner_P = ghost_N.to(self.owner_P.device)[self.owner_P]
+        self.count_G = torch.bincount(self.owner_P, minlength=self.num_groups)
+        self.one_picture_each = False
 
     def _order_groups(self, whole: Batch) -> None:
         """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
@@ -75,7 +99,13 @@ class PictureGroups:
         self._ordered = whole
 
     def group_weights(self, momentum: float) -> Tensor:
-        """How much of a group's statistics is left in the running average after all calls: m·(1−m)^(calls after), [G]."""
+        """How much of a group's statistics is in the running average after the pass, [G].
+
+        per_sample: m·(1−m)^(calls after). ghost: m·(the group's part of all pictures).
+        """
+        if self.mode == "ghost":
+            weight_G = momentum * self.count_G.double() / self.global_pictures.clamp_min(1)
+            return torch.cat([weight_G[:-1], weight_G.new_zeros(1)])
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
     def commit(self) -> None:
@@ -85,7 +115,7 @@ class PictureGroups:
         if not moved:
             return
         flat = torch.cat([torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in moved])
-        if self.mode == "per_sample":
+        if self.mode in ("per_sample", "ghost"):
             flat = self.collective.sum_(flat)
         for layer, part in zip(moved, flat.split([2 * layer.num_features for layer in moved])):
             mean, var = part.view(2, -1)
@@ -133,11 +163,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         # A frozen block's statistics do not move either.
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        normalise = self._per_sample if self.groups.mode == "per_sample" else self._whole_batch
+        normalise = self._whole_batch if self.groups.mode == "batch" or self.groups.one_ghost else self._by_group
         # Moments of half-precision activations need more digits than these have.
         return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
 
-    def _per_sample(self, x: Tensor) -> Tensor:
+    def _by_group(self, x: Tensor) -> Tensor:
         groups = self.groups
         var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
         at_P: Tensor | slice = slice(None)
@@ -170,10 +200,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def _whole_batch(self, x: Tensor) -> Tensor:
         groups = self.groups
         assert self.momentum is not None
-        if groups.collective.world_size == 1 and groups.real_P is None:
+        if groups.one_ghost or (groups.collective.world_size == 1 and groups.real_P is None):
             mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
             y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
-            self.pending[groups.part] = self.momentum * torch.stack([mean_C, var_C])
+            weight = groups.group_weights(self.momentum)[0].to(mean_C.dtype) if groups.one_ghost else self.momentum
+            self.pending[groups.part] = weight * torch.stack([mean_C, var_C])
             return y
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
         # One exchange for both moments. Around the running average, the same on all workers, they lose no digits.

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class GivenFeatures(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, features_NK: Tensor, _: Tensor | None = None) -> Tensor:
+    def forward(self, features_NK: Tensor, *_: Any) -> Tensor:
         return features_NK
 
 
@@ -36,8 +37,11 @@ class TextEncoder(nn.Module):
         model: a model of transformers.AutoModel's kind (`last_hidden_state`, and `pooler_output` for `pooler`).
         pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens).
 
+    Where the lengths of the texts are known, they go through the model in a few groups of similar length: the cost
+    follows the sum of the lengths and not the longest, and the features are the same.
+
     Shape:
-        tokens [N, L], mask [N, L] → [N, width]
+        tokens [N, L] padded on the right, mask [N, L], lengths [N] in host memory → [N, width]
     """
 
     def __init__(self, model: nn.Module, pooling: Pooling) -> None:
@@ -51,7 +55,19 @@ class TextEncoder(nn.Module):
         config: Any = model.config
         self.width = int(config.hidden_size)
 
-    def forward(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+    def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
+        groups = [] if lengths_N is None else group_by_length(lengths_N.numpy(), tokens_NL.shape[1])
+        if len(groups) < 2:
+            return self._encode(tokens_NL, mask_NL)
+        order_N = torch.from_numpy(np.concatenate([rows for rows, _ in groups]))
+        back_N, order_N = order_N.argsort().to(tokens_NL.device), order_N.to(tokens_NL.device)
+        features = [
+            self._encode(tokens_NL[rows, :length], mask_NL[rows, :length])
+            for rows, (_, length) in zip(order_N.split([len(rows) for rows, _ in groups]), groups)
+        ]
+        return torch.cat(features)[back_N]
+
+    def _encode(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
         out = self.model(input_ids=tokens_NL, attention_mask=mask_NL)
         if self.pooling == "pooler":
             return out.pooler_output
@@ -62,18 +78,51 @@ class TextEncoder(nn.Module):
         return (hidden_NLK * weight_NL1).sum(1) / weight_NL1.sum(1).clamp_min(1)
 
 
+MOST_GROUPS = 6
+_GROUP_COSTS = 512  # tokens: starting the model's kernels once more
+_LENGTH_STEP = 8  # a group's length is a multiple of it: few shapes for compilers and allocators
+
+
+def group_by_length(lengths_N: np.ndarray, longest: int) -> list[tuple[np.ndarray, int]]:
+    """Cut texts, sorted by length, into groups that cost the fewest padded tokens.
+
+    Args:
+        lengths_N: tokens of each text.
+        longest: tokens that the texts are padded to.
+
+    Returns:
+        of each group the texts' numbers and the length that they are cut to; shortest first.
+    """
+    steps_N = np.maximum(-(-lengths_N // _LENGTH_STEP), 1)
+    order_N = np.argsort(steps_N, kind="stable")
+    sizes, starts = np.unique(steps_N[order_N], return_index=True)
+    counts = np.append(starts, len(order_N))
+    # best[j]: the least cost of the texts of the first j lengths, and where their last group begins.
+    best: list[tuple[float, list[int]]] = [(0.0, [])]
+    for j in range(1, len(sizes) + 1):
+        costs = (
+            (best[i][0] + _GROUP_COSTS + float(counts[j] - counts[i]) * sizes[j - 1] * _LENGTH_STEP, [*best[i][1], j])
+            for i in range(j)
+            if len(best[i][1]) < MOST_GROUPS
+        )
+        best.append(min(costs, key=lambda found: found[0]))
+    ends = best[-1][1]
+    groups = zip([0, *ends[:-1]], ends)
+    return [(order_N[counts[i] : counts[j]], min(int(sizes[j - 1]) * _LENGTH_STEP, longest)) for i, j in groups]
+
+
 class PictureEncoder(nn.Module):
     """A picture backbone; a sample's feature is the mean over its pictures, zero where it has none.
 
     Args:
         model: pictures [P, 3, height, width] → features [P, width].
         width: the backbone's feature width.
-        batch_norm: see trainers.m2can.batch_norm.
+        batch_norm, ghosts: see trainers.m2can.batch_norm.
     """
 
-    def __init__(self, model: nn.Module, width: int, batch_norm: BatchNormMode) -> None:
+    def __init__(self, model: nn.Module, width: int, batch_norm: BatchNormMode, ghosts: int = 1) -> None:
         super().__init__()
-        self.groups = PictureGroups(batch_norm)
+        self.groups = PictureGroups(batch_norm, ghosts)
         self.model = GroupedBatchNorm2d.convert(model, self.groups)
         self.width = width
 

@@ -99,7 +99,7 @@ class M2CAN(nn.Module):
         self.modalities = modalities
 
     def forward(self, batch: Batch) -> Outputs:
-        text_NK = self.text_encoder(batch.text, batch.text_mask)
+        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
         picture_NK = self.picture_encoder(batch.pictures, batch)
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
         text_VDBK = self.text_projection(text_NK).view(shape)

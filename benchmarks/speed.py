@@ -1,0 +1,110 @@
+"""How fast: ratios, both sides in one run, in turns, medians.  python -m benchmarks.speed [--only step …] [--quick] [--out FILE]
+
+The other side is benchmarks/baseline.py, the method with the published cost structure, except where the row says so.
+Rows that --out holds and that are not measured now stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is compared, and the ratio that is wanted (`most`: at most; else at least)."""
+
+    what: str
+    wanted: float
+    most: bool = False
+    shown: str = "ratio"  # or `percent`, or `seconds`
+
+
+ROWS = {
+    "step": Row("training step, same mathematics (fp32, per-sample statistics)", 3),
+    "recommended": Row("training step, `recommended`", 8),
+    "epoch": Row("epoch end to end: data, steps, pseudo labels; small encoders", 5),
+    "data": Row("data pipeline, both views of JPEGs of 1024×768, one core", 4),
+    "scoring": Row("pseudo-label pass", 6),
+    "ray": Row("Ray: steps of an epoch of `m2can train` against steps over ready batches", 0.08, True, "percent"),
+    "workers": Row("2 workers of one thread against 1, batches ready", 1.8),
+    "memory": Row("peak memory of the training process", 0.6, True),
+    "start": Row("from the command to the first step", 25, True, "seconds"),
+}
+
+
+def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """By row; `ray` gives `start` too."""
+    from benchmarks import speed_run as run
+    from benchmarks import speed_step as step
+
+    size = step.QUICK if quick else step.FULL
+    return {
+        "step": lambda: step.measure_step(size, "published"),
+        "recommended": lambda: step.measure_step(size, "recommended"),
+        "epoch": lambda: run.measure_epoch(16 if quick else 64, 1 if quick else 3),
+        "data": lambda: run.measure_data(8 if quick else 64, 1 if quick else 3),
+        "scoring": lambda: step.measure_scoring(size),
+        "ray": lambda: run.measure_ray(2 if quick else 5),
+        "workers": lambda: run.measure_workers(2 if quick else 10),
+        "memory": lambda: step.measure_memory(size),
+    }
+
+
+def measure(names: list[str], quick: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, run in measures(quick).items():
+        if name not in names and not (name == "ray" and "start" in names):
+            continue
+        result = run()
+        found |= result if name == "ray" else {name: result}
+        for each in result if name == "ray" else [name]:
+            print(line(each, found[each]), flush=True)
+    return found
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    row, ratio = ROWS[name], found["ratio"]
+    shown = {"ratio": f"{ratio:.2f} ×", "percent": f"{100 * ratio:.1f} %", "seconds": f"{ratio:.1f} s"}[row.shown]
+    goal = {"ratio": f"{row.wanted:g} ×", "percent": f"{100 * row.wanted:g} %", "seconds": f"{row.wanted:g} s"}[
+        row.shown
+    ]
+    reached = ratio <= row.wanted if row.most else ratio >= row.wanted
+    ours, theirs = (f"{found[side]:.3g} {found['unit']}" if side in found else "" for side in ("ours", "theirs"))
+    return f"| {row.what} | {shown} | {'≤' if row.most else '≥'} {goal} | {'yes' if reached else 'no'} | {ours} | {theirs} |"
+
+
+HEAD = "| what | found | wanted | reached | ours | other side |\n|---|---|---|---|---|---|"
+
+
+def machine() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {"cpus": os.cpu_count(), "device": device, "torch": torch.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--quick", action="store_true", help="small sizes: whether it runs, not how fast")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    print(HEAD)
+    found = measure(arguments.only, arguments.quick)
+    if arguments.out:
+        before = json.loads(arguments.out.read_text())["rows"] if arguments.out.is_file() else {}
+        rows = {name: (before | found)[name] for name in ROWS if name in before | found}
+        arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

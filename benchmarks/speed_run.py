@@ -1,0 +1,276 @@
+"""Data, epochs, Ray, workers and start: what surrounds a step, against the baseline or against less of itself."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_batch
+from benchmarks.speed_step import CLASSES, SOURCES, Size, interleaved, make_network, make_rows, make_step, recipe_of
+from benchmarks.streaming import encoding_of, table_of, write_pictures
+from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
+from datasets_manifest.generated import write_postcards
+from datasets_manifest.images import IMAGENET_STD, PictureViews
+from datasets_manifest.local import LocalStream
+from datasets_manifest.plan import StepSlice
+from datasets_manifest.stream import Share, Stream
+from trainers.demo import demo_recipe
+from trainers.inputs import make_encoding, normalise, to_batch
+from trainers.loop import Loop, Observer
+from trainers.m2can.collective import Collective, DistributedCollective
+from trainers.m2can.refinement import score_samples
+from trainers.recipe import Recipe, make_recipe
+from trainers.run import Prepared, prepare, start_ray
+
+CPU = torch.device("cpu")
+JPEG = (1024, 768)
+GREY_LEVELS = 6.0  # how far the sides' weak views may be apart on the mean: decoders and resizing differ
+
+
+def measure_data(pictures: int, repeats: int) -> dict[str, Any]:
+    """Pictures a second of one core, both views of each JPEG of 1024×768."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_pictures(Path(folder), pictures, JPEG)
+        table, encoding = table_of(paths, pictures), encoding_of(PictureViews())
+        index = index_table(np.zeros(pictures), np.arange(pictures), np.zeros(pictures))
+        samples = PaddedSamples(table["texts"].to_pylist(), table["images"].to_pylist(), encoding)
+        torch.set_num_threads(1)
+
+        def ours() -> HostBatch:
+            return collate(encode_rows(index, table, encoding), encoding.pictures.crop, encoding.vocabulary.pad_id)
+
+        def theirs() -> list[Any]:
+            return list(load(samples, [np.arange(pictures)], workers=0))
+
+        weak = normalise(torch.from_numpy(ours().pictures[:pictures]), torch.float32)
+        apart = (weak - theirs()[0][2][:, 0, 0]).abs().mean(dim=(0, 2, 3)) * 255 * torch.tensor(IMAGENET_STD)
+        if float(apart.max()) > GREY_LEVELS:
+            raise RuntimeError(f"the sides' weak views are {float(apart.max()):.1f} grey levels apart")
+        times = interleaved({"ours": ours, "theirs": theirs}, repeats, CPU)
+    rate = {name: pictures / seconds for name, seconds in times.items()}
+    return {
+        **rate,
+        "ratio": rate["ours"] / rate["theirs"],
+        "unit": "pictures/s a core",
+        "grey_levels": float(apart.max()),
+    }
+
+
+def write_reviews(folder: Path, rows: int) -> list[Path]:
+    """Three domains of JPEGs of 1024×768 and texts of 25 words."""
+    random, found = np.random.default_rng(0), []
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir(parents=True)
+        paths = write_pictures(folder / name, rows, JPEG)
+        lines = [
+            {"id": f"{name}{n}", "label": n % CLASSES, "image": [Path(path).name],
+             "text": [" ".join(f"word{k}" for k in random.integers(0, 500, 25))]}
+            for n, path in enumerate(paths)
+        ]  # fmt: skip
+        (folder / name / "rows.json").write_text(json.dumps(lines))
+        splits = {split: {"records": "rows.json"} for split in ("train", "val")}
+        manifest = {"schema_version": 1, "name": name, "classes": ["x", "y", "z"], "splits": splits}
+        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+        found.append(folder / name / "manifest.json")
+    return found
+
+
+def small_recipe(manifests: list[Path], storage: Path) -> Recipe:
+    return make_recipe(
+        {
+            "preset": "published",
+            "data": {"sources": [str(m) for m in manifests[:-1]], "target": str(manifests[-1])},
+            "encoders": {
+                "text": {"name": "tiny", "weights": "random", "dropout": 0.0},
+                "picture": {"name": "tiny", "width": 8, "head": "none", "weights": "random"},
+            },
+            "uacr": {"start": 1.0},
+            "train": {"epochs": 4, "batch_size": 8},
+            "run": {"storage": str(storage)},
+        }
+    )
+
+
+def make_loop(prepared: Prepared, source: Any) -> Loop:
+    return Loop(
+        prepared.card, prepared.corpus, labels=prepared.corpus.labels, source=source, collective=Collective(),
+        device=CPU, observer=Observer(),
+    )  # fmt: skip
+
+
+def measure_epoch(rows: int, repeats: int) -> dict[str, Any]:
+    """Data, steps of all three domains and the pseudo-label pass, with small encoders, on this machine's cores."""
+    torch.set_num_threads(1)
+    cpus = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(small_recipe(write_reviews(Path(folder) / "data", rows), Path(folder)))
+        start_ray(None)
+        loop = make_loop(prepared, Stream(ray.put(prepared.corpus.table), Share(cpus=cpus)))
+        other = make_loop(prepared, LocalStream(prepared.corpus.table))
+        theirs = baseline_network(other.network)
+        step = make_step(theirs, prepared.recipe, CPU, ordinary=True)
+        for each in (loop, other):  # an epoch without the target
+            each.run_epoch()
+        times = interleaved(
+            {"ours": loop.run_epoch, "theirs": lambda: baseline_epoch(other, theirs, step, cpus)}, repeats, CPU
+        )
+        ray.shutdown()
+    return {**times, "ratio": times["theirs"] / times["ours"], "unit": "s", "rows": rows}
+
+
+def baseline_epoch(loop: Loop, network: Any, step: Any, workers: int) -> None:
+    """The steps of the loop's plan, then all target rows scored."""
+    table, plan = loop.corpus.table, loop.plan()
+    slices = list(plan.worker_steps(0, 1))
+    texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
+    network.text_encoder.calls = 2 * plan.num_domains
+    strong = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
+    batches = [s.rows_DB.ravel() for s in slices]
+    for slice_, loaded in zip(slices, load(PaddedSamples(texts, images, strong), batches, workers)):
+        step(loaded_batch(loaded, slice_.labels_DB))
+    rows, size = loop.corpus.train[-1].rows, loop.recipe.train.batch_size
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    network.eval()
+    network.text_encoder.calls = 1
+    weak = make_encoding(loop.recipe, loop.card.vocabulary)
+    with torch.inference_mode():
+        for part, loaded in zip(parts, load(PaddedSamples(texts, images, weak), parts, workers)):
+            outputs = network(loaded_batch(loaded, np.full((1, len(part)), -1)))
+            score_samples(outputs.logits_HQDBC[:, 0, 0])
+    network.train()
+
+
+class Preloaded:
+    """Batches that are ready before they are asked for."""
+
+    def __init__(self, source: LocalStream) -> None:
+        self.source = source
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
+        return iter(list(self.source.train(slices, encoding)))
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+        return iter(list(self.source.evaluate(batches, encoding)))
+
+
+def postcards_recipe(folder: Path, epochs: int) -> Recipe:
+    manifests = write_postcards(folder / "postcards", seed=0, train=240, val=60)
+    settings = [
+        "encoders.picture.width=16",
+        "uacr.warmup=1",
+        "uacr.start=1",
+        "uacr.threshold=0",
+        f"train.epochs={epochs}",
+    ]
+    return demo_recipe(manifests, [*settings, "cluster.workers=1", f"run.storage={folder / 'runs'}", "run.name=speed"])
+
+
+def measure_ray(epochs: int) -> dict[str, Any]:
+    """Training time of an epoch of `m2can train` with one worker, against steps over batches that are ready; and the start."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        recipe = postcards_recipe(folder, epochs)
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
+        began, wall = time.monotonic(), time.time()
+        trace = folder / "trace.jsonl"
+        command = [
+            sys.executable,
+            "-m",
+            "services.cli.main",
+            "train",
+            str(folder / "recipe.json"),
+            "--trace",
+            str(trace),
+        ]
+        environment = os.environ | {"RAY_ADDRESS": "local"}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+            while process.poll() is None and not (trace.is_file() and trace.stat().st_size):
+                time.sleep(0.02)
+            first_step = time.monotonic() - began
+            error = process.communicate()[1]
+        if process.returncode:
+            raise RuntimeError(error.decode()[-2000:])
+        run = folder / "runs" / "speed"
+        worker = (
+            datetime.strptime((run / "logs" / "rank-0.log").read_text()[:19], "%Y-%m-%d %H:%M:%S").timestamp() - wall
+        )
+        records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
+        ours = statistics.median(r["time/train_s"] for r in records[1:])
+        loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
+        loop.source = Preloaded(LocalStream(loop.corpus.table))
+        bare = bare_epochs(loop, epochs)
+    overhead = {"ours": ours, "theirs": bare, "ratio": ours / bare - 1, "unit": "s"}
+    return {"ray": overhead, "start": {"ours": first_step, "ratio": first_step, "unit": "s", "worker_began": worker}}
+
+
+def bare_epochs(loop: Loop, epochs: int) -> float:
+    """Median seconds of the steps of an epoch after the first, on one thread, without data and scores."""
+    torch.set_num_threads(1)
+    found = []
+    for _ in range(epochs):
+        plan = loop.plan()
+        slices = list(plan.worker_steps(0, 1))
+        encoding = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
+        ready = list(loop.source.train(slices, encoding))
+        started = time.perf_counter()
+        for slice_, host in zip(slices, ready):
+            loop.run_step(slice_, host)
+        found.append(time.perf_counter() - started)
+        loop._select(loop._score())
+        loop.epoch += 1
+    return statistics.median(found[1:])
+
+
+WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
+
+
+def measure_workers(steps: int) -> dict[str, Any]:
+    """Steps a second of two workers with one thread each, against one worker with one thread; batches are ready."""
+    found = {}
+    for world in (1, 2):
+        with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
+            tasks = [(rank, world, f"{folder}/store", steps) for rank in range(world)]
+            found[world] = max(pool.starmap(timed_steps, tasks, chunksize=1))
+    return {"ours": found[2], "theirs": found[1], "ratio": found[1] / found[2], "unit": "s"}
+
+
+def timed_steps(rank: int, world: int, store: str, steps: int) -> float:
+    """Median seconds of a step on this worker's slice of the same global batch."""
+    torch.set_num_threads(1)
+    size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
+    network = make_network(size, recipe)
+    step = make_step(network, recipe, CPU)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        step.collective = DistributedCollective()
+        assert step.groups is not None
+        step.groups.collective = step.collective
+        step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    part = size.batch // world
+    host = make_rows(size, 2, (SOURCES + 1) * part, seed=rank)
+    labels_DB = np.random.default_rng(rank).integers(0, CLASSES, (SOURCES + 1, part))
+    batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, offset=rank * part, global_batch=size.batch)
+    times = []
+    for _ in range(2 + steps):
+        started = time.perf_counter()
+        step(batch)
+        times.append(time.perf_counter() - started)
+    if world > 1:
+        dist.destroy_process_group()
+    return statistics.median(times[2:])

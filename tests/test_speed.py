@@ -1,0 +1,67 @@
+"""The benchmark of speed: its other side computes the same, and its rows can be measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.baseline import PaddedSamples, load, loaded_batch
+from benchmarks.speed import ROWS, line
+from benchmarks.speed_step import (
+    QUICK,
+    TOLERANCE,
+    largest_difference,
+    make_sides,
+    measure_scoring,
+    recipe_of,
+    theirs_step,
+)
+from benchmarks.streaming import encoding_of, table_of, write_pictures
+from datasets_manifest.images import PictureViews
+from datasets_manifest.local import LocalStream
+
+
+def test_the_other_side_takes_the_same_steps() -> None:
+    """Three steps: the weights move alike too, running averages included."""
+    sides = make_sides(QUICK, recipe_of(QUICK, "published"))
+    for _ in range(3):
+        assert largest_difference(sides.ours(sides.batch), theirs_step(sides)) < 20 * TOLERANCE
+    ours, theirs = sides.ours.network.picture_encoder, sides.theirs.network.picture_encoder
+    for name, average in ours.model.named_buffers():
+        torch.testing.assert_close(average, theirs.model.get_buffer(name), rtol=1e-3, atol=1e-4)
+
+
+def test_a_difference_would_be_seen() -> None:
+    sides = make_sides(QUICK, recipe_of(QUICK, "published", "objective.cmcfa=0.6"))
+    assert largest_difference(sides.ours(sides.batch), theirs_step(sides)) > TOLERANCE
+
+
+def test_scores_are_the_same_and_a_row_can_be_shown() -> None:
+    found = measure_scoring(QUICK)
+    assert found["ours"] > 0 and found["theirs"] > 0
+    assert ROWS["scoring"].what in line("scoring", found)
+
+
+def test_the_other_loader_gives_the_same_rows(tmp_path: Path) -> None:
+    spec = PictureViews(resize=72, crop=64, max_pictures=3)
+    paths, encoding = write_pictures(tmp_path, 4, (160, 120)), encoding_of(spec)
+    table = table_of(paths, 4)
+    samples = PaddedSamples(table["texts"].to_pylist(), table["images"].to_pylist(), encoding)
+    (loaded,) = load(samples, [np.array([2, 0])], workers=0)
+    batch = loaded_batch(loaded, np.array([[1, 2]]))
+    assert batch.pictures.shape == (4, 3, 3, 64, 64) and batch.text.shape == (4, 64)
+    assert batch.picture_owner is not None and batch.picture_owner.tolist() == [1, 1, 1, 1]
+    (ours,) = LocalStream(table).evaluate([np.array([2, 0])], encoding)
+    length = ours.tokens.shape[1]
+    np.testing.assert_array_equal(batch.text[:2, :length], ours.tokens[:2])
+    assert int(batch.text_mask[:2].sum()) == ours.mask[:2].sum()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "reached"), [("step", 3.5, "yes"), ("memory", 0.7, "no"), ("start", 12.0, "yes")]
+)
+def test_goals_are_compared_in_their_own_direction(name: str, ratio: float, reached: str) -> None:
+    assert f"| {reached} |" in line(name, {"ratio": ratio, "unit": "s"})
