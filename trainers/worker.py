@@ -108,7 +108,8 @@ def make_loop(given: WorkerConfig, place: Place) -> Loop:
     # Left alone, every worker on a node would start a thread for each of the node's cores.
     torch.set_num_threads(given.threads)
     context = ray.train.get_context()
-    collective = DistributedCollective() if context.get_world_size() > 1 else Collective()
+    several, patience = context.get_world_size() > 1, given.card.recipe.cluster.timeout_s
+    collective = DistributedCollective(timeout_s=patience) if several else Collective()
     table = ray.get(given.table)
     device = ray.train.torch.get_device()
     require_device(given.card.recipe, device)

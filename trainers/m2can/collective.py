@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainers.m2can.near import open_near
+
 
 def slice_sizes(total: int, world_size: int) -> list[int]:
     """Sizes of the slices in which `total` rows go to the workers (the rule of numpy.array_split)."""
@@ -38,54 +40,64 @@ class Collective:
 
 
 class DistributedCollective(Collective):
-    """The workers of a torch.distributed process group (gloo or NCCL)."""
+    """The workers of a torch.distributed process group (gloo or NCCL). All of them make it together.
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    Args:
+        timeout_s: how long an exchange through shared memory waits for another worker.
+        near: whether small tensors go through shared memory where all workers are on one machine (m2can/near.py).
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout_s: float = 1800.0, near: bool = True) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
+        self.near = open_near(group, timeout_s) if near else None
 
     def sum(self, x: Tensor) -> Tensor:
-        return _AllReduceSum.apply(x, self.group)
+        return _AllReduceSum.apply(x, self)
 
     def sum_(self, x: Tensor) -> Tensor:
+        if self.near is not None and self.near.fits(x):
+            return self.near.sum_(x)
         dist.all_reduce(x, group=self.group)
         return x
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
-        return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self.rank, self.group)
+        return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self)
+
+    def gather_equal(self, x: Tensor) -> list[Tensor]:
+        """Every worker's `x`, of one shape, without gradient; to be read before the next exchange."""
+        if self.near is not None and self.near.fits(x):
+            return self.near.gather(x)
+        parts = [torch.empty_like(x) for _ in range(self.world_size)]
+        dist.all_gather(parts, x, group=self.group)
+        return parts
 
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
+    def forward(ctx: Any, x: Tensor, collective: DistributedCollective) -> Tensor:
+        ctx.collective = collective
+        return collective.sum_(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        return ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format)), None
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_DBK: Tensor, sizes: list[int], rank: int, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.sizes, ctx.rank, ctx.group = sizes, rank, group
+    def forward(ctx: Any, x_DBK: Tensor, sizes: list[int], collective: DistributedCollective) -> Tensor:
+        ctx.sizes, ctx.collective = sizes, collective
         domains, _, width = x_DBK.shape
-        # Slices differ by at most one row: each is padded to the longest, because all_gather wants equal shapes.
+        # Slices differ by at most one row: each is padded to the longest, because a gather wants equal shapes.
         padded = x_DBK.new_zeros(domains, max(sizes), width)
-        padded[:, : sizes[rank]] = x_DBK
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=group)
+        padded[:, : sizes[collective.rank]] = x_DBK
+        parts = collective.gather_equal(padded)
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes)], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        start = sum(ctx.sizes[: ctx.rank])
-        return total[:, start : start + ctx.sizes[ctx.rank]], None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        total = ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format))
+        start = sum(ctx.sizes[: ctx.collective.rank])
+        return total[:, start : start + ctx.sizes[ctx.collective.rank]], None, None

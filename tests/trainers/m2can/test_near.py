@@ -1,0 +1,62 @@
+"""Exchanges through shared memory give what those of torch.distributed give, in real processes."""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from trainers.m2can.collective import DistributedCollective
+from trainers.m2can.near import CAPACITY, NearExchange
+
+WORLD = 3
+
+
+def exchange(rank: int, store: str, near: bool) -> dict[str, torch.Tensor]:
+    """Many exchanges, some too large for shared memory, at uneven paces; what came of them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    collective = DistributedCollective(timeout_s=60, near=near)
+    assert (collective.near is not None) == near
+    generator = torch.Generator().manual_seed(rank)
+    found = {}
+    for number in range(60):
+        size = CAPACITY if number % 20 == 7 else 1 + number
+        x = torch.randn(size, generator=generator, dtype=torch.float64)
+        if number % WORLD == rank:
+            torch.randn(200, 200) @ torch.randn(200, 200)
+        found[f"sum {number}"] = collective.sum_(x.clone())[:50].clone()
+    rows = torch.randn(2, 3 - (rank > 0), 4, generator=generator, requires_grad=True)
+    everyone = collective.gather(rows, 7)
+    (everyone * torch.arange(7.0)[:, None] * (1 + rank)).sum().backward()
+    assert rows.grad is not None
+    found |= {"gathered": everyone.detach(), "gradient": rows.grad}
+    dist.destroy_process_group()
+    return found
+
+
+def test_they_are_those_of_the_process_group(tmp_path: Path) -> None:
+    with multiprocessing.get_context("forkserver").Pool(WORLD) as pool:
+        found = {
+            near: pool.starmap(
+                exchange, [(rank, str(tmp_path / f"{near}"), near) for rank in range(WORLD)], chunksize=1
+            )
+            for near in (True, False)
+        }
+    for ours, theirs in zip(found[True], found[False]):
+        assert ours.keys() == theirs.keys() and len(ours) == 62
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6 if "g" in name else 1e-13, atol=1e-13)
+    for name in found[True][0]:
+        if name.startswith("sum"):  # to the last bit the same on all ranks
+            assert all(torch.equal(one[name], found[True][0][name]) for one in found[True])
+
+
+def test_who_does_not_come_is_named() -> None:
+    memory = mmap.mmap(-1, NearExchange.size_of(2))
+    with pytest.raises(RuntimeError, match=r"rank 1 did not take part in an exchange within 0\.1 s"):
+        NearExchange(memory, 0, 2, 0.1).sum_(torch.ones(3))
