@@ -21,7 +21,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.plan import StepSlice
 
-SCHEDULER_PAUSE_S = 0.02
+SCHEDULER_PAUSE_S = 0.03
 ROWS_PER_TASK = 48  # enough to bury a task's overhead; at 224 pixels a block is then about 14 MB
 
 
