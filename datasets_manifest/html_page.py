@@ -14,6 +14,7 @@ from html import escape
 
 from datasets_manifest.images import BadPicture, PictureViews, read_picture_bytes, thumbnail
 
+REPORT = "report.html"  # where a run, a sweep or a comparison keeps its page
 THUMBNAIL = 160  # pixels of the longer side
 
 _STYLE = """
@@ -35,7 +36,7 @@ overflow-wrap: normal } th[scope=row] { font-weight: 400 } td.n, th.n { text-ali
 .bar { display: inline-block; height: .8em; background: var(--bar); margin-right: .4em }
 .fatal { font-weight: 700 } .fatal::before { content: "✖ " } .warning::before { content: "▲ " } .note::before { content: "● " }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; margin-top: 1rem }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; align-items: start }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; align-items: start }
 figure { margin: 0; min-width: 0 } figcaption { font-size: .8rem } img { max-width: 100%; border-radius: 4px }
 .charts figcaption { font-size: .95rem; font-weight: 600 }
 """
@@ -106,7 +107,8 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], label: str) 
         + "</tr>"
         for row in lines
     )
-    return scrolling(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>", label)
+    header = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return scrolling(f"<table>{header}<tbody>{body}</tbody></table>", label)
 
 
 def scrolling(markup: str, label: str) -> Html:

@@ -75,6 +75,7 @@ class Plot:
     Args:
         x, y: ranges of the axes.
         label: what the chart shows, in words.
+        marks: vertical lines with names above the frame, {x: name}.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Plot:
         y_format: Format = plain,
         whole_x: bool = False,
         height: int = 250,
+        marks: Mapping[float, str] | None = None,
     ) -> None:
+        self._top = _TOP + 14 * len(marks or {})
         self._x, self._y, self._height, self._label = _wide(x), _wide(y), height, label
         self._parts: list[str] = []
         for tick in _ticks(self._y, 5, whole=False):
@@ -98,6 +101,11 @@ class Plot:
         for tick in _ticks(self._x, 6, whole=whole_x):
             self._text(self.x(tick), height - _BOTTOM + 17, x_format(tick), "middle")
         self._text((_LEFT + _WIDTH - _RIGHT) / 2, height - 6, x_title, "middle")
+        for level, (at, name) in enumerate(sorted((marks or {}).items())):
+            top = 12 + 14 * level
+            self._parts.append(f'<path class="rule" d="M{self.x(at):.1f} {top}V{height - _BOTTOM}"/>')
+            left = self.x(at) > _WIDTH / 2
+            self._text(self.x(at) + (-5 if left else 5), top, name, "end" if left else "start")
 
     def x(self, value: float) -> float:
         low, high = self._x
@@ -105,7 +113,7 @@ class Plot:
 
     def y(self, value: float) -> float:
         low, high = self._y
-        return self._height - _BOTTOM - (value - low) / (high - low) * (self._height - _BOTTOM - _TOP)
+        return self._height - _BOTTOM - (value - low) / (high - low) * (self._height - _BOTTOM - self._top)
 
     def _text(self, x: float, y: float, text: str, anchor: str) -> None:
         self._parts.append(
@@ -142,14 +150,6 @@ class Plot:
         path = f"M{self.x(x0):.1f} {self.y(y0):.1f}L{self.x(x1):.1f} {self.y(y1):.1f}"
         self._parts.append(f'<path class="rule" d="{path}"/>')
 
-    def rules(self, marks: Mapping[float, str]) -> None:
-        """Vertical lines with names; names of lines close together stand below one another."""
-        for level, (x, name) in enumerate(sorted(marks.items())):
-            self.segment((x, self._y[0]), (x, self._y[1]))
-            left = self.x(x) > 0.6 * _WIDTH
-            place, anchor = self.x(x) + (-4 if left else 4), "end" if left else "start"
-            self._text(place, self._height - _BOTTOM - 6 - 14 * (level % 3), name, anchor)
-
     def svg(self) -> Html:
         return Html(
             f'<svg viewBox="0 0 {_WIDTH} {self._height}" role="img" aria-label="{escape(self._label)}">'
@@ -164,6 +164,7 @@ def curves(
     *,
     x_title: str = "epoch",
     format: Format = plain,
+    x: tuple[float, float] | None = None,
     y: tuple[float, float] | None = None,
     marks: Mapping[float, str] | None = None,
     height: int = 250,
@@ -175,18 +176,19 @@ def curves(
     xs = [x for one in drawn for x, _ in one.points]
     ys = [y for one in drawn for _, y in one.points]
     last = "; ".join(f"{one.name}: last {format(one.points[-1][1])}" for one in drawn)
+    left, right = x or (min(xs), max(xs))
     low, high = y or (min(ys), max(ys))
     axis = round_percent if format is percent else plain
     plot = Plot(
-        (min(xs) - 0.3, max(xs) + 0.3),
+        (left - 0.3, right + 0.3),
         (low, high) if y else (low - 0.06 * (high - low), high + 0.06 * (high - low)),
         label=f"{title} by {x_title}. {last}",
         x_title=x_title,
         y_format=axis,
         whole_x=True,
         height=height,
+        marks=marks,
     )
-    plot.rules(marks or {})
     for one in drawn:
         plot.curve(one, lambda x, y: f"{x_title} {x:g}: {format(y)}")
     keys = legend({one.name: (one.kind, one.kind) for one in drawn}, lines=True) if len(drawn) > 1 else ""

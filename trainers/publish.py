@@ -182,6 +182,6 @@ def draw_report(outcome: Outcome) -> Path:
     if known.any():
         correct = (true == tensors[f"{train}/label"])[known]
         figures.pseudo_label_precision(tensors[f"{train}/score"][known], correct, folder / "pseudo_label_precision.png")
-    (folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     write_report(outcome, content, tensors, folder)
+    (folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return folder

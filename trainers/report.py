@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets_manifest.html_page import contents, html, page
+from datasets_manifest.html_page import REPORT, contents, html, page
 from trainers import charts, report_map, report_samples, report_sections
 from trainers.charts import percent
 from trainers.run import Outcome
 
-REPORT = "report.html"
 _STYLE = ".confusion td.cell { padding: .3rem .7rem; min-width: 4rem; border: 1px solid var(--line) }"
 
 

@@ -85,7 +85,7 @@ SCRIPT = """
 
 @dataclass(frozen=True)
 class Points:
-    """What the map shows, a row a sample: sources first. true_N: -1 where there is no label."""
+    """What the map shows, a row a sample. true_N: -1 where there is no label."""
 
     ids: list[str]
     domain_N: np.ndarray
@@ -170,8 +170,14 @@ def _some(number: int) -> np.ndarray:
     return spread(np.arange(number), MOST_POINTS)
 
 
+def _mixed(number: int) -> np.ndarray:
+    """An order in which no domain lies above the others."""
+    return np.random.default_rng(0).permutation(number)
+
+
 def _points(corpus: Corpus, sources: np.ndarray, targets: np.ndarray) -> Points:
     rows = np.concatenate([sources, targets])
+    rows = rows[_mixed(len(rows))]
     domains = [part.domain for part in corpus.train]
     taken = corpus.table.take(rows)
     place = {name: i for i, name in enumerate(domains)}
@@ -184,7 +190,8 @@ def _view(epoch: int, checkpoint: Path) -> View:
     some_sources, some_targets = _some(len(seen.source_probs_MC)), _some(len(seen.target_probs_NC))
 
     def both(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        return np.concatenate([source[some_sources], target[some_targets]]).astype(float)
+        rows = np.concatenate([source[some_sources], target[some_targets]]).astype(float)
+        return rows[_mixed(len(rows))]
 
     return View(
         epoch,
@@ -206,7 +213,7 @@ def _draw(view: View, points: Points, classes: list[str], chosen: int) -> str:
     title = f"{when} {view.epoch}"
     words = (
         f"Nearest neighbour among these samples: of the same domain {_share(view, points.domain_N)}, of the same class "
-        f"{_share(view, points.true_N)}. The map holds {share:.0%} of the variance."
+        f"{_share(view, points.true_N)}. The map holds {share:.1%} of the variance."
     )
     picture = (
         f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="application" tabindex="0" '

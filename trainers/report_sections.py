@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,17 +126,18 @@ def learning(run: Run) -> Html:
     ]
     if len(sources) > 1:
         series += [_series(records, key, name, i + 2) for i, (key, name) in enumerate(sources.items())]
-    marks = _marks(run.outcome)
+    marks, epochs = _marks(run.outcome), _epochs(records)
     losses = sorted({name for r in records for name in r.metrics if name.startswith("loss/")}, key=_term_order)
     drawn = [
-        curves("Validation accuracy", series, format=percent, marks=marks),
+        curves("Validation accuracy", series, format=percent, x=epochs, marks=marks),
         curves(
             "Selection score, seen without target labels",
             [_series(records, "selection/score", "score", 2)],
+            x=epochs,
             marks=marks,
         ),
         *(
-            curves(f"Loss: {_term(name)}", [_series(records, name, _term(name), 0)], marks=marks, height=200)
+            curves(f"Loss: {_term(name)}", [_series(records, name, _term(name), 0)], x=epochs, marks=marks, height=200)
             for name in losses
         ),
     ]
@@ -156,10 +157,10 @@ def pseudo_labels(run: Run) -> Html:
         _series(records, "uacr/accuracy", "right among all", 1),
         _series(records, "uacr/kept_share", "selected", 6),
     ]
-    marks = _marks(run.outcome)
+    marks, epochs = _marks(run.outcome), _epochs(records)
     drawn = [
-        curves("Selected after each epoch", quality, format=percent, y=(0, 1), marks=marks),
-        curves("Classes among the selected", shares, format=percent, y=(0, 1), marks=marks),
+        curves("Selected after each epoch", quality, format=percent, y=(0, 1), x=epochs, marks=marks),
+        curves("Classes among the selected", shares, format=percent, y=(0, 1), x=epochs, marks=marks),
     ]
     target = run.of_target(recipe.data.train_split)
     known = target["true"] >= 0
@@ -277,7 +278,7 @@ def _matrix(counts: np.ndarray, classes: Sequence[str]) -> Html:
             f'<td class="n cell" style="background:rgba(var(--fill),{0.55 * share:.2f})">{count:,}<br>{share:.0%}</td>'
             for count, share in zip(row.tolist(), part)
         )
-        + f'<td class="n">{int(row.sum()):,}</td></tr>'
+        + f'<td class="n cell">{int(row.sum()):,}</td></tr>'
         for name, row, part in zip(classes, counts, shares)
     )
     top = f'<tr><th scope="col">true ↓ predicted →</th>{head}<th scope="col" class="n">all</th></tr>'
@@ -311,6 +312,10 @@ def _marks(outcome: Outcome) -> dict[float, str]:
     return {epoch: ", ".join(said) for epoch, said in names.items()}
 
 
+def _epochs(records: Sequence[EpochRecord]) -> tuple[float, float]:
+    return float(records[0].epoch), float(records[-1].epoch)
+
+
 def _term(metric: str) -> str:
     name = metric.removeprefix("loss/")
     return TERMS.get(name, name)
@@ -333,8 +338,7 @@ def _shown(recipe: Recipe) -> dict[str, str]:
 def _differences(recipe: Recipe) -> Html:
     bare = {"preset": recipe.preset, "data": {"sources": recipe.data.sources, "target": recipe.data.target}}
     before = _shown(make_recipe(bare))
-    skipped: Callable[[str], bool] = lambda key: key.startswith(("run.", "tracking."))  # noqa: E731
-    rows = {k: v for k, v in _shown(recipe).items() if v != before.get(k) and not skipped(k)}
+    rows = {k: v for k, v in _shown(recipe).items() if v != before.get(k) and not k.startswith(("run.", "tracking."))}
     return _values(rows, "Values that differ from the preset") if rows else Html("<p>None.</p>")
 
 
