@@ -34,7 +34,8 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 12, 14, 42
 STYLE = (
     """
 svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; overflow: visible }
-svg text { fill: var(--text) } svg .axis text { fill: var(--soft) } svg .grid { stroke: var(--line); stroke-width: .6 }
+svg text { fill: var(--text) } svg .axis text { fill: var(--soft); stroke: var(--page);
+stroke-width: 4px; paint-order: stroke } svg .grid { stroke: var(--line); stroke-width: .6 }
 svg .line { fill: none; stroke-width: 2 } svg .rule { stroke: var(--soft); stroke-dasharray: 4 3; stroke-width: 1.3 }
 svg .mark { stroke: var(--page); stroke-width: .7 } svg .frame { fill: none; stroke: var(--line) }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; list-style: none; margin: .2rem 0; padding: 0; font-size: .85rem }
@@ -101,11 +102,13 @@ class Plot:
         for tick in _ticks(self._x, 6, whole=whole_x):
             self._text(self.x(tick), height - _BOTTOM + 17, x_format(tick), "middle")
         self._text((_LEFT + _WIDTH - _RIGHT) / 2, height - 6, x_title, "middle")
-        for level, (at, name) in enumerate(sorted((marks or {}).items())):
+        named = sorted((marks or {}).items())
+        for level, (at, _) in enumerate(named):
             top = 12 + 14 * level
             self._parts.append(f'<path class="rule" d="M{self.x(at):.1f} {top}V{height - _BOTTOM}"/>')
+        for level, (at, name) in enumerate(named):
             left = self.x(at) > _WIDTH / 2
-            self._text(self.x(at) + (-5 if left else 5), top, name, "end" if left else "start")
+            self._text(self.x(at) + (-5 if left else 5), 12 + 14 * level, name, "end" if left else "start")
 
     def x(self, value: float) -> float:
         low, high = self._x
