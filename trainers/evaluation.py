@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -32,11 +34,33 @@ def calibration_error(labels_N: np.ndarray, predicted_N: np.ndarray, confidence_
 
     Source: Guo et al., ICML 2017, arXiv:1706.04599.
     """
+    found = reliability(labels_N, predicted_N, confidence_N, bins)
+    rows = sum(part.count for part in found)
+    return sum(part.count * abs(part.accuracy - part.confidence) for part in found) / rows if rows else float("nan")
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Of the rows whose confidence lies from `low` to `high`: their number, mean accuracy and mean confidence."""
+
+    low: float
+    high: float
+    count: int
+    accuracy: float
+    confidence: float
+
+
+def reliability(
+    labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray, bins: int = 15
+) -> list[ReliabilityBin]:
+    """Equal-width bins of confidence that have rows; rows without a label do not count."""
     known = labels_N >= 0
-    if not known.any():
-        return float("nan")
-    correct = (labels_N == predicted_N)[known].astype(float)
-    confidence = confidence_N[known]
+    correct, confidence = (labels_N == predicted_N)[known], confidence_N[known].astype(float)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(correct[place == b].sum() - confidence[place == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(correct))
+    return [
+        ReliabilityBin(
+            b / bins, (b + 1) / bins, int(inside.sum()), *(float(x[inside].mean()) for x in (correct, confidence))
+        )
+        for b in range(bins)
+        if (inside := place == b).any()
+    ]

@@ -6,11 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets_manifest.corpus import Corpus
 from trainers.m2can.batch import Outputs
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import FUSED, M2CAN, PROJECTED
 from trainers.selection.evidence import Evidence, spread
 from trainers.selection.mixing import SHARE
+
+
+def rows_of_evidence(corpus: Corpus, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that evidence is taken from: the target's training rows, the sources' labelled validation rows."""
+    of_sources = [part.rows for part in corpus.val[:-1] if part is not None]
+    rows = np.concatenate(of_sources) if of_sources else np.empty(0, np.int64)
+    return corpus.train[-1].rows, rows[labels[rows] >= 0]
 
 
 class EvidenceCollector:

@@ -49,7 +49,7 @@ _STYLE: Any = {
     "lines.linewidth": 2.0,
     "lines.markersize": 5,
 }
-_TERMS = {
+TERMS = {
     "total": "total: sum of the terms",
     "task": "task: cross-entropy",
     "cmcfa": "CMCFA: text ↔ picture",
@@ -64,7 +64,7 @@ _TERMS = {
 def loss_curves(records: Sequence[EpochRecord], file: Path) -> None:
     """One panel for each weighted loss term, the total first: the terms differ by orders of magnitude."""
     names = sorted({name.removeprefix("loss/") for r in records for name in r.metrics if name.startswith("loss/")})
-    order = [name for name in _TERMS if name in names]
+    order = [name for name in TERMS if name in names]
     names = order + [name for name in names if name not in order]
     columns = min(3, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
@@ -73,7 +73,7 @@ def loss_curves(records: Sequence[EpochRecord], file: Path) -> None:
         for place, (axes, name) in enumerate(zip(grid, names)):
             epochs, values = _series(records, f"loss/{name}")
             _line(axes, epochs, values, BLACK if name == "total" else BLUE)
-            axes.set_title(_TERMS.get(name, name), fontsize=11)
+            axes.set_title(TERMS.get(name, name), fontsize=11)
             axes.tick_params(labelbottom=place + columns >= len(names))
             _epoch_axis(axes, records)
         for axes in grid[len(names) :]:

@@ -22,7 +22,7 @@ from datasets_manifest.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from trainers import checkpoint
 from trainers.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
 from trainers.checkpoint import ModelCard, TrainingState
-from trainers.evidence import EvidenceCollector
+from trainers.evidence import EvidenceCollector, rows_of_evidence
 from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
@@ -326,10 +326,7 @@ class Loop:
         )
 
     def _collector(self) -> EvidenceCollector:
-        of_sources = [part.rows for part in self.corpus.val[:-1] if part is not None]
-        rows = np.concatenate(of_sources) if of_sources else np.empty(0, np.int64)
-        labelled = rows[self.labels[rows] >= 0]
-        return EvidenceCollector(self.corpus.train[-1].rows, labelled, self.labels, self.network)
+        return EvidenceCollector(*rows_of_evidence(self.corpus, self.labels), self.labels, self.network)
 
     def _target_collector(self) -> TargetCollector | None:
         uacr = self.recipe.uacr
@@ -355,7 +352,7 @@ class Loop:
             self.kept_probs = pseudo.probs_NC[kept]
         shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior)}
         true = self.labels[target.start : target.stop]
-        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true)
+        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true, self.corpus.classes)
 
     def _require_good_pictures(self) -> float:
         """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""

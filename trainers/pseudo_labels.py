@@ -110,9 +110,13 @@ def class_prior(uacr: Uacr, estimated: np.ndarray, num_classes: int) -> np.ndarr
     return estimated if uacr.prior == "estimated" and len(estimated) else uniform_prior(num_classes)
 
 
-def selection_metrics(pseudo: PseudoLabels, kept: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
-    """How many were kept and, for reports only, how many of them are right where the target has labels."""
+def selection_metrics(
+    pseudo: PseudoLabels, kept: np.ndarray, true_N: np.ndarray, classes: Sequence[str]
+) -> dict[str, float]:
+    """How many were kept, their classes and, for reports only, how many are right where the target has labels."""
     metrics = {"uacr/kept": float(len(kept)), "uacr/kept_share": len(kept) / len(true_N)}
+    counts = np.bincount(pseudo.label_N[kept], minlength=len(classes)) if len(kept) else ()
+    metrics |= {f"uacr/class_share/{name}": float(count) / len(kept) for name, count in zip(classes, counts)}
     known_N = true_N >= 0
     right_N = pseudo.label_N == true_N
     if known_N.any():

@@ -23,6 +23,7 @@ from trainers.mlflow_run import PARENT_TAG
 from trainers.provenance import JOB_ID_VARIABLE, code_version, data_fingerprint, environment, recipe_hash
 from trainers.recipe import Recipe
 from trainers.registration import ModelToLog, signature_for
+from trainers.report import write_report
 from trainers.run import Outcome, Prepared
 from trainers.tracking import Sender, TrackedRun, resolve_tracking_uri
 
@@ -146,7 +147,7 @@ def summary(outcome: Outcome) -> dict[str, float | None]:
 
 
 def draw_report(outcome: Outcome) -> Path:
-    """The run's pictures and summary, in its folder `report`."""
+    """The run's page, pictures and summary, in its folder `report`."""
     folder = outcome.folder / "report"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -181,5 +182,6 @@ def draw_report(outcome: Outcome) -> Path:
     if known.any():
         correct = (true == tensors[f"{train}/label"])[known]
         figures.pseudo_label_precision(tensors[f"{train}/score"][known], correct, folder / "pseudo_label_precision.png")
+    write_report(outcome, content, tensors, folder)
     (folder / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return folder

@@ -47,7 +47,7 @@ class Outcome:
     """What a run came to.
 
     chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
-    checkpoint: the chosen epoch's folder.
+    checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
     verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
     """
 
@@ -55,11 +55,13 @@ class Outcome:
     folder: Path
     recipe: Recipe
     card: ModelCard
+    corpus: Corpus
     records: list[EpochRecord]
     chosen: EpochRecord
     last: EpochRecord
     oracle: EpochRecord | None
     checkpoint: Path
+    checkpoints: dict[int, Path]
     verdicts: list[dict[str, Any]]
 
 
@@ -330,11 +332,13 @@ def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Out
         folder=prepared.folder,
         recipe=prepared.recipe,
         card=prepared.card,
+        corpus=prepared.corpus,
         records=records,
         chosen=chosen,
         last=records[-1],
         oracle=max(labelled, key=lambda r: r.metrics["target/val/accuracy"], default=None),
         checkpoint=kept[chosen.epoch],
+        checkpoints=kept,
         verdicts=_epoch_verdicts(candidates, evidence, selection.gate),
     )
 

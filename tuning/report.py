@@ -16,13 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from trainers.figures import BLUE, ORANGE, figure_file
 from tuning.ledger import Trial, result_tree, variant_rows
+from tuning.report_page import write_report
 from tuning.sweep import Choices, Sweep, SweepPlan
 
 _COLOURS = "viridis"
 
 
 def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path) -> None:
-    """Write table.md, sweep.json and the pictures into a new folder."""
+    """Write table.md, sweep.json, the page and the pictures into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sweep = plan.sweep
@@ -32,12 +33,14 @@ def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder
     score_over_epochs(trials, best, folder / "score_over_epochs.png")
     if sweep.is_comparison:
         comparison(sweep, trials, folder / "comparison.png")
+        write_report(plan, trials, best, {}, folder)
         return
     finished = [trial for trial in trials if trial.finished]
     parallel_coordinates(sweep, finished, best, folder / "parallel_coordinates.png")
     shares = importances(sweep, finished)
     if shares:
         importance(shares, folder / "importance.png")
+    write_report(plan, trials, best, shares, folder)
 
 
 def table(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:

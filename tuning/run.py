@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_whole
+from datasets_manifest.html_page import REPORT
 from trainers.checkpoint import load_card, model_folder, read_json
 from trainers.journal import Journal
 from trainers.mlflow_run import RunLink, resolve_tracking_uri
@@ -296,6 +297,7 @@ def as_json(outcome: SweepOutcome, plan: SweepPlan) -> dict[str, Any]:
         "tracking_uri": outcome.tracking_uri,
         "run_id": outcome.parent_run,
         "report": str(outcome.report),
+        "report_page": str(outcome.report / REPORT),
     }
 
 

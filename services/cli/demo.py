@@ -43,7 +43,8 @@ def demo(
     typer.echo(f"  “{' '.join(card['texts'])}”  {card['images'][0]}")
     probs = ", ".join(f"{name} {percent(p)}" for name, p in zip(predictor.classes, result.probs[0]))
     typer.echo(f"  predicted {result.labels[0]} ({probs}); true {predictor.classes[card['label']]}")
-    typer.echo(f"\nPictures of the run: {adapted['report']}")
+    typer.echo(f"\nReport of the run: {adapted['report_page']}")
+    typer.echo(f"Pictures of the run: {adapted['report']}")
     typer.echo(f"All runs and models: mlflow server --host 127.0.0.1 --backend-store-uri {adapted['tracking_uri']}")
     typer.echo(f"Whole demo: {time.monotonic() - started:.0f} s")
 

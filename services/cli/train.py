@@ -94,8 +94,9 @@ def run_recipe(
     recipe: Any, *, as_json: bool = False, trace: Path | None = None, profile: bool = False
 ) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
+    from datasets_manifest.html_page import REPORT
     from trainers.failures import RunStopped
-    from trainers.publish import make_sender, publish, summary, tracking_uri
+    from trainers.publish import draw_report, make_sender, publish, summary, tracking_uri
     from trainers.run import prepare, set_threads, start_ray
     from trainers.run import train as run_training
 
@@ -124,6 +125,7 @@ def run_recipe(
             sender.finish("KILLED" if asked else "FAILED", deadline_s=10.0)
         raise
     tracked = publish(outcome, sender) if sender is not None else None
+    report = outcome.folder / "report" if tracked else draw_report(outcome)
     return {
         "event": "end",
         "run_name": outcome.name,
@@ -137,7 +139,8 @@ def run_recipe(
         "last_epoch": outcome.last.epoch,
         "oracle_epoch": outcome.oracle.epoch if outcome.oracle else None,
         **summary(outcome),
-        "report": str(outcome.folder / "report") if tracked else None,
+        "report": str(report),
+        "report_page": str(report / REPORT),
     }
 
 
@@ -184,4 +187,5 @@ def print_result(result: dict[str, Any]) -> None:
     if result["model_name"]:
         typer.echo(f"model       models:/{result['model_name']}@candidate (version {result['model_version']})")
         typer.echo(f"MLflow run  {result['run_id']} at {result['tracking_uri']}")
-        typer.echo(f"pictures    {result['report']}")
+    typer.echo(f"pictures    {result['report']}")
+    typer.echo(f"report      {result['report_page']}")

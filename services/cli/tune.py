@@ -37,6 +37,7 @@ def tune(
     if dry_run:
         _show_plan(plan)
         return
+    from datasets_manifest.html_page import REPORT
     from trainers.run import set_threads
     from tuning.report import table
     from tuning.run import as_json, run_sweep
@@ -55,6 +56,7 @@ def tune(
     if outcome.tracking_uri is not None:
         typer.echo(f"MLflow run  {outcome.parent_run} at {outcome.tracking_uri}")
     typer.echo(f"pictures    {outcome.report}")
+    typer.echo(f"report      {outcome.report / REPORT}")
 
 
 def _show_plan(plan: Any) -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
 from trainers.checkpoint import read_json
+from tuning.ledger import Trial
 from tuning.report import draw_report, importances, table
+from tuning.report_page import write_report
 from tuning.run import planned_trials, search_space, trials_at_once
 
 SPACE = {"uacr.start": {"low": 0.1, "high": 0.6}, "sam.rho": {"choices": [0, 0.05]}}
@@ -59,6 +62,45 @@ def test_comparison_means_over_seeds(tmp_path):
     assert planned_trials(plan) == 4
     draw_report(plan, trials, None, tmp_path / "report")
     assert (tmp_path / "report" / "comparison.png").stat().st_size > 5000
+
+
+def test_page_of_a_search(tmp_path):
+    plan = plan_of(tmp_path, {"space": SPACE, "set": ["run.storage=<script>alert(1)</script>"]})
+    trials = [*searched(), Trial("lost", "failed", {}, [], {"error": "<b>no</b> at sqlite://ann:secret@host/db"})]
+    draw_report(plan, trials, trials[4], tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "<script" not in text and "<b>no" not in text and "secret" not in text and "http://" not in text
+    for said in ("12 finished, 1 failed", "trial-4 has the best score", "regret 7.0 %", "&lt;script&gt;"):
+        assert said in text, said
+    assert text.count('class="mark"') >= 2 * 12 and text.count('role="img"') == 3
+    write_report(plan, [], None, {}, tmp_path / "report")
+    assert "No trial came to an end" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_page_of_a_comparison(tmp_path):
+    plan = plan_of(tmp_path, {"variants": {"all <i>": [], "plain": ["objective.mcc=0"]}, "seeds": [0, 1]})
+    told = {("all <i>", 0): 0.7, ("all <i>", 1): 0.8, ("plain", 0): 0.6, ("plain", 1): 0.6}
+    trials = [
+        finished(f"t-{seed}", {"variant": variant, "seed": seed}, 0.1, target_accuracy_chosen=value)
+        for (variant, seed), value in told.items()
+    ]
+    draw_report(plan, trials, None, tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "75.0 % ± 7.1 %" in text and "all &lt;i&gt;" in text and "<i>" not in text
+    unlabelled = [finished("t", {"variant": v, "seed": 0}, 0.2) for v in ("all <i>", "plain")]
+    draw_report(plan, unlabelled, None, tmp_path / "report")
+    assert "accuracy and the regret are not known" in (tmp_path / "report" / "report.html").read_text()
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("width", [360, 1100])
+def test_a_browser_shows_the_page(tmp_path, width):
+    plan = plan_of(tmp_path, {"space": SPACE})
+    trials = searched()
+    draw_report(plan, trials, trials[4], tmp_path / "report")
+    script = "(page) => ({rows: page.querySelectorAll('#trials tbody tr').length})"
+    told = ask(tmp_path / "report" / "report.html", width, script, tmp_path)
+    assert told["overflow"] == 0 and told["loaded"] == [] and told["rows"] == 12
 
 
 def test_grid_has_every_point(tmp_path):
