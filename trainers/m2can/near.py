@@ -26,7 +26,8 @@ from torch import Tensor
 CAPACITY = 1 << 18  # bytes of a place
 _FOLDER = Path("/dev/shm")
 _LINE = 64  # bytes: each counter has a cache line of its own
-_TRIES = 200  # before the waiting process looks at the clock
+_TRIES = 200  # before the waiting process gives its core away
+_LONGEST_NAP_S = 0.001
 
 
 class NearExchange:
@@ -74,13 +75,14 @@ class NearExchange:
         return x.copy_(total)
 
     def _wait(self) -> None:
-        until = time.monotonic() + self.timeout_s
+        until, nap = time.monotonic() + self.timeout_s, 20e-6
         while True:
             for _ in range(_TRIES):
                 if self._counters.min() >= self._number:
                     return
                 os.sched_yield()
-            time.sleep(0)  # lets this process's other threads run
+            time.sleep(nap)  # where there are more processes than cores, the one that is awaited needs this one
+            nap = min(2 * nap, _LONGEST_NAP_S)
             if time.monotonic() > until:
                 late = [int(rank) for rank in np.flatnonzero(self._counters < self._number)]
                 raise RuntimeError(f"rank {late[0]} did not take part in an exchange within {self.timeout_s:g} s")
