@@ -181,7 +181,7 @@ def curves(
     last = "; ".join(f"{one.name}: last {format(one.points[-1][1])}" for one in drawn)
     left, right = x or (min(xs), max(xs))
     low, high = y or (min(ys), max(ys))
-    axis = round_percent if format is percent else plain
+    axis = round_percent if format is percent else "{:.6g}".format
     plot = Plot(
         (left - 0.3, right + 0.3),
         (low, high) if y else (low - 0.06 * (high - low), high + 0.06 * (high - low)),
