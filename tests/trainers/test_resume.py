@@ -94,6 +94,6 @@ def test_a_name_belongs_to_one_recipe(run: Prepared, tmp_path: Path) -> None:
     first = prepared_run(folder, ["run.name=mine"])
     _claim(first)
     _claim(prepared_run(folder, ["run.name=mine", "cluster.workers=2", "checkpoint.every_steps=4"]))
-    with pytest.raises(InputError, match=r"run\.name.*'mine'.*train\.epochs=10") as caught:
+    with pytest.raises(InputError, match=r"run\.name.*'mine'.*train\.epochs=8") as caught:
         _claim(prepared_run(folder, ["run.name=mine", "train.epochs=4"]))
     assert "differs in train.epochs" in str(caught.value)

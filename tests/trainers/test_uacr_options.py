@@ -65,7 +65,7 @@ def test_soft_labels_reach_the_step_with_their_rows(folder: Path) -> None:
     loop.run_epoch()
     probs, seen = probs_of(loop, loop.network), 0
     start = loop.corpus.train[-1].start
-    plan = loop._plan()
+    plan = loop.plan()
     for step in range(plan.num_steps):
         slice_ = plan.global_step(step)
         soft = loop._soft_labels(slice_)
