@@ -47,10 +47,15 @@ def faults(content: list[dict[str, Any]]) -> str:
 
 
 def streaming(content: dict[str, Any]) -> str:
-    found = content["throughput"]
+    found, at_once = content["throughput"], ""
+    if "bare_at_once" in found:
+        at_once = (
+            f"{found['ratio_at_once']:.2f} of what {found['cpus']} bare loops reach at once "
+            f"({found['bare_at_once']:.0f}), "
+        )
     lines = [
         f"One worker's pipeline, both views of JPEGs of 1024×768: {found['pipeline']:.0f} records/s on {found['cpus']} CPUs, "
-        f"{found['ratio_at_once']:.2f} of what {found['cpus']} bare loops reach at once ({found['bare_at_once']:.0f}), "
+        f"{at_once}"
         f"{found['ratio']:.2f} of one bare loop's rate ({found['bare']:.0f}) times the CPUs. "
         f"`python -m benchmarks.streaming --out {_name('streaming')}`\n",
         "| records | peak memory without shared pages, MB | object store, MB |",
