@@ -30,13 +30,14 @@ from datasets_manifest.images import IMAGENET_STD, PictureViews
 from datasets_manifest.local import LocalStream
 from datasets_manifest.plan import StepSlice
 from datasets_manifest.stream import Share, Stream
+from trainers.connect import start_ray
 from trainers.demo import demo_recipe
 from trainers.inputs import make_encoding, normalise, to_batch
 from trainers.loop import Loop, Observer
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.m2can.refinement import score_samples
 from trainers.recipe import Recipe, make_recipe
-from trainers.run import Prepared, prepare, start_ray
+from trainers.run import Prepared, prepare
 
 CPU = torch.device("cpu")
 JPEG = (1024, 768)

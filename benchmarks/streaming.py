@@ -35,9 +35,9 @@ from datasets_manifest.local import LocalStream
 from datasets_manifest.plan import DomainPool, EpochPlan, StepSlice
 from datasets_manifest.readers import TABLE_SCHEMA
 from datasets_manifest.stream import Share, Stream, quiet
+from trainers.connect import start_ray
 from trainers.inputs import make_encoding
 from trainers.recipe import make_recipe
-from trainers.run import start_ray
 from trainers.vocabulary import word_vocabulary
 
 BATCH = 32

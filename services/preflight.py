@@ -19,10 +19,10 @@ from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
+from trainers.connect import start_ray
 from trainers.mlflow_run import open_client, without_password
 from trainers.publish import tracking_uri
 from trainers.recipe import Recipe
-from trainers.run import start_ray
 
 NODE_TIMEOUT_S = 60.0
 MLFLOW_TIMEOUT_S = 30.0

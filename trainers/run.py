@@ -37,10 +37,6 @@ from trainers.selection import NEED_SOURCE_VALIDATION, Evidence, choose_candidat
 from trainers.vocabulary import make_vocabulary
 from trainers.worker import WorkerConfig
 
-# Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
-# over: without this, most tasks that prepare data wait for a new process and its imports.
-LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -131,38 +127,6 @@ def prepare(recipe: Recipe) -> Prepared:
     size = checkpoint_bytes(network, recipe, corpus, vocabulary.json)
     notes += require_disk(recipe, size, storage / name)
     return Prepared(recipe, name, storage / name, corpus, card, notes, size)
-
-
-def start_ray(address: str | None) -> bool:
-    """Join the cluster at `address`, the one that runs here, or start one; True if it was started.
-
-    Without an address RAY_ADDRESS counts; `local` always starts one.
-
-    Raises:
-        InputError: no cluster answers there.
-    """
-    if ray.is_initialized():
-        return False
-    quiet = {"log_to_driver": False, "configure_logging": False}
-    place = address or os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        if place != "local":
-            with contextlib.suppress(*([ConnectionError] if place == "auto" else [])):
-                ray.init(address=place, **quiet)
-                return False
-        ray.init(address="local", include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
-    finally:
-        hide_token()
-    return True
-
-
-def hide_token() -> None:
-    """Ray writes its token of authentication so that every user of the machine can read it."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
-        token.chmod(0o600)
 
 
 def train(

@@ -21,11 +21,12 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_whole
 from datasets_manifest.html_page import REPORT
 from trainers.checkpoint import load_card, model_folder, read_json
+from trainers.connect import start_ray
 from trainers.journal import Journal
 from trainers.mlflow_run import RunLink, resolve_tracking_uri
 from trainers.publish import model_to_log, summary
 from trainers.recipe import Recipe
-from trainers.run import RunFailed, prepare, read_evidence, start_ray
+from trainers.run import RunFailed, prepare, read_evidence
 from trainers.selection import choose_candidate
 from trainers.tracking import Sender, TrackedRun
 from tuning.ledger import Trial, read_trials, result_tree

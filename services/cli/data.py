@@ -112,7 +112,7 @@ def check(
     from datasets_manifest.files import write_whole
     from datasets_manifest.picture_facts import IN_PROCESS
     from datasets_manifest.schema import load_manifest
-    from trainers.run import start_ray
+    from trainers.connect import start_ray
 
     use_data_root(data_root)
     loaded = [load_manifest(path) for path in manifests]

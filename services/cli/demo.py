@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,14 @@ def demo(
     from datasets_manifest.schema import load_manifest
     from services.cli.predict import load_predictor
     from services.cli.train import run_recipe
+    from trainers.connect import start_ray
     from trainers.demo import demo_recipe
 
     started = time.monotonic()
-    manifests = write_postcards(folder / "postcards", seed=seed)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_postcards, folder / "postcards", seed=seed)
+        start_ray(None)
+    manifests = writing.result()
     common = [f"run.storage={folder / 'runs'}", f"train.seed={seed}"]
     typer.echo("1. source-only training: the two labelled domains, nothing of the target")
     # One worker: so small a network gains nothing from a second one, and the losses are the same.

@@ -115,7 +115,7 @@ def _predict_on_ray(
     from rich.progress import Progress
 
     from services.inference import predict_manifest
-    from trainers.run import start_ray
+    from trainers.connect import start_ray
 
     start_ray(address)
     console = Console(stderr=True)

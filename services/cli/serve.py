@@ -31,7 +31,7 @@ def serve(
     from services import serving
     from services.http import Tokens, check_host
     from services.samples import Limits
-    from trainers.run import start_ray
+    from trainers.connect import start_ray
 
     known = Tokens.read(tokens)
     check_host(host, known)

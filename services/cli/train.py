@@ -64,15 +64,12 @@ def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
     from trainers.disk import megabytes
     from trainers.publish import tracking_uri
     from trainers.rehearsal import rehearse
-    from trainers.run import prepare, set_threads, start_ray
 
-    set_threads()
-    prepared = prepare(recipe)
+    prepared = prepare_beside_ray(recipe)
     if recipe.tracking.enabled:
         tracking_uri(recipe)  # an address that MLflow does not know is refused
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
-    start_ray(recipe.cluster.address)
     found = rehearse(prepared)
     if as_json:
         print_json({"event": "dry-run", **asdict(found)})
@@ -90,22 +87,45 @@ def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 
+def prepare_beside_ray(recipe: Any) -> Any:
+    """trainers.run.prepare, with Ray up at its end. A Ray of this machine starts meanwhile: both take seconds.
+
+    Others' clusters are joined only once everything was found good.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from trainers.connect import is_elsewhere, start_ray
+
+    def work() -> Any:
+        import trainers.publish  # noqa: F401  what follows needs it
+        from trainers.run import prepare, set_threads
+
+        set_threads()
+        return prepare(recipe)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        if not is_elsewhere(recipe.cluster.address):
+            start_ray(recipe.cluster.address)
+        prepared = working.result()
+    start_ray(recipe.cluster.address)
+    return prepared
+
+
 def run_recipe(
     recipe: Any, *, as_json: bool = False, trace: Path | None = None, profile: bool = False
 ) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
     from datasets_manifest.html_page import REPORT
     from trainers.failures import RunStopped
+
+    prepared = prepare_beside_ray(recipe)
     from trainers.publish import draw_report, make_sender, publish, summary, tracking_uri
-    from trainers.run import prepare, set_threads, start_ray
     from trainers.run import train as run_training
 
-    set_threads()
-    prepared = prepare(recipe)
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", err=True)
-    start_ray(recipe.cluster.address)
     sender = make_sender(prepared) if recipe.tracking.enabled else None
     if sender is not None:
         sender.start()

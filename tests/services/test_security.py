@@ -13,9 +13,9 @@ import pytest
 from datasets_manifest.errors import InputError
 from services.job_request import VARIABLE, JobRequest
 from tests.services.registered import Registered
+from trainers.connect import hide_token
 from trainers.predictor import Predictor
 from trainers.recipe import make_recipe
-from trainers.run import hide_token
 
 
 class Malice:
