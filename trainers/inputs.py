@@ -76,7 +76,9 @@ def to_batch(
             owner = np.array([len(host.tokens)])
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
         content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
+        counts = np.bincount(owner, minlength=len(host.tokens) + 1)
         content |= {"pictures": normalise(send(pictures), dtype), "picture_owner": send(owner)}
+        content |= {"picture_counts": torch.from_numpy(counts)}
     return Batch(
         **content,
         labels_DB=send(labels_DB),

@@ -131,13 +131,20 @@ class Step:
         passes = {}
         if self.sharpness is not None:
             passes["first"] = self._backward(batch, None)
+            self._commit()
             self.sharpness.perturb(self._own_norm())
         try:
             passes["second"] = self._backward(batch, self.discriminators)
         finally:
             if self.sharpness is not None:
                 self.sharpness.restore()
+        self._require_finite(passes)
+        self._commit()
         return passes
+
+    def _commit(self) -> None:
+        if self.groups is not None:
+            self.groups.commit()
 
     def _backward(self, batch: Batch, discriminators: Discriminators | None) -> dict[str, Tensor]:
         """One pass; afterwards every worker holds the gradients of the global batch, or its own if SAM's scope is that."""
@@ -168,9 +175,6 @@ class Step:
         values = self.collective.sum_(torch.stack([*(share.detach() for share in shares.values()), norm * own]))
         terms = dict(zip(shares, values[:-1].unbind()))
         terms["total"], terms["grad_norm"] = values[:-1].sum(), values[-1] if own else norm
-        self._require_finite(terms)
-        if self.groups is not None:
-            self.groups.commit()
         return terms
 
     def _without_exchange(self) -> AbstractContextManager[None]:
@@ -226,12 +230,20 @@ class Step:
         for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
             grad.copy_(part.view_as(grad))
 
-    def _require_finite(self, terms: dict[str, Tensor]) -> None:
-        if not bool(torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])):
-            if self.groups is not None:
-                self.groups.forget()
-            shown = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
-            raise NonFiniteLoss(f"step {self.number}: loss or gradient is not finite ({shown})")
+    def _require_finite(self, passes: dict[str, dict[str, Tensor]]) -> None:
+        """The only answer of the device that a step waits for, at its end: a first pass that is not finite spoils the
+        second one."""
+        if bool(torch.stack([_finite(terms) for terms in passes.values()]).all()):
+            return
+        if self.groups is not None:
+            self.groups.forget()
+        terms = next(terms for terms in passes.values() if not _finite(terms))
+        shown = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+        raise NonFiniteLoss(f"step {self.number}: loss or gradient is not finite ({shown})")
+
+
+def _finite(terms: dict[str, Tensor]) -> Tensor:
+    return torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])
 
 
 def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, Any]]:

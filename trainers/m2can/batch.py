@@ -30,6 +30,8 @@ class Batch:
         global_batch: samples per domain over all workers.
         offset: place of this slice's first sample in the global batch.
         whole: the worker's whole slice, if this batch is a part of it (see `split`).
+        picture_counts: pictures of each row, then placeholders, [N + 1], in host memory: what is decided by them needs
+            no answer of the device. None where they are not known.
         pseudo_BC: class probabilities that take the place of the last domain's labels where these are not -1; None:
             the labels themselves.
     """
@@ -45,6 +47,7 @@ class Batch:
     whole: Batch | None = None
     pseudo_BC: Tensor | None = None
     text_lengths: Tensor | None = None
+    picture_counts: Tensor | None = None
 
     @property
     def num_domains(self) -> int:
@@ -57,6 +60,13 @@ class Batch:
     @property
     def num_rows(self) -> int:
         return self.num_views * self.num_domains * self.size
+
+    def pictures_of_rows(self) -> Tensor:
+        """`picture_counts`, made from the owners where they are not known."""
+        if self.picture_counts is not None:
+            return self.picture_counts
+        assert self.picture_owner is not None
+        return torch.bincount(self.picture_owner.cpu(), minlength=self.num_rows + 1)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On `device`; what is floating becomes `dtype`."""
@@ -84,16 +94,21 @@ class Batch:
         def take(x_N: Tensor) -> Tensor:
             return x_N.unflatten(0, (-1, self.size))[:, start : start + size].flatten(0, 1)
 
-        pictures, owner_P = self.pictures, self.picture_owner
+        pictures, owner_P, counts_G = self.pictures, self.picture_owner, None
         if owner_P is None:
             pictures = take(pictures)
         else:
-            place_P = owner_P % self.size - start
-            mine_P = (owner_P < self.num_rows) & (place_P >= 0) & (place_P < size)
-            pictures, owner_P = pictures[mine_P], ((owner_P // self.size) * size + place_P)[mine_P]
-            if not len(owner_P):  # a placeholder, as in every batch without pictures
+            before_G = self.pictures_of_rows()
+            counts_G = torch.cat([take(before_G[:-1]), before_G.new_zeros(1)])
+            numbers_G = torch.arange(len(before_G))
+            mine_G = (numbers_G % self.size >= start) & (numbers_G % self.size < start + size)
+            mine_G[-1] = False
+            mine_P = mine_G.repeat_interleave(before_G).nonzero().squeeze(1)
+            pictures = self.pictures[mine_P.to(pictures.device)]
+            if not len(mine_P):  # a placeholder, as in every batch without pictures
                 pictures = self.pictures.new_zeros(1, *self.pictures.shape[1:])
-                owner_P = owner_P.new_full((1,), self.num_views * self.num_domains * size)
+                counts_G[-1] = 1
+            owner_P = torch.arange(len(counts_G)).repeat_interleave(counts_G).to(owner_P.device)
         return replace(
             self,
             text=take(self.text),
@@ -101,6 +116,7 @@ class Batch:
             text_lengths=None if self.text_lengths is None else take(self.text_lengths),
             pictures=pictures,
             picture_owner=owner_P,
+            picture_counts=counts_G,
             labels_DB=self.labels_DB[:, start : start + size],
             offset=self.offset + start,
             whole=self,

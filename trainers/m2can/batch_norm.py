@@ -54,10 +54,11 @@ class PictureGroups:
         assert batch.picture_owner is not None
         self.owner_P = batch.picture_owner
         self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
-        count_G = torch.bincount(self.owner_P, minlength=self.num_groups)
-        self.count_G = count_G
-        self.real_P = (self.owner_P < batch.num_rows) if int(count_G[-1]) else None
-        self.one_picture_each = bool((count_G[:-1] == 1).all()) and self.real_P is None
+        count_G = batch.pictures_of_rows()
+        self.count_G = count_G.to(self.owner_P.device, non_blocking=True)
+        counts = count_G.numpy()
+        self.real_P = (self.owner_P < batch.num_rows) if counts[-1] else None
+        self.one_picture_each = bool((counts[:-1] == 1).all()) and self.real_P is None
         whole = batch.whole or batch
         self.part = batch.offset - whole.offset
         if self.mode == "per_sample":
@@ -65,32 +66,32 @@ class PictureGroups:
                 self._order_groups(whole)
             mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
             self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
-            self.exists_G = (count_G > 0) & (torch.arange(self.num_groups, device=count_G.device) < batch.num_rows)
+            self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(self.owner_P.device, non_blocking=True)
         elif self.mode == "ghost":
-            self._by_ghost(batch)
+            self._by_ghost(batch, count_G)
         if self.mode in ("batch", "ghost"):
-            self.global_pictures = self.collective.sum_(count_G[:-1].sum().clone())
+            pictures = count_G[:-1].sum().to(self.owner_P.device, non_blocking=True)
+            self.global_pictures = self.collective.sum_(pictures)
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
 
-    def _by_ghost(self, batch: Batch) -> None:
+    def _by_ghost(self, batch: Batch, count_G: Tensor) -> None:
         """Put the rows' ghosts in the place of the rows as groups."""
         stops = torch.tensor(slice_sizes(batch.global_batch, self.ghosts)).cumsum(0)
         if not {batch.offset, batch.offset + batch.size} <= {0, *stops.tolist()}:
             raise ValueError(f"rows {batch.offset} to {batch.offset + batch.size} cut one of {self.ghosts} ghosts")
         ghost_B = torch.searchsorted(stops, torch.arange(batch.offset, batch.offset + batch.size), right=True)
         ghost_B = ghost_B - ghost_B[0]
-        self.num_groups = int(ghost_B[-1]) + 2
+        self.num_groups = int(ghost_B.numpy()[-1]) + 2
         ghost_N = torch.cat([ghost_B.repeat(batch.num_views * batch.num_domains), torch.tensor([self.num_groups - 1])])
+        by_ghost_G = count_G.new_zeros(self.num_groups).index_add(0, ghost_N, count_G)
         self.owner_P = ghost_N.to(self.owner_P.device)[self.owner_P]
-        self.count_G = torch.bincount(self.owner_P, minlength=self.num_groups)
+        self.count_G = by_ghost_G.to(self.owner_P.device, non_blocking=True)
         self.one_picture_each = False
 
     def _order_groups(self, whole: Batch) -> None:
         """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
-        assert whole.picture_owner is not None
         rows = whole.num_views * whole.num_domains
-        count_G = torch.bincount(whole.picture_owner, minlength=whole.num_rows + 1)
-        exists_RB = (count_G[:-1] > 0).view(rows, whole.size, 1)
+        exists_RB = (whole.pictures_of_rows()[:-1] > 0).view(rows, whole.size, 1).to(self.owner_P.device)
         everyone = self.collective.gather(exists_RB.double(), whole.global_batch).squeeze(-1)
         ordered_DVB = everyone.view(whole.num_views, whole.num_domains, -1).transpose(0, 1)
         later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1

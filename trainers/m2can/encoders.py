@@ -54,21 +54,30 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         config: Any = model.config
         self.width = int(config.hidden_size)
+        is_bert_like = hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")
+        self._takes_prepared_masks = is_bert_like and getattr(config, "_attn_implementation", "") == "sdpa"
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
-        groups = [] if lengths_N is None else group_by_length(lengths_N.numpy(), tokens_NL.shape[1])
-        if len(groups) < 2:
-            return self._encode(tokens_NL, mask_NL)
+        if lengths_N is None:
+            return self._encode(tokens_NL, mask_NL, None)
+        lengths = lengths_N.numpy()
+        groups = group_by_length(lengths, tokens_NL.shape[1])
+        if len(groups) == 1:
+            return self._encode(tokens_NL, mask_NL, lengths)
         order_N = torch.from_numpy(np.concatenate([rows for rows, _ in groups]))
         back_N, order_N = order_N.argsort().to(tokens_NL.device), order_N.to(tokens_NL.device)
         features = [
-            self._encode(tokens_NL[rows, :length], mask_NL[rows, :length])
-            for rows, (_, length) in zip(order_N.split([len(rows) for rows, _ in groups]), groups)
+            self._encode(tokens_NL[at, :length], mask_NL[at, :length], lengths[rows])
+            for at, (rows, length) in zip(order_N.split([len(rows) for rows, _ in groups]), groups)
         ]
         return torch.cat(features)[back_N]
 
-    def _encode(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        out = self.model(input_ids=tokens_NL, attention_mask=mask_NL)
+    def _encode(self, tokens_NL: Tensor, mask_NL: Tensor, lengths: np.ndarray | None) -> Tensor:
+        mask: Tensor | None = mask_NL
+        if lengths is not None and self._takes_prepared_masks:
+            # transformers would ask the device whether anything is masked at all.
+            mask = None if (lengths == mask_NL.shape[1]).all() else mask_NL.bool()[:, None, None]
+        out = self.model(input_ids=tokens_NL, attention_mask=mask)
         if self.pooling == "pooler":
             return out.pooler_output
         hidden_NLK = out.last_hidden_state
@@ -134,8 +143,8 @@ class PictureEncoder(nn.Module):
         features_PK = self.model(pictures_P)
         # One more row than samples: it takes the placeholder of a batch without any picture, and is dropped.
         totals = features_PK.new_zeros(batch.num_rows + 1, self.width).index_add(0, batch.picture_owner, features_PK)
-        counts = torch.bincount(batch.picture_owner, minlength=batch.num_rows + 1).clamp_min(1)
-        return (totals / counts.unsqueeze(1).to(totals.dtype))[:-1]
+        counts_N1 = batch.pictures_of_rows()[:-1].clamp_min(1).unsqueeze(1)
+        return totals[:-1] / counts_N1.to(totals.device, totals.dtype, non_blocking=True)
 
 
 class SmallResNet(nn.Sequential):
