@@ -86,10 +86,10 @@ OPTIONS: dict[str, list[str]] = {
     "+ gate": ["network.gate=true"],
 }
 MAIN: dict[str, list[str]] = {"published": [], "recommended": []}
-# `recommended` is `published` with a threshold and a slower start: without either it is a row of OPTIONS.
+# `recommended` is `published` with a threshold and a slower start, without SAM.
 REMOVED: dict[str, list[str]] = {
     "recommended + stronger MCC": ["objective.mcc=1"],
-    "recommended − SAM": NO_SAM,
+    "recommended + SAM": ["sam.rho=0.05"],
     "recommended + soft labels": ["uacr.labels=soft"],
     "recommended + centroids": ["uacr.refine=centroids"],
     "recommended + unselected aligned": ALIGN,
