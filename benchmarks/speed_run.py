@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -115,28 +116,59 @@ def make_loop(prepared: Prepared, source: Any) -> Loop:
     )  # fmt: skip
 
 
-def measure_epoch(rows: int, repeats: int) -> dict[str, Any]:
-    """Data, steps of all three domains and the pseudo-label pass, with small encoders, on this machine's cores."""
+@contextlib.contextmanager
+def both_loops(rows: int) -> Iterator[tuple[Loop, Loop, int]]:
+    """Ours on Ray Data, one for the other side, and the CPUs that each side has."""
     torch.set_num_threads(1)
     cpus = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(small_recipe(write_reviews(Path(folder) / "data", rows), Path(folder)))
         start_ray(None)
         loop = make_loop(prepared, Stream(ray.put(prepared.corpus.table), Share(cpus=cpus)))
-        other = make_loop(prepared, LocalStream(prepared.corpus.table))
+        yield loop, make_loop(prepared, LocalStream(prepared.corpus.table)), cpus
+        ray.shutdown()
+
+
+def measure_epoch(rows: int, repeats: int) -> dict[str, Any]:
+    """Data, steps of all three domains and the pseudo-label pass, with small encoders, on this machine's cores."""
+    with both_loops(rows) as (loop, other, cpus):
         theirs = baseline_network(other.network)
-        step = make_step(theirs, prepared.recipe, CPU, ordinary=True)
+        step = make_step(theirs, loop.recipe, CPU, ordinary=True)
         for each in (loop, other):  # an epoch without the target
             each.run_epoch()
-        times = interleaved(
-            {"ours": loop.run_epoch, "theirs": lambda: baseline_epoch(other, theirs, step, cpus)}, repeats, CPU
-        )
-        ray.shutdown()
+
+        def epoch() -> None:
+            baseline_steps(other, theirs, step, cpus)
+            baseline_scores(other, theirs, cpus)
+
+        times = interleaved({"ours": loop.run_epoch, "theirs": epoch}, repeats, CPU)
     return {**times, "ratio": times["theirs"] / times["ours"], "unit": "s", "rows": rows}
 
 
-def baseline_epoch(loop: Loop, network: Any, step: Any, workers: int) -> None:
-    """The steps of the loop's plan, then all target rows scored."""
+def measure_scoring_pass(rows: int, repeats: int) -> dict[str, Any]:
+    """The target's rows from files to scores, on this machine's cores: samples a second."""
+    with both_loops(rows) as (loop, other, cpus):
+        theirs = baseline_network(other.network)
+        part = loop.corpus.train[-1].rows
+        weak = make_encoding(loop.recipe, loop.card.vocabulary)
+        size = loop.recipe.train.eval_batch_size
+
+        @torch.inference_mode()
+        def score() -> None:
+            loop.network.eval()
+            parts = [part[i : i + size] for i in range(0, len(part), size)]
+            for rows_N, host in zip(parts, loop.source.evaluate(parts, weak)):
+                batch = to_batch(host, np.full((1, len(rows_N)), -1), device=CPU, dtype=torch.float32)
+                score_samples(loop.network(batch).logits_HQDBC[:, 0, 0])
+
+        score()
+        times = interleaved({"ours": score, "theirs": lambda: baseline_scores(other, theirs, cpus)}, repeats, CPU)
+    rate = {name: rows / seconds for name, seconds in times.items()}
+    return {**rate, "ratio": rate["ours"] / rate["theirs"], "unit": "samples/s"}
+
+
+def baseline_steps(loop: Loop, network: Any, step: Any, workers: int) -> None:
+    """The steps of the loop's plan."""
     table, plan = loop.corpus.table, loop.plan()
     slices = list(plan.worker_steps(0, 1))
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
@@ -145,6 +177,12 @@ def baseline_epoch(loop: Loop, network: Any, step: Any, workers: int) -> None:
     batches = [s.rows_DB.ravel() for s in slices]
     for slice_, loaded in zip(slices, load(PaddedSamples(texts, images, strong), batches, workers)):
         step(loaded_batch(loaded, slice_.labels_DB))
+
+
+def baseline_scores(loop: Loop, network: Any, workers: int) -> None:
+    """All target rows scored."""
+    table = loop.corpus.table
+    texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
     rows, size = loop.corpus.train[-1].rows, loop.recipe.train.batch_size
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     network.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
 from benchmarks.baseline import baseline_network, pad
+from benchmarks.refinement import peak_mb
 from datasets_manifest.encode import HostBatch
 from trainers import build
 from trainers.inputs import to_batch
@@ -81,7 +81,8 @@ def make_network(size: Size, recipe: Recipe) -> M2CAN:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    text = TextEncoder(BertModel(config), "pooler")
+    pooling = recipe.encoders.text.pooling
+    text = TextEncoder(BertModel(config, add_pooling_layer=pooling == "pooler"), pooling)
     picture = build.build_picture_encoder(recipe.encoders.picture, load_weights=True)
     return M2CAN(text, picture, SOURCES, CLASSES, **recipe.network.model_dump()).train()
 
@@ -120,6 +121,8 @@ def cut_rows(host: HostBatch, rows: int) -> list[HostBatch]:
 def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary: bool = False) -> Step:
     """`ordinary`: torch's default Adam, as the published code has it."""
     network.to(device)
+    if recipe.train.channels_last:
+        network.picture_encoder.to(memory_format=torch.channels_last)
     discriminators = build.build_discriminators(SOURCES, CLASSES, recipe.discriminators).to(device)
     optimizer, other = build.build_optimizers(network, discriminators, recipe.optimizer, recipe.train.batch_size)
     if ordinary:
@@ -234,7 +237,7 @@ def measure_step(size: Size, preset: str, *overrides: str) -> dict[str, Any]:
 
 
 def measure_scoring(size: Size) -> dict[str, Any]:
-    """The pseudo-label pass: seconds a target sample, weak views, each side in the batches it uses."""
+    """The pseudo-label pass without its data: target samples a second, weak views, each side in the batches it uses."""
     device, published = device_here(), recipe_of(size, "published")
     rows = published.train.eval_batch_size
     host = make_rows(size, 1, rows)
@@ -287,7 +290,7 @@ def run_two_steps(side: str, size: Size) -> None:
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e6)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        print(peak_mb())
 
 
 def measure_memory(size: Size) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # bf16, fp16: the network only; weights stay fp32
     accumulate: Count = 1  # parts in which a worker's slice goes through the network; all terms stay exact
     compile: bool = False  # torch.compile of the encoders; on the CPU of the text encoder alone
-    channels_last: bool = False  # memory layout of pictures; faster convolutions in half precision on GPUs
+    channels_last: bool = False  # memory layout of pictures: faster convolutions, on GPUs in half precision
     tf32: bool = False  # float32 products in TF32
     target_labels: Literal["unused", "oracle"] = "unused"  # `oracle` trains on the target's labels: an upper bound
 
@@ -251,7 +251,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # What helped on both data sets of benchmarks/comparison.py; SAM, which doubles a step's cost, did not.
-    "recommended": {"uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8}, "sam": {"rho": 0.0}},
+    "recommended": {
+        "uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8},
+        "sam": {"rho": 0.0},
+        "train": {"channels_last": True},
+    },
 }
 
 

@@ -66,7 +66,9 @@ class PictureGroups:
                 self._order_groups(whole)
             mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
             self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
-            self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(self.owner_P.device, non_blocking=True)
+            self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(
+                self.owner_P.device, non_blocking=True
+            )
         elif self.mode == "ghost":
             self._by_ghost(batch, count_G)
         if self.mode in ("batch", "ghost"):
@@ -170,6 +172,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     def _by_group(self, x: Tensor) -> Tensor:
         groups = self.groups
+        if groups.one_picture_each and x.is_contiguous() and x.shape[2] * x.shape[3] > 1:
+            return self._by_picture(x)
         var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
         at_P: Tensor | slice = slice(None)
         mean_GC, var_GC = mean_PC, var_PC
@@ -180,22 +184,28 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             mean_GC = zeros.index_add(0, owner_P, mean_PC * share_P1)
             # Total variance = variance inside the pictures + variance of their means.
             var_GC = zeros.index_add(0, owner_P, (var_PC + (mean_PC - mean_GC[owner_P]).square()) * share_P1)
-        self._remember(mean_GC.detach(), var_GC.detach(), x.shape[2] * x.shape[3])
+        number_G1 = (groups.count_G[: len(var_GC)] * x.shape[2] * x.shape[3]).to(x.dtype).unsqueeze(1)
+        self._remember(mean_GC, var_GC * (number_G1 / (number_G1 - 1).clamp_min(1)))
         scale_GC = self.weight * (var_GC + self.eps).rsqrt()
         shift_GC = self.bias - mean_GC * scale_GC
         return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
 
+    def _by_picture(self, x: Tensor) -> Tensor:
+        """Groups of one picture: torch's kernel takes a channel of a picture for a channel of its own."""
+        pictures, channels = x.shape[:2]
+        mean, unbiased = x.new_zeros(pictures * channels), x.new_zeros(pictures * channels)  # filled by the kernel
+        weight, bias = self.weight.repeat(pictures), self.bias.repeat(pictures)
+        y = F.batch_norm(x.view(1, -1, *x.shape[2:]), mean, unbiased, weight, bias, True, 1.0, self.eps)
+        self._remember(mean.view(pictures, channels), unbiased.view(pictures, channels))
+        return y.view_as(x)
+
     @torch.no_grad()
-    def _remember(self, mean_GC: Tensor, var_GC: Tensor, pixels: int) -> None:
+    def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
         """Assigned, not added: a recomputed forward pass leaves the same."""
         groups = self.groups
         assert self.momentum is not None
-        weight_G, count_G = groups.group_weights(self.momentum), groups.count_G
-        if groups.one_picture_each:
-            weight_G, count_G = weight_G[:-1], count_G[:-1]
-        number_G1 = (count_G * pixels).to(var_GC.dtype).unsqueeze(1)
-        unbiased_GC = var_GC * (number_G1 / (number_G1 - 1).clamp_min(1))
-        weight_G1 = weight_G.to(var_GC.dtype).unsqueeze(1)
+        weight_G = groups.group_weights(self.momentum)[: len(mean_GC)]
+        weight_G1 = weight_G.to(mean_GC.dtype).unsqueeze(1)
         self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
 
     def _whole_batch(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
@@ -56,6 +57,9 @@ class TextEncoder(nn.Module):
         self.width = int(config.hidden_size)
         is_bert_like = hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")
         self._takes_prepared_masks = is_bert_like and getattr(config, "_attn_implementation", "") == "sdpa"
+        if pooling != "mean" and self._takes_prepared_masks and type(model).__name__ in _LAYERS_LIKE_BERT:
+            last: Any = model.encoder.layer[-1]  # type: ignore[union-attr, index]
+            last.forward = functools.partial(_first_token, last)
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
         if lengths_N is None:
@@ -85,6 +89,31 @@ class TextEncoder(nn.Module):
             return hidden_NLK[:, 0]
         weight_NL1 = mask_NL.unsqueeze(-1).to(hidden_NLK.dtype)
         return (hidden_NLK * weight_NL1).sum(1) / weight_NL1.sum(1).clamp_min(1)
+
+
+_LAYERS_LIKE_BERT = ("BertModel", "RobertaModel", "XLMRobertaModel")
+
+
+def _first_token(layer: Any, hidden_NLK: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """A transformer's last layer where only its first token is read: the others are asked for keys and values alone.
+
+    Returns:
+        [N, 1, K]
+    """
+    attention, first_N1K = layer.attention.self, hidden_NLK[:, :1]
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+    found = F.scaled_dot_product_attention(
+        heads(attention.query(first_N1K)),
+        heads(attention.key(hidden_NLK)),
+        heads(attention.value(hidden_NLK)),
+        attn_mask=None if mask is None else mask[:, :, :1],
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+    )
+    found_N1K = found.transpose(1, 2).flatten(2)
+    return layer.feed_forward_chunk(layer.attention.output(found_N1K, first_N1K))
 
 
 MOST_GROUPS = 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -50,3 +52,28 @@ def test_features_and_gradients_are_those_of_one_call(pooling: Pooling) -> None:
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-10, atol=1e-12)
     for ours, whole in zip(found[1][1], found[0][1]):
         torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "cls"])
+@pytest.mark.parametrize("known", [False, True])
+def test_the_last_layer_of_the_first_token_is_that_of_all(pooling: str, known: bool) -> None:
+    """Features and gradients are those of transformers' own layer."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    plain = BertModel(config, add_pooling_layer=pooling == "pooler").double().train()
+    encoder = TextEncoder(copy.deepcopy(plain), pooling)  # type: ignore[arg-type]
+    lengths = torch.tensor([3, 11, 7, 40, 2])
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    tokens = torch.randint(1, 50, (5, 40)) * mask
+    out = plain(input_ids=tokens, attention_mask=mask)
+    wanted = out.pooler_output if pooling == "pooler" else out.last_hidden_state[:, 0]
+    found = encoder(tokens, mask, lengths if known else None)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    for result in (found, wanted):
+        result.square().sum().backward()
+    gradients = dict(plain.named_parameters())
+    for name, parameter in encoder.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-8, atol=1e-10)
