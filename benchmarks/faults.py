@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -62,7 +63,9 @@ class Finding:
     """One fault and what it cost.
 
     steps_lost: that were computed twice; -1 where Ray restarted the workers, who trace a step once.
-    seconds: the longest pause between two steps that were new, after the fault. equal: every step's losses.
+    seconds: the longest pause between two steps that were new, after the fault.
+    equal: every step's losses, up to TOLERANCE where the number of workers changed.
+    difference: the largest between two of them, relative to 1 or to the loss.
     """
 
     fault: str
@@ -70,6 +73,7 @@ class Finding:
     steps_lost: int
     seconds: float
     equal: bool
+    difference: float
     said: str
 
 
@@ -336,25 +340,30 @@ def measure(folder: Path, fault: str, references: References) -> Finding:
     notes = [
         line for line in run.text().splitlines() if line.startswith(("note: a checkpoint", "note: the checkpoint"))
     ]
+    difference = _difference(run.all_steps(), reference)
     said = next(happening, None) or (notes[0].split(":", 1)[1].strip() if notes else "")
     return Finding(
         fault=fault,
         when=when,
         steps_lost=_steps_lost(folder, fault, run, restarted),
         seconds=round(seconds, 1),
-        equal=_equal(run.all_steps(), reference, TOLERANCE if elastic else 0.0),
+        equal=difference <= (TOLERANCE if elastic else 0.0),
+        difference=difference,
         said=re.sub(r"/\S*/", "", said),  # files without their folders
     )
 
 
-def _equal(found: Any, wanted: Any, tolerance: float) -> bool:
-    """Whether two nests of numbers are the same, up to `tolerance` of a number's size."""
+def _difference(found: Any, wanted: Any) -> float:
+    """The largest difference between the numbers of two nests, relative to 1 or to the number; infinite if they are not alike."""
     if isinstance(wanted, dict):
-        same = isinstance(found, dict) and found.keys() == wanted.keys()
-        return same and all(_equal(found[key], wanted[key], tolerance) for key in wanted)
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            return math.inf
+        return max((_difference(found[key], wanted[key]) for key in wanted), default=0.0)
     if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(_equal(a, b, tolerance) for a, b in zip(found, wanted))
-    return bool(abs(found - wanted) <= tolerance * max(1.0, abs(wanted)))
+        if len(found) != len(wanted):
+            return math.inf
+        return max((_difference(a, b) for a, b in zip(found, wanted)), default=0.0)
+    return float(abs(found - wanted) / max(1.0, abs(wanted)))
 
 
 def _steps_lost(folder: Path, fault: str, run: Run, restarted: bool) -> int:
