@@ -78,6 +78,11 @@ def require_device(recipe: Recipe, device: torch.device) -> None:
     train, cuda = recipe.train, device.type == "cuda"
     if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
         raise InputError("the GPU does not compute in it", field="train.precision", value="bf16", wanted="`fp16`")
+    if train.channels_last and not cuda and train.precision != "fp64":
+        # With small pictures they wrote beyond their memory: a process died, or went on with other numbers.
+        raise InputError(
+            "torch's kernels for it on CPUs are not sound", field="train.channels_last", value=True, wanted="`false`"
+        )
     if train.tf32 and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
         raise InputError("needs an Ampere GPU or a later one", field="train.tf32", value=True, wanted="`false`")
     if train.compile:
