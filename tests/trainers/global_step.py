@@ -63,6 +63,7 @@ class Scenario:
                 "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm, "ghosts": 4},
             },
             "objective": {"mcc": 0.3, "cdafa": 0.2},
+            "sam": {"rho": 0.05},
             "optimizer": {"lr": dict.fromkeys(("encoders", "projections", "fusion", "heads"), 1e-3)},
         }
         for option in self.options:
