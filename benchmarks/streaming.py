@@ -101,16 +101,17 @@ def bare_rate(task: tuple[list[str], Encoding, int]) -> float:
 
 
 def throughput(paths: list[str], encoding: Encoding, repeats: int) -> dict[str, Any]:
-    table = table_of(paths, len(paths))
-    slices, cpus = slices_of(len(paths), len(paths)), os.cpu_count() or 1
+    records = 3 * len(paths)  # an epoch long enough that its end, when processes run dry, weighs little
+    table = table_of(paths, records)
+    slices, cpus = slices_of(records, records), os.cpu_count() or 1
     stream, bare = Stream(ray.put(table), Share(cpus=cpus)), LocalStream(table)
     list(stream.train(slices[:8], encoding))  # processes start and import
     rates: dict[str, list[float]] = {"pipeline": [], "bare": [], "bare_at_once": []}
     with multiprocessing.get_context("spawn").Pool(cpus) as pool:
-        tasks = [(paths, encoding, len(paths) // 2)] * cpus
+        tasks = [(paths, encoding, len(paths))] * cpus
         pool.map(bare_rate, [(paths, encoding, 4 * BATCH)] * cpus, chunksize=1)  # processes start and import
         for _ in range(repeats):
-            rates["bare"].append(rate(bare.train(slices[: max(4, len(slices) // 4)], encoding)))
+            rates["bare"].append(rate(bare.train(slices[: max(4, len(slices) // 12)], encoding)))
             rates["bare_at_once"].append(sum(pool.map(bare_rate, tasks, chunksize=1)))
             rates["pipeline"].append(rate(stream.train(slices, encoding)))
     found = {name: statistics.median(values) for name, values in rates.items()}

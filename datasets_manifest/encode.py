@@ -5,6 +5,7 @@ It runs in Ray Data tasks, and in plain loops where there is no Ray; so it knows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,12 +109,14 @@ def encode_samples(
     views = ["weak", "strong"] if encoding.strong else ["weak"]
     columns = {f"tokens_{view}": _list_array(ids) for view, ids in zip(views, _tokens(texts, encoding, rngs))}
     fetched = _fetch_remote(images, encoding.pictures.max_pictures)
-    pictures = [_pictures(sample, fetched, encoding, rng) for sample, rng in zip(images, rngs)]
-    columns["pictures_weak"] = pa.array([b"".join(weak) for weak, _, _ in pictures], pa.large_binary())
-    if encoding.strong:
-        columns["pictures_strong"] = pa.array([b"".join(strong) for _, strong, _ in pictures], pa.large_binary())
-    columns["num_pictures"] = pa.array([len(weak) for weak, _, _ in pictures], pa.int32())
-    columns["bad"] = pa.array([bad for _, _, bad in pictures], pa.list_(pa.string()))
+    most = sum(min(len(sample), encoding.pictures.max_pictures) for sample in images)
+    crop = encoding.pictures.crop
+    room_VNHWC = np.empty((len(views), most, crop, crop, 3), np.uint8)  # what bad pictures leave free is never touched
+    counts, bad = _fill(room_VNHWC, images, fetched, encoding, rngs)
+    for view, pictures_NHWC in zip(views, room_VNHWC):
+        columns[f"pictures_{view}"] = _binary_array(pictures_NHWC, counts)
+    columns["num_pictures"] = pa.array(counts, pa.int32())
+    columns["bad"] = pa.array(bad, pa.list_(pa.string()))
     return columns
 
 
@@ -159,24 +162,40 @@ def _read(image: str | bytes, fetched: dict[str, bytes | BadPicture]) -> bytes:
     return read_picture_bytes(str(image)) if found is None else found
 
 
-def _pictures(
-    images: list[str | bytes],
+def _fill(
+    room_VNHWC: np.ndarray,
+    images: list[list[str | bytes]],
     fetched: dict[str, bytes | BadPicture],
     encoding: Encoding,
-    rng: np.random.Generator,
-) -> tuple[list[bytes], list[bytes], list[str]]:
-    """The weak views, the strong views and what was skipped, of one sample."""
-    weak, strong, bad = [], [], []
-    for number, image in enumerate(images[: encoding.pictures.max_pictures]):
-        try:
-            views = decode_views(_read(image, fetched), encoding.pictures, rng if encoding.strong else None)
-        except BadPicture as error:
-            bad.append(f"{image if isinstance(image, str) else f'picture {number + 1}'}: {error.reason}")
-            continue
-        weak.append(views[0].tobytes())
-        if views[1] is not None:
-            strong.append(views[1].tobytes())
-    return weak, strong, bad
+    rngs: list[np.random.Generator],
+) -> tuple[list[int], list[list[str]]]:
+    """Write the views, one sample's pictures after another's; how many each sample has, and what was skipped of it."""
+    counts: list[int] = []
+    skipped: list[list[str]] = []
+    end = 0
+    for sample, rng in zip(images, rngs):
+        start, bad = end, []
+        for number, image in enumerate(sample[: encoding.pictures.max_pictures]):
+            try:
+                views = decode_views(_read(image, fetched), encoding.pictures, rng if encoding.strong else None)
+            except BadPicture as error:
+                bad.append(f"{image if isinstance(image, str) else f'picture {number + 1}'}: {error.reason}")
+                continue
+            for room_NHWC, view in zip(room_VNHWC, views):
+                room_NHWC[end] = view
+            end += 1
+        counts.append(end - start)
+        skipped.append(bad)
+    return counts, skipped
+
+
+def _binary_array(pictures_NHWC: np.ndarray, counts: list[int]) -> pa.Array:
+    """A sample's pictures as bytes each, without copying."""
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    flat = pictures_NHWC[: offsets[-1]].reshape(-1)
+    offsets *= math.prod(pictures_NHWC.shape[1:])
+    return pa.Array.from_buffers(pa.large_binary(), len(counts), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
 
 
 def _list_array(tokens: list[np.ndarray]) -> pa.Array:

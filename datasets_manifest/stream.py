@@ -6,6 +6,9 @@ tokenize; the encoded rows come back in the plan's order. A step may span blocks
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -22,7 +25,10 @@ from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, 
 from datasets_manifest.plan import StepSlice
 
 SCHEDULER_PAUSE_S = 0.03
-ROWS_PER_TASK = 48  # enough to bury a task's overhead; at 224 pixels a block is then about 14 MB
+ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
+FIRST_ROWS_PER_TASK = 48  # of the first FIRST_TASKS tasks: the first batch comes sooner
+FIRST_TASKS = 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,7 @@ class Stream:
 
     def _dataset(self, index: pa.Table, encoding: Encoding) -> Any:
         task_cpus = min(0.5, self.share.cpus)
-        blocks = [index.slice(start, ROWS_PER_TASK) for start in range(0, index.num_rows, ROWS_PER_TASK)]
-        dataset = ray.data.from_blocks(blocks).map_batches(
+        dataset = ray.data.from_blocks(_task_blocks(index)).map_batches(
             _encode,
             batch_size=None,
             batch_format="pyarrow",
@@ -110,7 +115,29 @@ class _Pace(ExecutionCallback):
         time.sleep(SCHEDULER_PAUSE_S)
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what this task's process frees, for the next picture; elsewhere nothing happens.
+
+    Left alone, a worker of Ray gives each picture's memory back and gets it anew, 400 page faults a record: a fifth of
+    its time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 << 20)
+
+
+def _task_blocks(index: pa.Table) -> list[pa.Table]:
+    """A task's rows each, in order."""
+    first = FIRST_TASKS * FIRST_ROWS_PER_TASK
+    starts = [*range(0, first, FIRST_ROWS_PER_TASK), *range(first, index.num_rows, ROWS_PER_TASK)]
+    ends = [*starts[1:], index.num_rows]
+    return [index.slice(start, end - start) for start, end in zip(starts, ends) if start < index.num_rows]
+
+
 def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
+    _keep_freed_memory()
     # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
     return encode_rows(index, ray.get(table), encoding)
 
