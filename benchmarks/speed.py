@@ -52,9 +52,9 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "step": lambda: step.measure_step(size, "published"),
         "recommended": lambda: step.measure_step(size, "recommended"),
-        "epoch": lambda: run.measure_epoch(16 if quick else 64, 1 if quick else 3),
+        "epoch": lambda: run.measure_epoch(16 if quick else 192, 1 if quick else 3),
         "data": lambda: run.measure_data(8 if quick else 64, 1 if quick else 3),
-        "scoring": lambda: run.measure_scoring_pass(64 if quick else 256, 1 if quick else 3),
+        "scoring": lambda: run.measure_scoring_pass(64 if quick else 768, 1 if quick else 3),
         "scoring_network": lambda: step.measure_scoring(size),
         "ray": lambda: run.measure_ray(2 if quick else 5),
         "workers": lambda: run.measure_workers(2 if quick else 10),

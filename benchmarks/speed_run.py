@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_batch
-from benchmarks.speed_step import CLASSES, SOURCES, Size, interleaved, make_network, make_rows, make_step, recipe_of
+from benchmarks.speed_step import Size, interleaved, make_labels, make_network, make_rows, make_step, recipe_of
 from benchmarks.streaming import encoding_of, table_of, write_pictures
 from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.generated import write_postcards
@@ -81,7 +82,7 @@ def write_reviews(folder: Path, rows: int) -> list[Path]:
         (folder / name).mkdir(parents=True)
         paths = write_pictures(folder / name, rows, JPEG)
         lines = [
-            {"id": f"{name}{n}", "label": n % CLASSES, "image": [Path(path).name],
+            {"id": f"{name}{n}", "label": n % 3, "image": [Path(path).name],
              "text": [" ".join(f"word{k}" for k in random.integers(0, 500, 25))]}
             for n, path in enumerate(paths)
         ]  # fmt: skip
@@ -302,8 +303,8 @@ def timed_steps(rank: int, world: int, store: str, steps: int) -> float:
         step.groups.collective = step.collective
         step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
     part = size.batch // world
-    host = make_rows(size, 2, (SOURCES + 1) * part, seed=rank)
-    labels_DB = np.random.default_rng(rank).integers(0, CLASSES, (SOURCES + 1, part))
+    host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
+    labels_DB = make_labels(replace(size, batch=part), seed=rank)
     batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, offset=rank * part, global_batch=size.batch)
     times = []
     for _ in range(2 + steps):

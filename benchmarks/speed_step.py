@@ -30,14 +30,17 @@ from trainers.precision import autocast_of
 from trainers.recipe import Recipe, make_recipe
 from trainers.step import Step
 
-SOURCES, CLASSES, SLOTS = 2, 3, 10
+SLOTS = 10
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 TOLERANCE = 2e-4  # of the first step's terms, float32
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the measured step: the issue's, or one that takes seconds."""
+    """Of the measured step: the table's, or one that takes seconds.
+
+    pixels: of a picture's side. words: of the vocabulary. batch: rows a domain. pictures: of each row.
+    """
 
     picture: str = "torchvision:resnet50"
     pixels: int = 96
@@ -47,6 +50,14 @@ class Size:
     batch: int = 8
     tokens: int = 200
     repeats: int = 5
+    sources: int = 2
+    classes: int = 3
+    pictures: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of a step, all domains together."""
+        return (self.sources + 1) * self.batch
 
 
 FULL = Size()
@@ -58,7 +69,7 @@ def recipe_of(size: Size, preset: str, *overrides: str) -> Recipe:
 
     tree: dict[str, Any] = {
         "preset": preset,
-        "data": {"sources": ["s"] * SOURCES, "target": "t", "texts": {"max_tokens": size.tokens}},
+        "data": {"sources": ["s"] * size.sources, "target": "t", "texts": {"max_tokens": size.tokens}},
         "encoders": {"picture": {"name": size.picture, "weights": "random"}},
         "train": {"batch_size": size.batch},
     }
@@ -84,11 +95,11 @@ def make_network(size: Size, recipe: Recipe) -> M2CAN:
     pooling = recipe.encoders.text.pooling
     text = TextEncoder(BertModel(config, add_pooling_layer=pooling == "pooler"), pooling)
     picture = build.build_picture_encoder(recipe.encoders.picture, load_weights=True)
-    return M2CAN(text, picture, SOURCES, CLASSES, **recipe.network.model_dump()).train()
+    return M2CAN(text, picture, size.sources, size.classes, **recipe.network.model_dump()).train()
 
 
 def make_rows(size: Size, views: int, rows: int, seed: int = 0) -> HostBatch:
-    """Rows with one picture each; token lengths log-normal, at most `size.tokens`."""
+    """Rows of `views` views; token lengths log-normal, at most `size.tokens`."""
     random = np.random.default_rng(seed)
     drawn = np.exp(np.log(LENGTHS[0]) + LENGTHS[1] * random.standard_normal(views * rows))
     lengths = drawn.round().astype(int).clip(3, size.tokens)
@@ -96,8 +107,8 @@ def make_rows(size: Size, views: int, rows: int, seed: int = 0) -> HostBatch:
     return HostBatch(
         tokens=random.integers(1, size.words, mask.shape) * mask,
         mask=mask,
-        pictures=random.integers(0, 256, (views * rows, size.pixels, size.pixels, 3), dtype=np.uint8),
-        owner=np.arange(views * rows),
+        pictures=random.integers(0, 256, (views * rows * size.pictures, size.pixels, size.pixels, 3), dtype=np.uint8),
+        owner=np.repeat(np.arange(views * rows), size.pictures),
         rows=np.arange(rows),
         bad=[],
     )
@@ -118,12 +129,18 @@ def cut_rows(host: HostBatch, rows: int) -> list[HostBatch]:
     ]
 
 
+def make_labels(size: Size, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, size.classes, (size.sources + 1, size.batch))
+
+
 def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary: bool = False) -> Step:
     """`ordinary`: torch's default Adam, as the published code has it."""
     network.to(device)
     if recipe.train.channels_last:
         network.picture_encoder.to(memory_format=torch.channels_last)
-    discriminators = build.build_discriminators(SOURCES, CLASSES, recipe.discriminators).to(device)
+    discriminators = build.build_discriminators(len(network.heads), network.num_classes, recipe.discriminators).to(
+        device
+    )
     optimizer, other = build.build_optimizers(network, discriminators, recipe.optimizer, recipe.train.batch_size)
     if ordinary:
         optimizer = Adam(optimizer.param_groups)  # groups keep their rates
@@ -183,8 +200,7 @@ class Sides:
 
 def make_sides(size: Size, recipe: Recipe) -> Sides:
     device, published = device_here(), recipe_of(size, "published")
-    host = make_rows(size, 2, (SOURCES + 1) * size.batch)
-    labels_DB = np.random.default_rng(2).integers(0, CLASSES, (SOURCES + 1, size.batch))
+    host, labels_DB = make_rows(size, 2, size.rows), make_labels(size)
     network = baseline_network(make_network(size, published))
     return Sides(
         ours=make_step(make_network(size, recipe), recipe, device),
@@ -275,12 +291,11 @@ def peak_of(side: str, size: Size) -> float:
 
 def run_two_steps(side: str, size: Size) -> None:
     device, published = device_here(), recipe_of(size, "published")
-    host = make_rows(size, 2, (SOURCES + 1) * size.batch)
-    labels_DB = np.zeros((SOURCES + 1, size.batch), np.int64)
+    host, labels_DB = make_rows(size, 2, size.rows), make_labels(size)
     network = make_network(size, published)
     if side == "theirs":
         network = baseline_network(network)
-        network.text_encoder.calls = 2 * (SOURCES + 1)  # type: ignore[assignment]
+        network.text_encoder.calls = 2 * (size.sources + 1)  # type: ignore[assignment]
     step = make_step(network, published, device, ordinary=side == "theirs")
     for _ in range(2):
         if side == "theirs":

@@ -11,6 +11,10 @@ from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
 from benchmarks.comparison_page import table as comparison_table
+from benchmarks.floor import HEAD as FLOOR_HEAD
+from benchmarks.floor import line as floor_line
+from benchmarks.growth import HEAD as GROWTH_HEAD
+from benchmarks.growth import line as growth_line
 from benchmarks.speed import HEAD as SPEED_HEAD
 from benchmarks.speed import line as speed_line
 
@@ -79,6 +83,28 @@ def speed(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def floor(content: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            "A step of the table's first row against what this machine does at best: a large matrix product's operations a "
+            f"second, a copy's bytes. `python -m benchmarks.floor --out {_name('floor')}`\n",
+            FLOOR_HEAD,
+            *map(floor_line, content["rows"]),
+        ]
+    )
+
+
+def growth(content: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            "The last column is the factor by which the method's own work grows there: rows of a step, pictures, scores. "
+            f"`python -m benchmarks.growth --out {_name('growth')}`\n",
+            GROWTH_HEAD,
+            *map(growth_line, content["rows"]),
+        ]
+    )
+
+
 def serving(content: dict[str, Any]) -> str:
     lines = [
         "`m2can serve`, a promotion in the middle of every level; wrong: a probability that is not the version's own. "
@@ -125,6 +151,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
     "speed": ("Speed", speed),
+    "floor": ("How close to the machine", floor),
+    "growth": ("How cost grows", growth),
     "serving": ("Serving", serving),
     "stack": ("The whole stack", stack),
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import floor, growth
 from benchmarks.baseline import PaddedSamples, load, loaded_batch
 from benchmarks.speed import ROWS, line
 from benchmarks.speed_step import (
@@ -65,3 +69,32 @@ def test_the_other_loader_gives_the_same_rows(tmp_path: Path) -> None:
 )
 def test_goals_are_compared_in_their_own_direction(name: str, ratio: float, reached: str) -> None:
     assert f"| {reached} |" in line(name, {"ratio": ratio, "unit": "s"})
+
+
+def test_more_pictures_cost_more_and_more_classes_little() -> None:
+    small = replace(QUICK, repeats=3)
+    before, after = growth.step_growth(small, replace(small, pictures=8))
+    assert 2 < after / before < 12
+    before, after = growth.step_growth(small, replace(small, classes=50))
+    assert after / before < 2
+
+
+def test_exchanges_do_not_grow_with_the_rows() -> None:
+    """Statistics of fixed width go round, and the gathered rows' features: twice the rows, less than twice the bytes."""
+    calls, given = growth.exchange_of(2, replace(QUICK, batch=4))
+    more_calls, more = growth.exchange_of(2, replace(QUICK, batch=8))
+    assert calls == more_calls and given < more < 2 * given
+
+
+def test_the_floor_is_below_the_step() -> None:
+    row = floor.measure("published", QUICK)
+    assert 0 < row["reached"] < 1
+    assert "`published`" in floor.line(row)
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """One product of [4, 8] and [8, 16] forward, and two of the same size backward."""
+    layer, rows = torch.nn.Linear(8, 16, bias=False), torch.randn(4, 8, requires_grad=True)
+    step: Any = SimpleNamespace(optimizer=torch.optim.SGD(layer.parameters(), 0.1))
+    needs = floor.demands(step, lambda: layer(rows).sum().backward(), passes=1)
+    assert needs["operations"] == 3 * 2 * 4 * 8 * 16
