@@ -32,19 +32,23 @@ class Row:
 ROWS = {
     "step": Row("training step, same mathematics (fp32, per-sample statistics)", 3),
     "recommended": Row("training step, `recommended`", 8),
-    "epoch": Row("epoch end to end: data, steps, pseudo labels; small encoders", 5),
+    "recommended_pooler": Row("the same with `encoders.text.pooling: pooler`, as published", None),
+    "epoch": Row("epoch end to end: data, steps, pseudo labels; JPEGs of 1024×768, small encoders at 96 px", 5),
     "data": Row("data pipeline, both views of JPEGs of 1024×768, one core", 4),
-    "scoring": Row("pseudo-label pass, data included; JPEGs of 1024×768, small encoders", 6),
+    "scoring": Row("pseudo-label pass, data included; JPEGs of 1024×768, small encoders at 96 px", 6),
     "scoring_network": Row("pseudo-label pass, the network alone; encoders of the first row", None),
     "ray": Row("Ray: steps of an epoch of `m2can train` against steps over ready batches", 0.08, True, "percent"),
+    "ray_data": Row("the same, against a loop that makes its batches itself", None, True, "percent"),
     "workers": Row("2 workers of one thread against 1, batches ready", 1.8),
+    "workers_machine": Row("the same, workers that exchange nothing: what the machine gives", None),
     "memory": Row("peak memory of the training process", 0.6, True),
+    "memory_parts": Row("the same in four parts (`train.accumulate: 4`, results unchanged)", None, True),
     "start": Row("from the command to the first step", 25, True, "seconds"),
 }
 
 
 def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
-    """By row; `ray` gives `start` too."""
+    """By row; `ray` gives `ray_data` and `start` too, `workers` and `memory` a second row."""
     from benchmarks import speed_run as run
     from benchmarks import speed_step as step
 
@@ -52,24 +56,33 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "step": lambda: step.measure_step(size, "published"),
         "recommended": lambda: step.measure_step(size, "recommended"),
+        "recommended_pooler": lambda: step.measure_step(size, "recommended", "encoders.text.pooling=pooler"),
         "epoch": lambda: run.measure_epoch(16 if quick else 192, 1 if quick else 3),
         "data": lambda: run.measure_data(8 if quick else 64, 1 if quick else 3),
         "scoring": lambda: run.measure_scoring_pass(64 if quick else 768, 1 if quick else 3),
         "scoring_network": lambda: step.measure_scoring(size),
-        "ray": lambda: run.measure_ray(2 if quick else 5),
+        "ray": lambda: run.measure_ray(2 if quick else 4),
         "workers": lambda: run.measure_workers(2 if quick else 10),
         "memory": lambda: step.measure_memory(size),
     }
 
 
+SEVERAL = {  # rows of one measurement
+    "ray": ("ray", "ray_data", "start"),
+    "workers": ("workers", "workers_machine"),
+    "memory": ("memory", "memory_parts"),
+}
+
+
 def measure(names: list[str], quick: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, run in measures(quick).items():
-        if name not in names and not (name == "ray" and "start" in names):
+        gives = SEVERAL.get(name, (name,))
+        if not set(gives) & set(names):
             continue
         result = run()
-        found |= result if name == "ray" else {name: result}
-        for each in result if name == "ray" else [name]:
+        found |= result if name in SEVERAL else {name: result}
+        for each in gives:
             print(line(each, found[each]), flush=True)
     return found
 

@@ -26,11 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_batch
 from benchmarks.speed_step import Size, interleaved, make_labels, make_network, make_rows, make_step, recipe_of
 from benchmarks.streaming import encoding_of, table_of, write_pictures
-from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
+from datasets_manifest.encode import HostBatch, collate, encode_rows, index_table
 from datasets_manifest.generated import write_postcards
 from datasets_manifest.images import IMAGENET_STD, PictureViews
 from datasets_manifest.local import LocalStream
-from datasets_manifest.plan import StepSlice
 from datasets_manifest.stream import Share, Stream
 from trainers.connect import start_ray
 from trainers.demo import demo_recipe
@@ -98,7 +97,11 @@ def small_recipe(manifests: list[Path], storage: Path) -> Recipe:
     return make_recipe(
         {
             "preset": "published",
-            "data": {"sources": [str(m) for m in manifests[:-1]], "target": str(manifests[-1])},
+            "data": {
+                "sources": [str(m) for m in manifests[:-1]],
+                "target": str(manifests[-1]),
+                "pictures": {"resize": 110, "crop": 96},
+            },
             "encoders": {
                 "text": {"name": "tiny", "weights": "random", "dropout": 0.0},
                 "picture": {"name": "tiny", "width": 8, "head": "none", "weights": "random"},
@@ -196,21 +199,8 @@ def baseline_scores(loop: Loop, network: Any, workers: int) -> None:
     network.train()
 
 
-class Preloaded:
-    """Batches that are ready before they are asked for."""
-
-    def __init__(self, source: LocalStream) -> None:
-        self.source = source
-
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
-        return iter(list(self.source.train(slices, encoding)))
-
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
-        return iter(list(self.source.evaluate(batches, encoding)))
-
-
 def postcards_recipe(folder: Path, epochs: int) -> Recipe:
-    manifests = write_postcards(folder / "postcards", seed=0, train=240, val=60)
+    manifests = write_postcards(folder / "postcards", seed=0, train=960, val=60)
     settings = [
         "encoders.picture.width=16",
         "uacr.warmup=1",
@@ -222,7 +212,10 @@ def postcards_recipe(folder: Path, epochs: int) -> Recipe:
 
 
 def measure_ray(epochs: int) -> dict[str, Any]:
-    """Training time of an epoch of `m2can train` with one worker, against steps over batches that are ready; and the start."""
+    """An epoch of `m2can train` with one worker against the same loop in one process; and the start.
+
+    `ray`: the other loop's batches are ready; `ray_data`: it reads and encodes them itself.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipe = postcards_recipe(folder, epochs)
@@ -253,50 +246,64 @@ def measure_ray(epochs: int) -> dict[str, Any]:
         records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
         ours = statistics.median(r["time/train_s"] for r in records[1:])
         loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
-        loop.source = Preloaded(LocalStream(loop.corpus.table))
-        bare = bare_epochs(loop, epochs)
-    overhead = {"ours": ours, "theirs": bare, "ratio": ours / bare - 1, "unit": "s"}
-    return {"ray": overhead, "start": {"ours": first_step, "ratio": first_step, "unit": "s", "worker_began": worker}}
+        loop.source = LocalStream(loop.corpus.table)
+        ready, reading = bare_epochs(loop, epochs)
+    return {
+        "ray": {"ours": ours, "theirs": ready, "ratio": ours / ready - 1, "unit": "s"},
+        "ray_data": {"ours": ours, "theirs": reading, "ratio": ours / reading - 1, "unit": "s"},
+        "start": {"ours": first_step, "ratio": first_step, "unit": "s", "worker_began": worker},
+    }
 
 
-def bare_epochs(loop: Loop, epochs: int) -> float:
-    """Median seconds of the steps of an epoch after the first, on one thread, without data and scores."""
+def bare_epochs(loop: Loop, epochs: int) -> tuple[float, float]:
+    """Median seconds of an epoch's steps after the first, on one thread: over batches that are ready, and with their making."""
     torch.set_num_threads(1)
-    found = []
+    ready, whole = [], []
     for _ in range(epochs):
-        plan = loop.plan()
-        slices = list(plan.worker_steps(0, 1))
+        slices = list(loop.plan().worker_steps(0, 1))
         encoding = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
-        ready = list(loop.source.train(slices, encoding))
+        began = time.perf_counter()
+        batches = list(loop.source.train(slices, encoding))
         started = time.perf_counter()
-        for slice_, host in zip(slices, ready):
+        for slice_, host in zip(slices, batches):
             loop.run_step(slice_, host)
-        found.append(time.perf_counter() - started)
+        ended = time.perf_counter()
+        ready.append(ended - started)
+        whole.append(ended - began)
         loop._select(loop._score())
         loop.epoch += 1
-    return statistics.median(found[1:])
+    return statistics.median(ready[1:]), statistics.median(whole[1:])
 
 
 WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
 
 
 def measure_workers(steps: int) -> dict[str, Any]:
-    """Steps a second of two workers with one thread each, against one worker with one thread; batches are ready."""
-    found = {}
-    for world in (1, 2):
-        with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
-            tasks = [(rank, world, f"{folder}/store", steps) for rank in range(world)]
-            found[world] = max(pool.starmap(timed_steps, tasks, chunksize=1))
-    return {"ours": found[2], "theirs": found[1], "ratio": found[1] / found[2], "unit": "s"}
+    """Steps a second of two workers with one thread each, against one worker with one thread; batches are ready.
+
+    `workers_machine`: the same two on a machine of their own, so to say: processes that exchange nothing, against one.
+    """
+    one, two = seconds_of_workers(1, steps, exchange=True), seconds_of_workers(2, steps, exchange=True)
+    apart = seconds_of_workers(2, steps, exchange=False)
+    return {
+        "workers": {"ours": two, "theirs": one, "ratio": one / two, "unit": "s"},
+        "workers_machine": {"ours": apart, "theirs": one, "ratio": one / apart, "unit": "s"},
+    }
 
 
-def timed_steps(rank: int, world: int, store: str, steps: int) -> float:
+def seconds_of_workers(world: int, steps: int, exchange: bool) -> float:
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
+        tasks = [(rank, world, f"{folder}/store", steps, exchange) for rank in range(world)]
+        return max(pool.starmap(timed_steps, tasks, chunksize=1))
+
+
+def timed_steps(rank: int, world: int, store: str, steps: int, exchange: bool) -> float:
     """Median seconds of a step on this worker's slice of the same global batch."""
     torch.set_num_threads(1)
     size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
     network = make_network(size, recipe)
     step = make_step(network, recipe, CPU)
-    if world > 1:
+    if exchange and world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         step.collective = DistributedCollective()
         assert step.groups is not None
@@ -305,12 +312,13 @@ def timed_steps(rank: int, world: int, store: str, steps: int) -> float:
     part = size.batch // world
     host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
     labels_DB = make_labels(replace(size, batch=part), seed=rank)
-    batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, offset=rank * part, global_batch=size.batch)
+    place: dict[str, Any] = {"offset": rank * part, "global_batch": size.batch} if exchange else {}
+    batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place)
     times = []
     for _ in range(2 + steps):
         started = time.perf_counter()
         step(batch)
         times.append(time.perf_counter() - started)
-    if world > 1:
+    if exchange and world > 1:
         dist.destroy_process_group()
     return statistics.median(times[2:])
