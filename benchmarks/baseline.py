@@ -34,7 +34,6 @@ class PaddedTexts(nn.Module):
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
-        vars(encoder.model.encoder.layer[-1]).pop("forward", None)  # type: ignore[union-attr, index]  # all tokens of all layers
         self.encoder, self.width = encoder, encoder.width
         self.calls = 1  # views · domains of the batch
 

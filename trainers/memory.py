@@ -77,12 +77,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one worker: weights with gradients and optimizer; activations of a step; scoring of a batch."""
+    """Bytes of one worker: weights with gradients and optimizer; activations of a step; scoring of a batch; kept views, in
+    host memory."""
 
     weights: float
     texts: float
     pictures: float
     scoring: float
+    views: float
 
 
 def pictures_a_sample(corpus: Corpus, most: int) -> float:
@@ -100,17 +102,25 @@ def out_of_memory(card: ModelCard, corpus: Corpus, where: str) -> str:
         f"{megabytes(now.texts + now.pictures)} activations of a step ({megabytes(now.pictures)} of pictures), "
         f"{megabytes(now.scoring)} in scoring. To try, with --set:",
     ]
-    for setting, remark in _settings(recipe):
+    for setting, remark in _settings(recipe, in_host="CUDA" not in where):
         after = needs(_with(card, setting), corpus)
-        scoring = setting.startswith("train.eval_batch_size")
-        before, later = (n.scoring if scoring else n.texts + n.pictures for n in (now, after))
+        what, before, later = _touched(setting, now, after)
         less = before - later
         if less > before / 100:  # fewer pictures change nothing where samples have no more
-            lines.append(f"  {setting:48} {'scoring' if scoring else 'a step'} {megabytes(less)} less{remark}")
+            lines.append(f"  {setting:48} {what} {megabytes(less)} less{remark}")
     return "\n".join(lines)
 
 
-def _settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _touched(setting: str, now: Needs, after: Needs) -> tuple[str, float, float]:
+    """What a setting changes, in words and in bytes before and after."""
+    if setting.startswith("train.eval_batch_size"):
+        return "scoring", now.scoring, after.scoring
+    if setting.startswith("data.kept_views"):
+        return "views", now.views, after.views
+    return "a step", now.texts + now.pictures, after.texts + after.pictures
+
+
+def _settings(recipe: Recipe, in_host: bool) -> Iterator[tuple[str, str]]:
     """Each setting that may help this recipe, and what to know about it."""
     train, pictures, encoders = recipe.train, recipe.data.pictures, recipe.encoders
     if 2 * train.accumulate <= train.batch_size // recipe.cluster.fewest_workers:
@@ -129,6 +139,8 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f"data.pictures.crop={crop}", ", other training"
     if train.eval_batch_size > 1:
         yield f"train.eval_batch_size={train.eval_batch_size // 2}", ", the same scores"
+    if in_host and recipe.data.kept_views:
+        yield "data.kept_views=0", ", the same scores; scoring reads its pictures again in every epoch"
 
 
 def _with(card: ModelCard, setting: str) -> ModelCard:
@@ -155,11 +167,14 @@ def needs(card: ModelCard, corpus: Corpus) -> Needs:
     of_text, of_picture = recipe.encoders.text, recipe.encoders.picture
     pictures = pictures_a_sample(corpus, recipe.data.pictures.max_pictures)
     batch = recipe.train.eval_batch_size
+    scored = len(corpus.train[-1]) + sum(len(part) for part in corpus.val if part is not None)
+    views = scored / recipe.cluster.fewest_workers * pictures * 3 * recipe.data.pictures.crop**2
     return Needs(
         weights=sum(p.numel() * p.element_size() for p in network.parameters()) + copies * sum(sizes),
         texts=rows * (text.checkpointed if of_text.activation_checkpointing else text.plain),
         pictures=rows * pictures * (picture.checkpointed if of_picture.activation_checkpointing else picture.plain),
         scoring=batch * max(pictures * picture.largest, text.largest),
+        views=min(views, recipe.data.kept_views),
     )
 
 

@@ -110,6 +110,7 @@ def compile_encoders(network: M2CAN, device: torch.device) -> None:
     On the CPU pictures are left as they are: the compiled backward pass of a strided 1×1 convolution ends the process
     (torch 2.14).
     """
+    network.text_encoder.packs = False  # what is compiled is the model as a whole
     encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)
     for encoder in encoders:
         inside: nn.Module = getattr(encoder, "model", encoder)

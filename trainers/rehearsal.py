@@ -20,6 +20,7 @@ import ray
 import ray.train
 import torch
 
+from datasets_manifest.kept import KeptEvaluation
 from datasets_manifest.plan import EpochPlan, StepSlice
 from trainers.disk import evaluation_bytes, most_at_once
 from trainers.entry import rehearse_worker
@@ -139,7 +140,10 @@ def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:
     batches, scored = _timed_batches(loop)
     size = _checkpoint_bytes(loop)
     seconds = {"step_s": _usual(steps), "eval_batch_s": _usual(scored)}
-    most = _most_of_all(loop, seconds | memory_metrics(loop.device) | {"checkpoint_bytes": float(size)})
+    memory = memory_metrics(loop.device)
+    if isinstance(loop.source, KeptEvaluation):  # a run keeps those of all batches
+        memory["memory/process_peak_mib"] += (loop.source.bytes_of(batches) - loop.source.bytes) / 2**20
+    most = _most_of_all(loop, seconds | memory | {"checkpoint_bytes": float(size)})
     return most | {"steps": len(steps), "steps_per_epoch": plan.num_steps, "eval_batches": batches}
 
 

@@ -250,7 +250,7 @@ def ended_with(listener: Listener, prepared: Prepared) -> Iterator[None]:
 
 
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
-_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
+_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.", "data.kept_views")
 
 
 def _claim(prepared: Prepared) -> None:

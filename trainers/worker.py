@@ -31,6 +31,7 @@ import torch
 
 from datasets_manifest.corpus import Corpus
 from datasets_manifest.errors import InputError
+from datasets_manifest.kept import KeptEvaluation
 from datasets_manifest.plan import EpochPlan, StepSlice
 from datasets_manifest.stream import Share, Stream, quiet
 from trainers.checkpoint import ModelCard
@@ -120,7 +121,7 @@ def make_loop(given: WorkerConfig, place: Place) -> Loop:
         given.card,
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=Stream(given.table, given.share),
+        source=KeptEvaluation(Stream(given.table, given.share), given.card.recipe.data.kept_views),
         collective=collective,
         device=device,
         observer=Reporter(given, table, collective, place),

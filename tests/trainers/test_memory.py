@@ -48,6 +48,7 @@ def test_every_setting_named_has_an_effect(tmp_path: Path) -> None:
         "data.pictures.max_pictures",
         "data.pictures.crop",
         "train.eval_batch_size",
+        "data.kept_views",
     ]
     assert all(float(less.replace(",", "")) > 0 for _, less in found)
     fewer = prepared_run(tmp_path, ["data.pictures.max_pictures=16"])

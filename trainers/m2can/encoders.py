@@ -9,15 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from trainers.m2can.batch import Batch
 from trainers.m2can.batch_norm import BatchNormMode, GroupedBatchNorm2d, PictureGroups
-
-Pooling = Literal["pooler", "cls", "mean"]
+from trainers.m2can.packed_text import Pooling, can_be_packed, encode_packed, group_by_length
 
 
 class GivenFeatures(nn.Module):
@@ -38,8 +36,9 @@ class TextEncoder(nn.Module):
         model: a model of transformers.AutoModel's kind (`last_hidden_state`, and `pooler_output` for `pooler`).
         pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens).
 
-    Where the lengths of the texts are known, they go through the model in a few groups of similar length: the cost
-    follows the sum of the lengths and not the longest, and the features are the same.
+    Where the lengths of the texts are known, the cost follows their sum and not the longest, and the features are the
+    same: BERT's kind computes no padded token (trainers.m2can.packed_text) while `packs`, which whoever compiles the model
+    sets to False; others take the texts in a few groups of similar length.
 
     Shape:
         tokens [N, L] padded on the right, mask [N, L], lengths [N] in host memory → [N, width]
@@ -57,14 +56,14 @@ class TextEncoder(nn.Module):
         self.width = int(config.hidden_size)
         is_bert_like = hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")
         self._takes_prepared_masks = is_bert_like and getattr(config, "_attn_implementation", "") == "sdpa"
-        if pooling != "mean" and self._takes_prepared_masks and type(model).__name__ in _LAYERS_LIKE_BERT:
-            last: Any = model.encoder.layer[-1]  # type: ignore[union-attr, index]
-            last.forward = functools.partial(_first_token, last)
+        self.packs = can_be_packed(model) and config.num_hidden_layers > 0
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
         if lengths_N is None:
             return self._encode(tokens_NL, mask_NL, None)
         lengths = lengths_N.numpy()
+        if self.packs:
+            return encode_packed(self.model, tokens_NL, lengths, self.pooling)
         groups = group_by_length(lengths, tokens_NL.shape[1])
         if len(groups) == 1:
             return self._encode(tokens_NL, mask_NL, lengths)
@@ -89,64 +88,6 @@ class TextEncoder(nn.Module):
             return hidden_NLK[:, 0]
         weight_NL1 = mask_NL.unsqueeze(-1).to(hidden_NLK.dtype)
         return (hidden_NLK * weight_NL1).sum(1) / weight_NL1.sum(1).clamp_min(1)
-
-
-_LAYERS_LIKE_BERT = ("BertModel", "RobertaModel", "XLMRobertaModel")
-
-
-def _first_token(layer: Any, hidden_NLK: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-    """A transformer's last layer where only its first token is read: the others are asked for keys and values alone.
-
-    Returns:
-        [N, 1, K]
-    """
-    attention, first_N1K = layer.attention.self, hidden_NLK[:, :1]
-
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-
-    found = F.scaled_dot_product_attention(
-        heads(attention.query(first_N1K)),
-        heads(attention.key(hidden_NLK)),
-        heads(attention.value(hidden_NLK)),
-        attn_mask=None if mask is None else mask[:, :, :1],
-        dropout_p=attention.dropout.p if layer.training else 0.0,
-    )
-    found_N1K = found.transpose(1, 2).flatten(2)
-    return layer.feed_forward_chunk(layer.attention.output(found_N1K, first_N1K))
-
-
-MOST_GROUPS = 6
-_GROUP_COSTS = 512  # tokens: starting the model's kernels once more
-_LENGTH_STEP = 8  # a group's length is a multiple of it: few shapes for compilers and allocators
-
-
-def group_by_length(lengths_N: np.ndarray, longest: int) -> list[tuple[np.ndarray, int]]:
-    """Cut texts, sorted by length, into groups that cost the fewest padded tokens.
-
-    Args:
-        lengths_N: tokens of each text.
-        longest: tokens that the texts are padded to.
-
-    Returns:
-        of each group the texts' numbers and the length that they are cut to; shortest first.
-    """
-    steps_N = np.maximum(-(-lengths_N // _LENGTH_STEP), 1)
-    order_N = np.argsort(steps_N, kind="stable")
-    sizes, starts = np.unique(steps_N[order_N], return_index=True)
-    counts = np.append(starts, len(order_N))
-    # best[j]: the least cost of the texts of the first j lengths, and where their last group begins.
-    best: list[tuple[float, list[int]]] = [(0.0, [])]
-    for j in range(1, len(sizes) + 1):
-        costs = (
-            (best[i][0] + _GROUP_COSTS + float(counts[j] - counts[i]) * sizes[j - 1] * _LENGTH_STEP, [*best[i][1], j])
-            for i in range(j)
-            if len(best[i][1]) < MOST_GROUPS
-        )
-        best.append(min(costs, key=lambda found: found[0]))
-    ends = best[-1][1]
-    groups = zip([0, *ends[:-1]], ends)
-    return [(order_N[counts[i] : counts[j]], min(int(sizes[j - 1]) * _LENGTH_STEP, longest)) for i, j in groups]
 
 
 class PictureEncoder(nn.Module):

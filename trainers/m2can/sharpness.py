@@ -25,13 +25,15 @@ class SharpnessAwareStep:
 
     @torch.no_grad()
     def perturb(self, grad_norm: Tensor) -> None:
-        """Climb along the gradients, given their common norm."""
+        """Climb along the gradients, given their common norm. They are used up: a temporary of their size is saved."""
         touched = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self._before = [(p, p.detach().clone()) for p, _ in touched]
         if not touched:
             return
         scale = self.rho / (grad_norm + 1e-12)
-        torch._foreach_add_([p for p, _ in touched], torch._foreach_mul([grad for _, grad in touched], scale))
+        gradients = [grad for _, grad in touched]
+        torch._foreach_mul_(gradients, scale)
+        torch._foreach_add_([p for p, _ in touched], gradients)
 
     @torch.no_grad()
     def restore(self) -> None:

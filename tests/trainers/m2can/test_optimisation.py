@@ -55,7 +55,7 @@ def parameters() -> list[nn.Parameter]:
 
 def test_perturbation_is_rho_along_the_whole_gradient(parameters: list[nn.Parameter]) -> None:
     before = [p.detach().clone() for p in parameters]
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad.clone() for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     assert float(global_norm(grads)) == pytest.approx(norm, rel=1e-14)
     sam = SharpnessAwareStep(parameters, 0.05)

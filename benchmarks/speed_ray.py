@@ -1,0 +1,195 @@
+"""Ray, several workers and the start: what surrounds the steps of `m2can train`, against less of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.speed_run import CPU, make_loop
+from benchmarks.speed_step import Size, make_labels, make_network, make_rows, make_step, recipe_of
+from datasets_manifest.encode import Encoding, HostBatch
+from datasets_manifest.generated import write_postcards
+from datasets_manifest.local import LocalStream
+from datasets_manifest.plan import StepSlice
+from trainers.demo import demo_recipe
+from trainers.inputs import make_encoding, to_batch
+from trainers.loop import Loop
+from trainers.m2can.collective import DistributedCollective
+from trainers.recipe import Recipe
+from trainers.run import prepare
+
+
+def postcards_recipe(folder: Path, epochs: int) -> Recipe:
+    manifests = write_postcards(folder / "postcards", seed=0, train=960, val=60)
+    settings = [
+        "encoders.picture.width=16",
+        "uacr.warmup=1",
+        "uacr.start=1",
+        "uacr.threshold=0",
+        f"train.epochs={epochs}",
+    ]
+    return demo_recipe(manifests, [*settings, "cluster.workers=1", f"run.storage={folder / 'runs'}", "run.name=speed"])
+
+
+def measure_ray(epochs: int) -> dict[str, Any]:
+    """An epoch of `m2can train` with one worker against the same loop without Ray; and the start.
+
+    `ray`: one plain process reads and encodes for the other loop, beside it. `ray_ready`: its batches are ready.
+    `ray_data`: it makes them itself.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        recipe = postcards_recipe(folder, epochs)
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
+        began, wall = time.monotonic(), time.time()
+        trace = folder / "trace.jsonl"
+        command = [
+            sys.executable,
+            "-m",
+            "services.cli.main",
+            "train",
+            str(folder / "recipe.json"),
+            "--trace",
+            str(trace),
+        ]
+        environment = os.environ | {"RAY_ADDRESS": "local"}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+            while process.poll() is None and not (trace.is_file() and trace.stat().st_size):
+                time.sleep(0.02)
+            first_step = time.monotonic() - began
+            error = process.communicate()[1]
+        if process.returncode:
+            raise RuntimeError(error.decode()[-2000:])
+        run = folder / "runs" / "speed"
+        worker = (
+            datetime.strptime((run / "logs" / "rank-0.log").read_text()[:19], "%Y-%m-%d %H:%M:%S").timestamp() - wall
+        )
+        records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
+        ours = statistics.median(r["time/train_s"] for r in records[1:])
+        loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
+        loop.source = LocalStream(loop.corpus.table)
+        bare = bare_epochs(loop, epochs)
+    others = {"ray": bare["beside"], "ray_ready": bare["ready"], "ray_data": bare["ready"] + bare["making"]}
+    return {
+        name: {"ours": ours, "theirs": theirs, "ratio": ours / theirs - 1, "unit": "s"}
+        for name, theirs in others.items()
+    } | {"start": {"ours": first_step, "ratio": first_step, "unit": "s", "worker_began": worker}}
+
+
+def bare_epochs(loop: Loop, epochs: int) -> dict[str, float]:
+    """Median seconds of an epoch after the first, steps on one thread.
+
+    Returns:
+        `making` its batches, its steps over batches that are `ready`, and its steps with a process `beside` them that
+        makes the batches meanwhile.
+    """
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {"making": [], "ready": [], "beside": []}
+    for _ in range(epochs):
+        slices = list(loop.plan().worker_steps(0, 1))
+        encoding = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
+        before = loop.state()
+        started = time.perf_counter()
+        batches = list(loop.source.train(slices, encoding))
+        times["making"].append(time.perf_counter() - started)
+        with made_beside(loop, slices, encoding) as fed:
+            times["beside"].append(seconds_of_steps(loop, slices, fed))
+        loop.step.number = before.step  # the same steps of the schedule again
+        times["ready"].append(seconds_of_steps(loop, slices, batches))
+        loop._select(loop._score())
+        loop.epoch += 1
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch]) -> float:
+    started = time.perf_counter()
+    for slice_, host in zip(slices, batches):
+        loop.run_step(slice_, host)
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def made_beside(loop: Loop, slices: list[StepSlice], encoding: Encoding) -> Iterator[Iterator[HostBatch]]:
+    """The batches of `slices` from one process that stays a few of them ahead. Its start is not part of what follows."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue(maxsize=8)
+    process = context.Process(target=make_batches, args=(queue, loop.corpus.table, slices, encoding))
+    process.start()
+    try:
+        queue.get()
+        yield (queue.get() for _ in slices)
+    finally:
+        process.join()
+
+
+def make_batches(queue: Any, table: pa.Table, slices: list[StepSlice], encoding: Encoding) -> None:
+    """What the process beside does; tells first that it is there."""
+    queue.put("ready")
+    for host in LocalStream(table).train(slices, encoding):
+        queue.put(host)
+
+
+WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
+
+
+def measure_workers(steps: int) -> dict[str, Any]:
+    """Steps a second of two workers with one thread each, against one worker with one thread; batches are ready.
+
+    `workers_machine`: the same two on a machine of their own, so to say: processes that exchange nothing, against one.
+    """
+    one, two = seconds_of_workers(1, steps, exchange=True), seconds_of_workers(2, steps, exchange=True)
+    apart = seconds_of_workers(2, steps, exchange=False)
+    return {
+        "workers": {"ours": two, "theirs": one, "ratio": one / two, "unit": "s"},
+        "workers_machine": {"ours": apart, "theirs": one, "ratio": one / apart, "unit": "s"},
+    }
+
+
+def seconds_of_workers(world: int, steps: int, exchange: bool) -> float:
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
+        tasks = [(rank, world, f"{folder}/store", steps, exchange) for rank in range(world)]
+        return max(pool.starmap(timed_steps, tasks, chunksize=1))
+
+
+def timed_steps(rank: int, world: int, store: str, steps: int, exchange: bool) -> float:
+    """Median seconds of a step on this worker's slice of the same global batch."""
+    torch.set_num_threads(1)
+    size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
+    network = make_network(size, recipe)
+    step = make_step(network, recipe, CPU)
+    if exchange and world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        step.collective = DistributedCollective()
+        assert step.groups is not None
+        step.groups.collective = step.collective
+        step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    part = size.batch // world
+    host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
+    labels_DB = make_labels(replace(size, batch=part), seed=rank)
+    place: dict[str, Any] = {"offset": rank * part, "global_batch": size.batch} if exchange else {}
+    batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place)
+    times = []
+    for _ in range(2 + steps):
+        started = time.perf_counter()
+        step(batch)
+        times.append(time.perf_counter() - started)
+    if exchange and world > 1:
+        dist.destroy_process_group()
+    return statistics.median(times[2:])
