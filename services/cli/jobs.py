@@ -17,6 +17,7 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
 ]
+_KINDS = ("train", "tune")
 Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2can jobs list` shows it.")]
 
 
@@ -24,11 +25,18 @@ Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2c
     epilog="Example:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait"
 )
 def submit(
-    kind: Annotated[str, typer.Argument(help="train or tune.")],
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or sweep file for tune.")],
+    kind: Annotated[str, typer.Argument(metavar="train|tune", help="What to do on the cluster.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A recipe (or one that comes along, such as AVA); for tune a sweep, as for `m2can tune`.",
+        ),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
     ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="For tune: a recipe in place of the sweep's own.")] = None,
     address: Address = None,
     id_: Annotated[str | None, typer.Option("--id", help="The job's id; default: made from kind and time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit code 1 if it fails.")] = False,
@@ -38,19 +46,10 @@ def submit(
 
     A run that was cut off goes on when it is submitted again with the same run.name.
     """
-    from datasets_manifest.errors import InputError
     from services import jobs
-    from services.job_request import train_request, tune_request
-    from trainers.provenance import environment
-    from trainers.recipe import load_recipe
 
-    if kind not in ("train", "tune"):
-        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
-    identity = id_ or jobs.new_id(kind)
-    if kind == "train":
-        request = train_request(identity, load_recipe(recipe, list(set_ or [])), environment())
-    else:
-        request = tune_request(identity, recipe, list(set_ or []), environment())
+    identity = id_ or jobs.new_id(kind if kind in _KINDS else "job")
+    request = _request(kind, identity, file, list(set_ or []), recipe)
     client = jobs.connect(address)
     job = jobs.submit(
         client,
@@ -150,6 +149,27 @@ def delete(identity: Identity, address: Address = None, json_: AsJson = False) -
         print_json({"id": identity, "deleted": True})
     else:
         typer.echo(f"{identity}  deleted")
+
+
+def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe: Path | None) -> Any:
+    """Raises InputError: no such kind, or the recipe or the sweep is not valid."""
+    from datasets_manifest.errors import InputError
+    from services.job_request import train_request
+    from trainers.provenance import environment
+    from trainers.recipe import load_recipe
+    from trainers.recipes import packaged_recipe
+
+    if kind == "tune":
+        from services.sweep_request import tune_request
+        from tuning.sweep import load_sweep
+
+        return tune_request(identity, load_sweep(file, recipe, overrides), environment())
+    if kind != "train":
+        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
+    if recipe is not None:
+        raise InputError("goes with tune", field="--recipe", value=str(recipe), wanted="the recipe as FILE")
+    found = file if file.is_file() else packaged_recipe(str(file)) or file
+    return train_request(identity, load_recipe(found, overrides), environment())
 
 
 def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
