@@ -22,7 +22,8 @@ Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2c
 
 
 @app.command(
-    epilog="Example:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait"
+    epilog="Examples:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait    "
+    "m2can jobs submit tune ablation --recipe recipe.yaml"
 )
 def submit(
     kind: Annotated[str, typer.Argument(metavar="train|tune", help="What to do on the cluster.")],
@@ -57,7 +58,11 @@ def submit(
         on_code=lambda code: typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True),
     )
     if wait:
-        job = _to_the_end(client, identity, quiet=json_)
+        try:
+            job = _to_the_end(client, identity, quiet=json_)
+        except KeyboardInterrupt:
+            typer.echo(f"m2can: the job goes on; next: m2can jobs stop {identity}", err=True)
+            raise
     if json_:
         print_json(job.as_dict())
     else:
@@ -73,22 +78,20 @@ def submit(
 def list_(
     address: Address = None,
     status: Annotated[str | None, typer.Option(help="Only jobs of this status, e.g. RUNNING.")] = None,
-    run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run or sweep.")] = None,
     json_: AsJson = False,
 ) -> None:
     """Jobs of this tool, newest first."""
     from services import jobs
 
-    client = jobs.connect(address)
-    found = jobs.find_by_run(client, run) if run else jobs.list_jobs(client)
-    found = [job for job in found if status is None or job.status == status.upper()]
+    found = jobs.list_jobs(jobs.connect(address), status.upper() if status else None, run)
     if json_:
         print_json([job.as_dict() for job in found])
         return
     if not found:
         typer.echo("no job; `m2can jobs submit train RECIPE` sends one")
     for job in found:
-        typer.echo(f"{job.id:42} {job.status:10} {job.kind:6} run {job.run_name}  {job.submitted}")
+        typer.echo(f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}")
 
 
 @app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
@@ -176,7 +179,10 @@ def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
     from services import jobs
 
     if not quiet:
-        asyncio.run(_print_lines(client, identity))
+        try:
+            asyncio.run(_print_lines(client, identity))
+        except jobs.JobsUnavailable as error:  # of the log only: the job may well go on
+            typer.echo(f"m2can: {error}", err=True)
     return jobs.wait(client, identity)
 
 
