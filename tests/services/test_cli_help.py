@@ -42,7 +42,8 @@ def test_every_command_has_an_example_a_sentence_and_json(name: str) -> None:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli.main", *arguments]
+    # Installed, not as a module: completion goes by the command's name.
+    command = [str(Path(sys.executable).with_name("m2can")), *arguments]
     return subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
     )
