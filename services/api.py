@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from mlflow import MlflowClient
 
 from datasets_manifest.errors import InputError
 from services import jobs, promotion, registry
@@ -30,77 +27,20 @@ from services.api_models import (
     PromotionOut,
     SweepIn,
 )  # fmt: skip
-from services.guard import AuditLog, RateLimit, confine, confine_path
+from services.api_requests import ApiConfig, check_request, sweep_request, train_request
 from services.http import (
     BodyLimit,
     Caller,
     Problem,
     ProblemBody,
-    Tokens,
     install_problems,
     problem_response,
     require_scope,
 )
-from services.job_request import ID_PATTERN, JobRequest, Kind, refuse_passwords, train_request
-from trainers.provenance import environment
-from trainers.recipe import make_recipe
+from services.job_request import ID_PATTERN, JobRequest, Kind
 
 MAX_BODY = 1_000_000
 _HASH = "m2can.request_sha256"
-
-
-class JobServer(Protocol):
-    """What the API needs of the cluster; RayJobs below, and one in memory in the tests."""
-
-    def submit(self, request: JobRequest, metadata: dict[str, str]) -> jobs.Job: ...
-    def list(self) -> list[jobs.Job]: ...
-    def find(self, identity: str) -> jobs.Job | None: ...
-    def logs(self, identity: str) -> str: ...
-    def follow(self, identity: str) -> AsyncIterator[str]: ...
-    def stop(self, identity: str) -> jobs.Job: ...
-    def delete(self, identity: str) -> None: ...
-
-
-class RayJobs:
-    """Ray's job server, connected to when it is needed: the cluster may come later than the API, and go before it."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address
-
-    def submit(self, request: JobRequest, metadata: dict[str, str]) -> jobs.Job:
-        return jobs.submit(jobs.connect(self._address), request, metadata=metadata)
-
-    def list(self) -> list[jobs.Job]:
-        return jobs.list_jobs(jobs.connect(self._address))
-
-    def find(self, identity: str) -> jobs.Job | None:
-        return next((job for job in self.list() if job.id == identity), None)
-
-    def logs(self, identity: str) -> str:
-        return jobs.logs(jobs.connect(self._address), identity)
-
-    def follow(self, identity: str) -> AsyncIterator[str]:
-        return jobs.follow(jobs.connect(self._address), identity)
-
-    def stop(self, identity: str) -> jobs.Job:
-        return jobs.stop(jobs.connect(self._address), identity)
-
-    def delete(self, identity: str) -> None:
-        jobs.delete(jobs.connect(self._address), identity)
-
-
-@dataclass(frozen=True)
-class ApiConfig:
-    """roots: folders below which data and runs of submitted recipes must lie. storage: where runs go by default."""
-
-    jobs: JobServer
-    registry: Callable[[], MlflowClient]
-    tracking_uri: str
-    tokens: Tokens
-    roots: list[Path]
-    storage: Path
-    audit: AuditLog
-    rate: RateLimit
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -215,7 +155,7 @@ def _add_jobs(app: FastAPI, config: ApiConfig) -> None:
     @app.post("/v1/jobs", status_code=202, tags=["jobs"])
     async def create_job(body: JobIn, request: Request, key: Key = None) -> JobOut:
         caller = _may(request, "submit")
-        return await submit(caller, "train", key, lambda identity: _train(identity, body.recipe, config))
+        return await submit(caller, "train", key, lambda identity: train_request(identity, body.recipe, config))
 
     @app.get("/v1/jobs", tags=["jobs"])
     async def list_jobs(request: Request, limit: Limit = 50, cursor: Cursor = None) -> JobPage:
@@ -252,7 +192,9 @@ def _add_jobs(app: FastAPI, config: ApiConfig) -> None:
     @app.post("/v1/sweeps", status_code=202, tags=["sweeps"])
     async def create_sweep(body: SweepIn, request: Request, key: Key = None) -> JobOut:
         caller = _may(request, "submit")
-        return await submit(caller, "tune", key, lambda identity: _sweep(identity, body, config))
+        return await submit(
+            caller, "tune", key, lambda identity: sweep_request(identity, body.sweep, body.recipe, config)
+        )
 
     @app.get("/v1/sweeps", tags=["sweeps"])
     async def list_sweeps(request: Request, limit: Limit = 50, cursor: Cursor = None) -> JobPage:
@@ -263,11 +205,7 @@ def _add_jobs(app: FastAPI, config: ApiConfig) -> None:
     async def check_data(body: CheckIn, request: Request, key: Key = None) -> JobOut:
         """Look at data sets, as a job: its logs hold the report."""
         caller = _may(request, "submit")
-        paths = [confine_path(f"manifests.{n}", path, config.roots) for n, path in enumerate(body.manifests)]
-        content = {"manifests": paths}
-        return await submit(
-            caller, "data-check", key, lambda identity: JobRequest(id=identity, kind="data-check", content=content)
-        )
+        return await submit(caller, "data-check", key, lambda identity: check_request(identity, body.manifests, config))
 
 
 def _add_models(app: FastAPI, config: ApiConfig) -> None:
@@ -304,27 +242,6 @@ def _add_models(app: FastAPI, config: ApiConfig) -> None:
             lambda: promotion.promote(config.registry(), f"{name}:{body.version}", body.alias, by=caller.name)
         )
         return PromotionOut.model_validate(record.as_dict())
-
-
-def _train(identity: str, tree: dict[str, Any], config: ApiConfig) -> JobRequest:
-    run = tree.get("run")
-    if run is None or isinstance(run, dict):
-        tree = {**tree, "run": {"storage": str(config.storage), **(run or {})}}
-    recipe = make_recipe(tree, "recipe")
-    confine(recipe, config.roots, config.tracking_uri)
-    tracked = recipe.tracking.model_copy(update={"uri": config.tracking_uri})
-    return train_request(identity, recipe.model_copy(update={"tracking": tracked}), environment())
-
-
-def _sweep(identity: str, body: SweepIn, config: ApiConfig) -> JobRequest:
-    if "recipe" in body.sweep:
-        raise InputError("is given beside the sweep", field="sweep.recipe", wanted="the field recipe")
-    refuse_passwords(body.sweep)
-    content, recipe = dict(body.sweep), None
-    if body.recipe is not None:
-        recipe = _train(identity, body.recipe, config).content
-        content["recipe"] = "recipe.yaml"
-    return JobRequest(id=identity, kind="tune", content=content, recipe=recipe, environment=environment())
 
 
 def _out(job: jobs.Job) -> JobOut:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.job_request import ID_PATTERN
 
 NAME_PATTERN = r"^[^/:@'\s%\\]{1,200}$"
+MAX_DEPTH = 32
 _EXAMPLE_RECIPE = {
     "preset": "recommended",
     "data": {"sources": ["/data/reviews/manifest.yaml"], "target": "/data/shop/manifest.yaml"},
     "train": {"epochs": 10},
 }
+_EXAMPLE_SWEEP = {"name": "thresholds", "trials": 20, "space": {"uacr.start": {"choices": [0.2, 0.3]}}}
+
+
+def _is_flat_enough(tree: dict[str, Any]) -> dict[str, Any]:
+    """What is nested deeper than any recipe would end Python's stack somewhere on its way."""
+    level: list[Any] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return tree
+    raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+Tree = Annotated[dict[str, Any], AfterValidator(_is_flat_enough)]
 
 
 class _Body(BaseModel):
@@ -23,14 +39,14 @@ class _Body(BaseModel):
 class JobIn(_Body):
     """A recipe to train; `run.name` of a run that was cut off goes on with it."""
 
-    recipe: dict[str, Any] = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
+    recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
 
 
 class SweepIn(_Body):
     """A sweep, and the recipe it starts from."""
 
-    sweep: dict[str, Any] = Field(examples=[{"trials": 20, "space": {"uacr.start": [0.2, 0.3]}}])
-    recipe: dict[str, Any] | None = Field(None, examples=[_EXAMPLE_RECIPE])
+    sweep: Tree = Field(description="What a sweep file holds, without `recipe`.", examples=[_EXAMPLE_SWEEP])
+    recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
 
 
 class CheckIn(_Body):

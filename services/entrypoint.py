@@ -6,7 +6,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from services.job_request import JobRequest
 
 
 def run() -> None:
@@ -23,18 +26,31 @@ def run() -> None:
         request = JobRequest.decoded(os.environ.get(VARIABLE, ""))
         for note in environment_differences(request.environment):
             print(f"note: {note}", file=sys.stderr, flush=True)
-        if request.kind == "train":
-            from services.preflight import preflight
-            from trainers.recipe import make_recipe
-
-            for line in preflight(make_recipe(request.content, VARIABLE)):
-                print(f"preflight: {line}", file=sys.stderr, flush=True)
+        for line in look_ahead(request):
+            print(f"preflight: {line}", file=sys.stderr, flush=True)
     except InputError as error:
         print(f"m2can: {error}", file=sys.stderr)
         sys.exit(2)
     with tempfile.TemporaryDirectory(prefix="m2can-job-") as folder:
         sys.argv = ["m2can", *command_line(request, Path(folder))]
         main()
+
+
+def look_ahead(request: JobRequest) -> list[str]:
+    """What was found right before a run or a sweep begins. Raises InputError: what is wrong."""
+    from services.job_request import VARIABLE
+    from services.preflight import preflight, refuse_finished
+    from trainers.recipe import make_recipe
+
+    if request.kind == "train":
+        recipe = make_recipe(request.content, VARIABLE)
+        refuse_finished(recipe)
+        return preflight(recipe)
+    if request.kind == "tune":
+        from services.sweep_request import read_plan
+
+        return preflight(read_plan(request.content).recipe([]))
+    return []
 
 
 def environment_differences(there: dict[str, Any]) -> list[str]:

@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError, from_validation_error
-from trainers.recipe import Recipe, load_recipe
+from trainers.recipe import Recipe
 
 VARIABLE = "M2CAN_JOB"
 # Linux takes no longer string than 128 KiB in an environment.
 MAX_BYTES = 100_000
 ID_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
 Kind = Literal["train", "tune", "data-check"]
+_WORDS = ("tiny", "pretrained", "random")  # in place of a path
 _PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
@@ -27,8 +28,7 @@ class JobRequest(BaseModel):
     """One job.
 
     id: ours, also the name of the run unless the recipe names one.
-    content: a whole recipe, a sweep, or `{"manifests": […]}`; paths in it are absolute.
-    recipe: of a sweep, the recipe it starts from.
+    content: a whole recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
     environment: hash and versions at the place of submission.
     """
 
@@ -37,15 +37,14 @@ class JobRequest(BaseModel):
     id: Annotated[str, Field(pattern=ID_PATTERN)]
     kind: Kind
     content: dict[str, Any]
-    recipe: dict[str, Any] | None = None
-    overrides: list[str] = []
     environment: dict[str, Any] = {}
 
     @property
     def run_name(self) -> str:
+        """What is given again to go on after a death: the name of the run or of the sweep."""
         if self.kind == "train":
             return str(self.content["run"]["name"])
-        return self.id
+        return str(self.content["name"]) if self.kind == "tune" else self.id
 
     def encoded(self) -> str:
         """Raises InputError: too long for an environment."""
@@ -80,53 +79,33 @@ def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | N
         InputError: a password stands in it.
     """
     check_id(identity)
-    run = recipe.run.model_copy(
-        update={"name": recipe.run.name or identity, "storage": _absolute(recipe.run.storage, Path.cwd())}
-    )
+    placed = place(recipe)
+    run = placed.run.model_copy(update={"name": recipe.run.name or identity})
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     tracking = recipe.tracking.model_copy(update={"uri": uri})
-    placed = recipe.model_copy(
-        update={"run": run, "tracking": tracking, "cluster": recipe.cluster.model_copy(update={"address": None})}
-    )
-    content = placed.model_dump(mode="json")
+    cluster = recipe.cluster.model_copy(update={"address": None})
+    content = placed.model_copy(update={"run": run, "tracking": tracking, "cluster": cluster}).model_dump(mode="json")
     refuse_passwords(content)
     return JobRequest(id=identity, kind="train", content=content, environment=environment or {})
 
 
-def tune_request(
-    identity: str, sweep: Path, overrides: list[str], environment: dict[str, Any] | None = None
-) -> JobRequest:
-    """A sweep file and, where its `recipe` names a file, that recipe.
+def place(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths. A name that is no file or folder here stays: it may be a hub's or a weights' name."""
 
-    Raises:
-        InputError: no YAML mapping, a recipe that is not valid, or a password in one of them.
-    """
-    check_id(identity)
-    try:
-        content = yaml.safe_load(sweep.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=sweep) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not YAML ({str(error).splitlines()[0]})", file=sweep) from None
-    if not isinstance(content, dict):
-        raise InputError("does not hold a mapping", file=sweep, value=content, wanted="a sweep")
-    recipe = None
-    if isinstance(content.get("recipe"), str):
-        recipe = load_recipe(sweep.resolve().parent / content["recipe"]).model_dump(mode="json")
-        recipe["run"]["storage"] = _absolute(recipe["run"]["storage"], Path.cwd())
-        recipe["cluster"]["address"] = None
-    for part in (content, recipe or {}):
-        refuse_passwords(part)
-    return JobRequest(
-        id=identity, kind="tune", content=content, recipe=recipe, overrides=overrides, environment=environment or {}
+    def here(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if name not in _WORDS and path.exists() else name
+
+    text, picture = recipe.encoders.text, recipe.encoders.picture
+    text = text.model_copy(update={"name": here(text.name), "weights": here(text.weights)})
+    picture = picture.model_copy(update={"weights": here(picture.weights)})
+    storage = _absolute(recipe.run.storage, Path.cwd())
+    return recipe.model_copy(
+        update={
+            "encoders": recipe.encoders.model_copy(update={"text": text, "picture": picture}),
+            "run": recipe.run.model_copy(update={"storage": storage}),
+        }
     )
-
-
-def check_request(identity: str, manifests: list[str], environment: dict[str, Any] | None = None) -> JobRequest:
-    """A look at data sets."""
-    placed = [_absolute(path, Path.cwd()) for path in manifests]
-    content = {"manifests": placed}
-    return JobRequest(id=check_id(identity), kind="data-check", content=content, environment=environment or {})
 
 
 def refuse_passwords(tree: Any, path: str = "") -> None:
@@ -155,15 +134,11 @@ def command_line(request: JobRequest, folder: Path) -> list[str]:
         file = folder / "recipe.json"
         file.write_text(json.dumps(request.content), encoding="utf-8")
         return ["train", str(file)]
-    overrides = [argument for override in request.overrides for argument in ("--set", override)]
     if request.kind == "tune":
-        content = dict(request.content)
-        if request.recipe is not None:
-            (folder / "recipe.yaml").write_text(json.dumps(request.recipe), encoding="utf-8")
-            content["recipe"] = "recipe.yaml"
         file = folder / "sweep.yaml"
-        file.write_text(json.dumps(content), encoding="utf-8")
-        return ["tune", str(file), *overrides]
+        # Not as JSON: YAML would read its 1e-05 as a string.
+        file.write_text(yaml.safe_dump(request.content), encoding="utf-8")
+        return ["tune", str(file)]
     return ["data", "check", *request.content["manifests"], "--json"]
 
 

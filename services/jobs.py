@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -25,8 +28,15 @@ from services.packing import CodePackage, pack_code
 from trainers.provenance import JOB_ID_VARIABLE
 
 ENTRYPOINT = "python -m services.entrypoint"
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_connecting = threading.Lock()
 _OURS = "m2can.kind"
+_STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+# Ray's client tells each upload and each end of a stream; standard error is the job's output and ours.
+for _name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
 
 
 class JobsUnavailable(ServiceUnavailable):
@@ -69,7 +79,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     """
     if address is not None and not address.startswith(("http://", "https://")):
         raise InputError("is not a job server's address", field="--address", value=address, wanted="http://HOST:8265")
-    with _answers(address):
+    with _answers(address), _only(address):
         return JobSubmissionClient(address)
 
 
@@ -114,12 +124,20 @@ def get(client: JobSubmissionClient, identity: str) -> Job:
     return _job(details)
 
 
-def list_jobs(client: JobSubmissionClient) -> list[Job]:
-    """Our jobs, newest first."""
+def list_jobs(client: JobSubmissionClient, status: str | None = None, run_name: str | None = None) -> list[Job]:
+    """Our jobs, newest first; only those of a status, or that worked on a run or sweep.
+
+    Raises:
+        InputError: no such status.
+    """
+    if status is not None and status not in _STATUSES:
+        raise InputError("is no status", field="--status", value=status, wanted=", ".join(_STATUSES))
     with _answers(None):
         found = client.list_jobs()
     ours = [job for job in found if job.submission_id and _OURS in (job.metadata or {})]
-    return [_job(job) for job in sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)]
+    newest = sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
+    fits = [job for job in map(_job, newest) if status in (None, job.status)]
+    return [job for job in fits if run_name in (None, job.run_name)]
 
 
 def logs(client: JobSubmissionClient, identity: str) -> str:
@@ -130,10 +148,11 @@ def logs(client: JobSubmissionClient, identity: str) -> str:
 
 
 async def follow(client: JobSubmissionClient, identity: str) -> AsyncIterator[str]:
-    """What a job has printed and prints, until it ends."""
+    """What a job has printed and prints, until it ends. Raises JobsUnavailable: the stream broke off."""
     get(client, identity)
-    async for lines in client.tail_job_logs(identity):
-        yield lines
+    with _answers(None):
+        async for lines in client.tail_job_logs(identity):
+            yield lines
 
 
 def stop(client: JobSubmissionClient, identity: str) -> Job:
@@ -163,11 +182,6 @@ def wait(client: JobSubmissionClient, identity: str, every_s: float = 1.0) -> Jo
     while not (job := get(client, identity)).has_ended:
         time.sleep(every_s)
     return job
-
-
-def find_by_run(client: JobSubmissionClient, run_name: str) -> list[Job]:
-    """The jobs that worked on a run, newest first."""
-    return [job for job in list_jobs(client) if job.run_name == run_name]
 
 
 def _data_root() -> dict[str, str]:
@@ -215,11 +229,28 @@ def _now() -> str:
 
 
 @contextmanager
+def _only(address: str | None) -> Iterator[None]:
+    """Ray's client takes the environment's address even where another one is given: the given one is put there."""
+    if address is None:
+        yield
+        return
+    with _connecting:
+        before = os.environ.get(_ADDRESS)
+        os.environ[_ADDRESS] = address
+        try:
+            yield
+        finally:
+            del os.environ[_ADDRESS]
+            if before is not None:
+                os.environ[_ADDRESS] = before
+
+
+@contextmanager
 def _answers(address: str | None) -> Iterator[None]:
     """Ray's errors of the job server in our words."""
     try:
         yield
-    except (ConnectionError, requests.RequestException) as error:
+    except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
         place = f" at {address}" if address else ""
         raise JobsUnavailable(
             f"no job server answers{place} ({str(error).splitlines()[0][:200]}); is the dashboard up and --address right?"

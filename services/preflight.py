@@ -38,7 +38,6 @@ def preflight(recipe: Recipe) -> list[str]:
     Raises:
         InputError: what is wrong, and where.
     """
-    refuse_finished(recipe)
     if recipe.tracking.enabled:
         mlflow_answers(tracking_uri(recipe))
     samples = sample_files(recipe)

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError
 from services.assessment import assess
 from services.errors import ServiceUnavailable
-from services.registry import ModelVersion, fetch_bundle, find_model, recipe_of
+from services.registry import REGISTERED, ModelVersion, fetch_bundle, find_model, recipe_of
 from trainers.predictor import Predictor
 
 CHAMPION = "champion"
@@ -101,7 +101,8 @@ def history(client: MlflowClient, name: str) -> list[Promotion]:
     try:
         tags = client.get_registered_model(name).tags
     except MlflowException as error:
-        raise InputError(f"is not in the registry ({error.message})", field="NAME", value=name) from None
+        why = f"is not in the registry ({error.message})"
+        raise InputError(why, field="NAME", value=name, wanted=REGISTERED) from None
     return [Promotion(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_RECORD)]
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from trainers.tracking import open_client, resolve_tracking_uri
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 
+REGISTERED = "one that `m2can models search` shows"
 # Written beside a model's files when a server sends them.
 _MLFLOW_ADDS = {"registered_model_meta"}
 
@@ -62,7 +64,7 @@ def client_for(uri: str | None = None, storage: Path = Path("runs")) -> MlflowCl
 def list_models(client: MlflowClient) -> list[ModelVersion]:
     """The newest version of every model, by name."""
     found = []
-    for model in client.search_registered_models():
+    for model in _pages(client.search_registered_models):
         versions = client.search_model_versions(f"name = '{model.name}'")
         if versions:
             found.append(_version(client, max(versions, key=lambda v: int(v.version))))
@@ -88,12 +90,10 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
             return _version(client, client.get_model_version(name, number))
         versions = client.search_model_versions(f"name = '{name}'")
     except MlflowException as error:
-        raise InputError(f"is not in the registry ({error.message})", field="MODEL", value=reference) from None
+        why = f"is not in the registry ({error.message})"
+        raise InputError(why, field="MODEL", value=reference, wanted=REGISTERED) from None
     if not versions:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise InputError(
-            "is not in the registry", field="MODEL", value=reference, wanted=f"a registered model: {known}"
-        )
+        raise InputError("is not in the registry", field="MODEL", value=reference, wanted=REGISTERED)
     return _version(client, max(versions, key=lambda v: int(v.version)))
 
 
@@ -124,7 +124,7 @@ def search_models(
             and (min_accuracy is None or (accuracy is not None and float(accuracy) >= min_accuracy))
         )
 
-    versions = [_version(client, found) for found in client.search_model_versions()]
+    versions = [_version(client, found) for found in _pages(client.search_model_versions)]
     return sorted(filter(fits, versions), key=lambda v: (v.created, v.name, int(v.version)), reverse=True)
 
 
@@ -206,6 +206,17 @@ def _download(client: MlflowClient, version: ModelVersion) -> Path:
     except (MlflowException, OSError) as error:
         name = f"{version.name}:{version.version}"
         raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=name) from None
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that MLflow finds: it answers a page at a time, of a hundred models."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _version(client: MlflowClient, found: Any) -> ModelVersion:

@@ -241,10 +241,15 @@ def start(config: ServeConfig, host: str, port: int) -> None:
     """Serve at host:port, until `stop`. Ray must be running.
 
     Raises:
-        InputError: a model that is not in the registry, or the port is taken.
+        InputError: a model that is not in the registry, the port is taken, or the cluster serves something already:
+            Ray Serve has one port a cluster, and who ends it ends it for all.
     """
     for model in config.models:
         find_model(client_for(config.tracking_uri), model)
+    running = serve.status().applications
+    if running:
+        wanted = "a cluster that serves nothing; end what is served there first"
+        raise InputError("serves already", field="--address", value=", ".join(running), wanted=wanted)
     _port_is_free(host, port)
     http = {"host": host, "port": port, "request_timeout_s": config.limits.timeout_s + 5}
     serve.start(http_options=http)

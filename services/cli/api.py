@@ -28,7 +28,8 @@ def api(
     """Run the control plane: jobs, sweeps, models and data checks over HTTP; its document is at /docs."""
     import uvicorn
 
-    from services.api import ApiConfig, RayJobs, make_api
+    from services.api import make_api
+    from services.api_requests import ApiConfig, RayJobs
     from services.guard import AuditLog, RateLimit
     from services.http import Tokens, check_host
     from services.job_request import refuse_passwords

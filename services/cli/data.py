@@ -31,12 +31,16 @@ def generate(
     seed: Annotated[int, typer.Option(help="Another seed gives other postcards.")] = 0,
     train: Annotated[int, typer.Option(help="Training records of each domain.", min=3)] = 600,
     val: Annotated[int, typer.Option(help="Validation records of each domain.", min=3)] = 200,
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Write the generated data set: three domains of rendered postcards with captions."""
     from datasets_manifest.generated import write_postcards
 
-    for path in write_postcards(out, seed=seed, train=train, val=val).values():
-        typer.echo(str(path))
+    manifests = [str(path) for path in write_postcards(out, seed=seed, train=train, val=val).values()]
+    if json_:
+        print_json({"manifests": manifests})
+    else:
+        typer.echo("\n".join(manifests))
 
 
 def use_data_root(root: str | None) -> None:
@@ -164,12 +168,17 @@ def pack(
 def unpack(
     manifest: Annotated[str, typer.Argument(help="The manifest of a packed data set.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Write a packed data set as one file a picture again."""
     from datasets_manifest.pack import unpack as run
     from datasets_manifest.schema import load_manifest
 
-    typer.echo(str(run(load_manifest(manifest), out)))
+    unpacked = str(run(load_manifest(manifest), out))
+    if json_:
+        print_json({"manifest": unpacked})
+    else:
+        typer.echo(unpacked)
 
 
 def _print_report(report: DataReport) -> None:

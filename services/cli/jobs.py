@@ -17,18 +17,27 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
 ]
+_KINDS = ("train", "tune")
 Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2can jobs list` shows it.")]
 
 
 @app.command(
-    epilog="Example:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait"
+    epilog="Examples:  m2can jobs submit train recipe.yaml --address http://head:8265 --set train.epochs=5 --wait    "
+    "m2can jobs submit tune ablation --recipe recipe.yaml"
 )
 def submit(
-    kind: Annotated[str, typer.Argument(help="train or tune.")],
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or sweep file for tune.")],
+    kind: Annotated[str, typer.Argument(metavar="train|tune", help="What to do on the cluster.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A recipe (or one that comes along, such as AVA); for tune a sweep, as for `m2can tune`.",
+        ),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
     ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="For tune: a recipe in place of the sweep's own.")] = None,
     address: Address = None,
     id_: Annotated[str | None, typer.Option("--id", help="The job's id; default: made from kind and time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit code 1 if it fails.")] = False,
@@ -38,19 +47,10 @@ def submit(
 
     A run that was cut off goes on when it is submitted again with the same run.name.
     """
-    from datasets_manifest.errors import InputError
     from services import jobs
-    from services.job_request import train_request, tune_request
-    from trainers.provenance import environment
-    from trainers.recipe import load_recipe
 
-    if kind not in ("train", "tune"):
-        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
-    identity = id_ or jobs.new_id(kind)
-    if kind == "train":
-        request = train_request(identity, load_recipe(recipe, list(set_ or [])), environment())
-    else:
-        request = tune_request(identity, recipe, list(set_ or []), environment())
+    identity = id_ or jobs.new_id(kind if kind in _KINDS else "job")
+    request = _request(kind, identity, file, list(set_ or []), recipe)
     client = jobs.connect(address)
     job = jobs.submit(
         client,
@@ -58,7 +58,11 @@ def submit(
         on_code=lambda code: typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True),
     )
     if wait:
-        job = _to_the_end(client, identity, quiet=json_)
+        try:
+            job = _to_the_end(client, identity, quiet=json_)
+        except KeyboardInterrupt:
+            typer.echo(f"m2can: the job goes on; next: m2can jobs stop {identity}", err=True)
+            raise
     if json_:
         print_json(job.as_dict())
     else:
@@ -74,22 +78,20 @@ def submit(
 def list_(
     address: Address = None,
     status: Annotated[str | None, typer.Option(help="Only jobs of this status, e.g. RUNNING.")] = None,
-    run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run or sweep.")] = None,
     json_: AsJson = False,
 ) -> None:
     """Jobs of this tool, newest first."""
     from services import jobs
 
-    client = jobs.connect(address)
-    found = jobs.find_by_run(client, run) if run else jobs.list_jobs(client)
-    found = [job for job in found if status is None or job.status == status.upper()]
+    found = jobs.list_jobs(jobs.connect(address), status.upper() if status else None, run)
     if json_:
         print_json([job.as_dict() for job in found])
         return
     if not found:
         typer.echo("no job; `m2can jobs submit train RECIPE` sends one")
     for job in found:
-        typer.echo(f"{job.id:42} {job.status:10} {job.kind:6} run {job.run_name}  {job.submitted}")
+        typer.echo(f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}")
 
 
 @app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
@@ -152,11 +154,35 @@ def delete(identity: Identity, address: Address = None, json_: AsJson = False) -
         typer.echo(f"{identity}  deleted")
 
 
+def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe: Path | None) -> Any:
+    """Raises InputError: no such kind, or the recipe or the sweep is not valid."""
+    from datasets_manifest.errors import InputError
+    from services.job_request import train_request
+    from trainers.provenance import environment
+    from trainers.recipe import load_recipe
+    from trainers.recipes import packaged_recipe
+
+    if kind == "tune":
+        from services.sweep_request import tune_request
+        from tuning.sweep import load_sweep
+
+        return tune_request(identity, load_sweep(file, recipe, overrides), environment())
+    if kind != "train":
+        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
+    if recipe is not None:
+        raise InputError("goes with tune", field="--recipe", value=str(recipe), wanted="the recipe as FILE")
+    found = file if file.is_file() else packaged_recipe(str(file)) or file
+    return train_request(identity, load_recipe(found, overrides), environment())
+
+
 def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
     from services import jobs
 
     if not quiet:
-        asyncio.run(_print_lines(client, identity))
+        try:
+            asyncio.run(_print_lines(client, identity))
+        except jobs.JobsUnavailable as error:  # of the log only: the job may well go on
+            typer.echo(f"m2can: {error}", err=True)
     return jobs.wait(client, identity)
 
 

@@ -26,7 +26,7 @@ app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 
     predict.predict
 )
 app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
-app.command("demo")(demo.demo)
+app.command("demo", epilog="Example:  m2can demo --folder demo --workers 1")(demo.demo)
 app.command("doctor", epilog="Example:  m2can doctor --json")(doctor.doctor)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(
     serve.serve

@@ -196,8 +196,14 @@ def _print_versions(found: list[Any], as_json: bool) -> None:
         typer.echo("no model fits")
     for version in found:
         aliases = " ".join(f"@{alias}" for alias in version.aliases)
+        about = {
+            name: version.tags.get(f"m2can.{name}", "–") for name in ("sources", "target", "validator", "run_name")
+        }
         accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
-        typer.echo(f"{version.name}:{version.version} {aliases}  target accuracy {accuracy}  {version.created}")
+        typer.echo(
+            f"{version.name}:{version.version} {aliases}  {about['sources']} → {about['target']}  "
+            f"target accuracy {accuracy} by {about['validator']}  run {about['run_name']}  {version.created}"
+        )
 
 
 def _print_promotion(record: Any, as_json: bool) -> None:

@@ -66,6 +66,7 @@ def export(
     published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
     tracking_uri: TrackingUri = None,
     storage: Storage = Path("runs"),
+    json_: AsJson = False,
 ) -> None:
     """Write a model as one file that the published implementation reads."""
     from datasets_manifest.errors import InputError
@@ -76,4 +77,7 @@ def export(
         raise InputError("is missing", field="--published", wanted="it: there is no other form so far")
     predictor = load_predictor(model, tracking_uri, storage)
     export_published(predictor.network, predictor.card.recipe, out)
-    typer.echo(str(out))
+    if json_:
+        print_json({"file": str(out)})
+    else:
+        typer.echo(str(out))

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.models import Storage, TrackingUri
+from services.cli.models import AsJson, Storage, TrackingUri
+from services.cli.output import print_json
 
 TokensFile = Annotated[
     Path | None, typer.Option("--tokens", help="Tokens file (mode 600); without it, loopback only and no token asked.")
@@ -51,10 +52,14 @@ def serve(
 def token(
     name: Annotated[str, typer.Argument(help="Whose token it is.")],
     scope: Annotated[list[str], typer.Option(help="read, submit, admin or predict; may be repeated.")],
+    json_: AsJson = False,
 ) -> None:
     """Make a token: it is shown once; the tokens file keeps its hash."""
     from services.http import new_token
 
     secret, line = new_token(name, scope)
+    if json_:
+        print_json({"token": secret, "line": line})
+        return
     typer.echo(f"token (give it to {name}, it is not kept): {secret}")
     typer.echo(f"line for the tokens file: {line}")

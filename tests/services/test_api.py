@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from datasets_manifest.errors import InputError
-from services.api import ApiConfig, make_api
+from services.api import make_api
+from services.api_requests import ApiConfig
 from services.guard import AuditLog, RateLimit, confine_path
 from services.http import Problem, Tokens, new_token
 from services.job_request import JobRequest
@@ -175,7 +176,7 @@ def test_each_door_asks_for_its_scope(service: Service, method: str, path: str, 
     recipe = service.recipe()
     bodies = {
         "/v1/jobs": {"recipe": recipe},
-        "/v1/sweeps": {"sweep": {"trials": 1}, "recipe": recipe},
+        "/v1/sweeps": {"sweep": SWEEP, "recipe": recipe},
         "/v1/data/check": {"manifests": [str(service.folder / "a.yaml")]},
         f"/v1/models/{NAME}/promote": {"version": "1", "alias": "doors"},
     }
@@ -213,6 +214,68 @@ def test_a_recipe_that_reaches_out_is_refused(service: Service, changes: dict[st
     assert answer.status_code == 422, answer.text
     assert words in answer.json()["detail"]
     assert service.jobs.requests == []
+
+
+SWEEP = {"name": "s", "seeds": [0], "variants": {"a": []}}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"variants": {"a": ["run.storage=/elsewhere"]}}, "run.storage: leads outside"),
+        ({"variants": {"a": [], "b": ["data.target=/etc/passwd"]}}, "data.target: leads outside"),
+        ({"variants": {"a": ["data={sources: [/etc/a.yaml], target: /etc/b.yaml}"]}}, "data.sources.0: leads outside"),
+        ({"variants": {"a": ["tracking.uri=http://elsewhere"]}}, "tracking.uri: is not this service's MLflow"),
+        ({"variants": {"a": ["cluster.address=ray://elsewhere:1"]}}, "cluster.address: is set by the service"),
+        ({"set": ["encoders.picture.weights=/etc/evil.pt"]}, "encoders.picture.weights: leads outside"),
+        (
+            {"variants": {}, "seeds": [], "space": {"data.target": {"choices": ["/etc/x"]}}},
+            "data.target: leads outside",
+        ),
+        ({"variants": {}, "seeds": [], "space": {"uacr.strt": {"choices": [1]}}}, "nearest: uacr.start"),
+        ({"name": "../up"}, "name: wrong value"),
+        ({"variants": {"a": ["train.epochs=many"]}}, "does not fit the recipe: train.epochs"),
+        ({"trails": 3}, "unknown key `trails`"),
+        ({"recipe": "/etc/passwd"}, "sweep.recipe: is given beside the sweep"),
+        ({"variants": {"a": ["x" * 100_000]}}, "too long to travel"),
+    ],
+)
+def test_a_sweep_that_is_none_or_reaches_out_is_refused(service: Service, sweep: dict[str, Any], words: str) -> None:
+    answer = service.ask("POST", "/v1/sweeps", json={"sweep": SWEEP | sweep, "recipe": service.recipe()})
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["detail"] and "m2can-sweep" not in answer.text
+    assert service.jobs.requests == []
+
+
+def test_a_sweep_travels_the_same_each_time_it_is_submitted(service: Service) -> None:
+    """The sweep on the cluster goes on only if nothing in it changed: no id of a job may stand in it."""
+    for _ in range(2):
+        made = service.ask("POST", "/v1/sweeps", json={"sweep": SWEEP, "recipe": service.recipe()})
+        assert made.status_code == 202 and made.json()["run_name"] == "s", made.text
+    first, second = service.jobs.requests
+    assert first.content == second.content and first.id != second.id
+    assert first.content["recipe"]["run"] == {"storage": str(service.folder / "runs")}
+    assert first.content["recipe"]["tracking"]["uri"].startswith("sqlite")
+    assert [job["id"] for job in service.ask("GET", "/v1/sweeps").json()["jobs"]] == [second.id, first.id]
+
+
+def test_the_documents_examples_are_accepted(service: Service) -> None:
+    schemas = service.ask("GET", "/openapi.json", None).json()["components"]["schemas"]
+    text = json.dumps({n: schemas[n]["properties"] for n in ("JobIn", "SweepIn")}).replace(
+        '"/data/', f'"{service.folder}/'
+    )
+    examples = {n: {k: p["examples"][0] for k, p in fields.items()} for n, fields in json.loads(text).items()}
+    assert service.ask("POST", "/v1/jobs", json=examples["JobIn"]).status_code == 202
+    assert service.ask("POST", "/v1/sweeps", json=examples["SweepIn"]).status_code == 202
+
+
+@pytest.mark.parametrize("depth", [150, 900, 100_000])
+def test_a_deeply_nested_body_is_refused(service: Service, depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for path, body in (("jobs", '{"recipe": %s}'), ("sweeps", '{"sweep": %s, "recipe": {}}')):
+        content = body % ('{"data": ' + nested + "}")
+        answer = service.ask("POST", f"/v1/{path}", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422), answer.text
 
 
 def test_oversized_and_malformed_requests(service: Service) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from datasets_manifest.errors import InputError
-from services.job_request import JobRequest, check_id, command_line, train_request, tune_request
+from services.job_request import JobRequest, check_id, command_line, place, train_request
 from services.packing import pack_code
 from services.preflight import can_be_satisfied, every_node_reaches, mlflow_answers, refuse_finished
+from services.sweep_request import tune_request
 from tests.trainers.tiny_run import small_recipe
 from trainers.recipe import make_recipe
+from tuning.sweep import load_sweep
 
 RECIPE = {"data": {"sources": ["/d/a.yaml"], "target": "/d/b.yaml"}}
 
@@ -66,15 +68,60 @@ def test_a_request_that_an_environment_cannot_hold_is_refused() -> None:
         train_request("job-a", recipe).encoded()
 
 
-def test_a_sweep_brings_its_recipe(tmp_path: Path) -> None:
+SWEEP = """
+name: thresholds
+recipe: recipe.yaml
+set: [train.epochs=3]
+seeds: [0]
+variants: {as it is: [], elsewhere: [data.target=other/c.yaml]}
+"""
+
+
+def test_a_sweep_brings_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another folder, another plan comes out than went in only in that its paths are absolute."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "recipe.yaml").write_text(
+        "data: {sources: [a.yaml], target: b.yaml}\nencoders: {picture: {weights: w.pt}}\noptimizer: {lr: {heads: 1.0e-5}}"
+    )
+    (tmp_path / "there" / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "w.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    plan = load_sweep(tmp_path / "there" / "sweep.yaml", None, ["train.batch_size=4", "cluster.address=auto"])
+    request = JobRequest.decoded(tune_request("job-a", plan).encoded())
+    assert request.run_name == "thresholds"
+    (tmp_path / "out").mkdir()
+    arguments = command_line(request, tmp_path / "out")
+    assert arguments == ["tune", str(tmp_path / "out" / "sweep.yaml")]
+    again = load_sweep(Path(arguments[1]))
+    before, after = plan.recipe([]), again.recipe([])
+    assert after.data == before.data and after.data.target == str(tmp_path / "there" / "b.yaml")
+    assert (after.train, after.optimizer) == (before.train, before.optimizer)
+    assert after.train.batch_size == 4 and after.train.epochs == 3
+    assert after.run.storage == str(tmp_path / "runs")
+    assert after.encoders.picture.weights == str(tmp_path / "w.pt")
+    assert (after.tracking.uri, after.cluster.address) == ("http://mlflow:5000", None)
+    elsewhere = again.recipe(again.sweep.variants["elsewhere"])
+    assert elsewhere.data.target == str(tmp_path / "there" / "other" / "c.yaml")
+
+
+def test_a_password_in_an_override_of_a_sweep_does_not_travel(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("data: {sources: [a.yaml], target: b.yaml}")
-    (tmp_path / "sweep.yaml").write_text("recipe: recipe.yaml\ntrials: 3")
-    out = tmp_path / "out"
-    out.mkdir()
-    arguments = command_line(tune_request("job-a", tmp_path / "sweep.yaml", ["trials=2"]), out)
-    assert arguments == ["tune", str(out / "sweep.yaml"), "--set", "trials=2"]
-    sweep = json.loads((out / "sweep.yaml").read_text())
-    assert json.loads((out / sweep["recipe"]).read_text())["data"]["target"] == str(tmp_path / "b.yaml")
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    plan = load_sweep(tmp_path / "sweep.yaml", None, ["tracking.uri=postgresql://me:secret@db/m"])
+    with pytest.raises(InputError, match="has a password in it") as caught:
+        tune_request("job-a", plan)
+    assert "secret" not in str(caught.value)
+
+
+def test_names_in_place_of_paths_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "random", "encoder"):
+        (tmp_path / name).mkdir()
+    text = {"name": "tiny", "weights": "random"}
+    assert place(make_recipe(RECIPE | {"encoders": {"text": text}})).encoders.text.name == "tiny"
+    placed = place(make_recipe(RECIPE | {"encoders": {"text": {"name": "encoder"}}}))
+    assert placed.encoders.text.name == str(tmp_path / "encoder")
 
 
 def test_code_is_our_packages_without_caches_and_has_a_limit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from datasets_manifest.errors import InputError
@@ -83,7 +85,10 @@ def test_a_job_is_submitted_found_read_and_forgotten(dashboard: str, tmp_path: P
     assert job.status == "FAILED"
     assert "a.yaml: no such file" in jobs.logs(client, "first-job")
     assert "exit code 2" in job.message
-    assert [found.id for found in jobs.find_by_run(client, "a-run")] == ["first-job"]
+    assert [found.id for found in jobs.list_jobs(client, "FAILED", "a-run")] == ["first-job"]
+    assert jobs.list_jobs(client, "RUNNING") == jobs.list_jobs(client, run_name="b-run") == []
+    with pytest.raises(InputError, match="--status: is no status; found 'GONE'; wanted PENDING"):
+        jobs.list_jobs(client, "GONE")
     assert jobs.stop(client, "first-job").status == "FAILED"
     jobs.delete(client, "first-job")
     assert jobs.list_jobs(client) == []
@@ -97,6 +102,35 @@ def test_without_the_token_the_job_server_stays_shut(dashboard: str) -> None:
     environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
     done = subprocess.run([sys.executable, "-c", program, dashboard], env=environment, capture_output=True, text=True)
     assert "JobsUnavailable" in done.stderr and "token" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_address_that_is_given_goes_before_that_of_the_environment(
+    dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own client does it the other way round, and a job would go to another cluster than the one named."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
+    monkeypatch.setenv("RAY_ADDRESS", dashboard)
+    jobs.list_jobs(jobs.connect())
+    with pytest.raises(jobs.JobsUnavailable, match=r"at http://127\.0\.0\.1:9"):
+        jobs.connect("http://127.0.0.1:9")
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == dashboard
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    jobs.list_jobs(jobs.connect(dashboard))
+
+
+def test_a_log_that_breaks_off_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        async def tail_job_logs(self, identity: str) -> AsyncIterator[str]:
+            yield "a line"
+            raise aiohttp.ClientConnectionError("away")
+
+    async def read() -> list[str]:
+        return [lines async for lines in jobs.follow(Client(), "a")]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "get", lambda client, identity: None)
+    with pytest.raises(jobs.JobsUnavailable, match="away"):
+        asyncio.run(read())
 
 
 def test_an_address_where_nobody_answers() -> None:

@@ -11,6 +11,7 @@ from datasets_manifest.errors import InputError
 from services import promotion, registry
 from services.promotion import Gate, PromotionRefused
 from tests.services.registered import NAME, Registered
+from trainers.mlflow_run import open_client
 
 
 def holder(registered: Registered, alias: str) -> str:
@@ -68,6 +69,14 @@ def test_search_filters(registered: Registered) -> None:
     assert found(min_accuracy=0.15) == ["2"]
     assert found(source="city", text="MOUNT", alias="candidate") == ["2"]
     assert found(target="city") == []
+
+
+def test_more_models_than_a_page_of_mlflow_are_listed(tmp_path: Path) -> None:
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    for number in range(103):
+        client.create_registered_model(f"m{number:03}")
+        client.create_model_version(f"m{number:03}", str(tmp_path))
+    assert [version.name for version in registry.list_models(client)] == [f"m{number:03}" for number in range(103)]
 
 
 def test_fetch_gives_verified_files_and_leaves_nothing_when_they_were_altered(

@@ -259,6 +259,8 @@ def test_ray_serve_answers_as_predict_does_through_a_promotion(served: str, regi
         for n, bundle in enumerate(registered.bundles)
     }
     assert np.abs(wanted["1"] - wanted["2"]).max() > 1e-4
+    with pytest.raises(InputError, match="--address: serves already; found 'm2can'"):
+        start(ServeConfig([NAME], registered.uri, Tokens([])), "127.0.0.1", free_ports(1)[0])
 
     async def one(client: httpx.AsyncClient, n: int) -> str:
         response = await client.post(PREDICT, json=bodies[n % len(bodies)])
