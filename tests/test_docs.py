@@ -36,6 +36,21 @@ def test_every_recipe_key_is_in_the_reference() -> None:
     assert not [key for key in keys if f"`{key}`" not in shown]
 
 
+def test_every_recipe_key_has_its_meaning_and_the_default_that_counts() -> None:
+    from docs.meanings import MEANINGS
+    from docs.reference import recipe_page
+    from trainers.recipe import make_recipe
+
+    data = {"sources": ["a"], "target": "b"}
+    recommended = make_recipe({"data": data}).flat()
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in recipe_page().splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[1:] for row in rows}
+    assert told.keys() == recommended.keys() and MEANINGS.keys() <= recommended.keys()
+    assert not [key for key, row in told.items() if len(row) < 3 or row[2].startswith("(`published`")]
+    assert told["sam.rho"][1] == f"`{recommended['sam.rho']}`" and "(`published`: `0.05`)" in told["sam.rho"][2]
+    assert "the nearer to the target" in told["objective.source_weights"][2]
+
+
 def test_errors_of_the_faq_are_errors_of_the_code() -> None:
     packages = ("datasets_manifest", "trainers", "services")
     code = "".join(file.read_text(encoding="utf-8") for name in packages for file in (ROOT / name).rglob("*.py"))

@@ -38,13 +38,14 @@ def write_report(
         sections["importance"] = ("Importance", _importance(shares))
     sections["learning"] = ("Learning curves", _learning(sweep, trials, best))
     sections["trials"] = ("All trials", _all(sweep, trials, best))
+    title = f"{'Comparison' if sweep.is_comparison else 'Sweep'} {sweep.name}"
     body = [
-        f"<h1>Sweep {html(sweep.name)}</h1><p><strong>{html(_verdict(sweep, trials, best))}</strong></p>",
+        f"<h1>{html(title)}</h1><p><strong>{html(_verdict(sweep, trials, best))}</strong></p>",
         contents({anchor: title for anchor, (title, _) in sections.items()}),
         *(content for _, content in sections.values()),
     ]
     file = folder / REPORT
-    file.write_text(page(f"Sweep {sweep.name}", body, style=charts.STYLE), encoding="utf-8")
+    file.write_text(page(title, body, style=charts.STYLE), encoding="utf-8")
     return file
 
 

@@ -93,6 +93,7 @@ def test_page_of_a_comparison(tmp_path):
     ]
     draw_report(plan, trials, None, tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text()
+    assert "<title>Comparison trial</title>" in text
     assert "Best of 2 variants: all &lt;i&gt;, target accuracy 75.0 % ± 7.1 %." in text
     assert "75.0 % ± 7.1 %" in text and "all &lt;i&gt;" in text and "<i>" not in text
     unlabelled = [finished("t", {"variant": v, "seed": 0}, 0.2) for v in ("all <i>", "plain")]
