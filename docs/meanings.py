@@ -29,7 +29,7 @@ MEANINGS = {
     "encoders.text.freeze": "what is not trained: a number counts blocks from the input",
     "encoders.picture.name": "which encoder",
     "encoders.picture.freeze": "what is not trained: a number counts blocks from the input",
-    "encoders.picture.batch_norm": "whose statistics: each record's, the global batch's, those of parts of it, or the weights' own",
+    "encoders.picture.batch_norm": "statistics of each record, the global batch, parts of it, or those of the weights",
     "encoders.picture.activation_checkpointing": "keep only the blocks' inputs and compute the rest again: less memory",
     "network.modalities": "what predictions are made from",
     "objective.cmcfa": "weight of text to picture",
