@@ -33,6 +33,7 @@ a, summary { color: inherit; text-underline-offset: .2em } summary { cursor: poi
 .scroll { overflow-x: auto; margin: .5rem 0 } table { border-collapse: collapse } caption { text-align: left; color: var(--soft) }
 td, th { text-align: left; padding: .3rem .7rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
 overflow-wrap: normal } th[scope=row] { font-weight: 400 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td.n { white-space: nowrap }
 .bar { display: inline-block; height: .8em; background: var(--bar); margin-right: .4em }
 .fatal { font-weight: 700 } .fatal::before { content: "✖ " } .warning::before { content: "▲ " } .note::before { content: "● " }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; margin-top: 1rem }

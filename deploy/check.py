@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,32 +19,22 @@ from typing import Any
 import jsonschema
 import yaml
 
-from deploy import kubernetes
+from deploy import kubernetes, links
 from deploy.commands import command_fault, shell_faults
+from deploy.images import dockerfile_faults, image_fault
 from deploy.locked import ROOT, locked, packages, version_of
 
 HERE = Path(__file__).parent
 OVERLAYS = ("single-node", "multi-node")
 _SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|ACCESS_KEY|CREDENTIALS)", re.I)
+_SECRET_ASSIGNED = re.compile(r"\b[A-Z_]*(?:PASSWORD|AUTH_TOKEN|SECRET_KEY|ACCESS_KEY)=(?![\"']?\$)[\"']?\w+")
 _PASSWORD_IN_ADDRESS = re.compile(r"\w://[^/\s:@{}$]+:[^/\s@{}$]+@")
 
 
 def check(folder: Path = HERE, render: bool = True) -> list[str]:
     """All faults, each with its file."""
-    faults = [*_texts(folder), *_dockerfile(folder), *_mlflow(folder), *_ray_up(folder), *_compose(folder)]
+    faults = [*_texts(folder), *dockerfile_faults(folder), *_mlflow(folder), *_ray_up(folder), *_compose(folder)]
     return list(dict.fromkeys([*faults, *_kubernetes(folder, render)]))
-
-
-def project_version() -> str:
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
-
-
-def image_fault(image: str) -> str | None:
-    """Ours carry the project's version; others a number, never `latest`."""
-    name, _, tag = image.rpartition(":")
-    if name.rsplit("/", 1)[-1] in ("m2can", "m2can-mlflow"):
-        return None if tag == project_version() else f"image {image}: wanted the tag {project_version()}"
-    return None if re.match(r"\d+\.\d+", tag) else f"image {image}: wanted a tag with a version"
 
 
 def documents(file: Path) -> tuple[list[Any], list[str]]:
@@ -80,36 +69,12 @@ def _texts(folder: Path) -> Iterator[str]:
             found = _PASSWORD_IN_ADDRESS.search(file.read_text())
             if found:
                 yield f"{file.relative_to(folder)}: an address with a password: {found.group()}"
+            if found := _SECRET_ASSIGNED.search(file.read_text()):
+                yield f"{file.relative_to(folder)}: a secret in the open: {found.group()}"
             if file.suffix == ".ini" and re.search(
                 r"^\s*\w*(password|secret|token)\w*\s*=\s*\S", file.read_text(), re.M
             ):
                 yield f"{file.relative_to(folder)}: holds a password"
-
-
-def _dockerfile(folder: Path) -> Iterator[str]:
-    text = (folder / "Dockerfile").read_text()
-    lines = text.replace("\\\n", " ").splitlines()
-    for tag in re.findall(r"-t (\S+)", text):
-        if fault := image_fault(tag):
-            yield f"Dockerfile: {fault}"
-    python = re.search(r"^ARG PYTHON=(\d+\.\d+)", text, re.M)
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    if python is None or f">={python.group(1)}" != wanted:
-        yield f"Dockerfile: PYTHON is not that of requires-python {wanted}"
-    stages = re.split(r"^FROM ", text, flags=re.M)[1:]
-    for stage in stages[1:]:
-        users = re.findall(r"^USER (\S+)", stage, re.M)
-        if not users or users[-1] in ("root", "0"):
-            yield f"Dockerfile: stage {stage.split()[2]} runs as root"
-    for line in lines:
-        if line.startswith("COPY "):
-            for source in line.split()[1:-1]:
-                if not (ROOT / source).exists():
-                    yield f"Dockerfile: COPY {source}: there is no such file"
-        for install in re.findall(r"pip install ([^&;]*)", line):
-            hashed, own, cpu = "--require-hashes" in install, install.rstrip().endswith("."), "TORCH_INDEX" in install
-            if not (hashed or own or cpu) or "--no-deps" not in install:
-                yield f"Dockerfile: pip install {install.strip()}: wanted --no-deps --require-hashes"
 
 
 def _mlflow(folder: Path) -> Iterator[str]:
@@ -152,14 +117,26 @@ def _ray_up(folder: Path) -> Iterator[str]:
 
 
 def _compose(folder: Path) -> Iterator[str]:
+    """compose.yaml by itself, then with what is laid over it."""
     found, faults = documents(folder / "compose.yaml")
-    yield from faults
-    for content in found:
-        if wrong := list(schema_faults(content, "compose", "compose.yaml")):
+    over, more = documents(folder / "compose.gpu.yaml")
+    if faults or more:
+        yield from [*faults, *more]
+        return
+    for where, content in (("compose.yaml", found[0]), ("compose.gpu.yaml", _laid_over(found[0], over[0]))):
+        if wrong := list(schema_faults(content, "compose", where)):
             yield from wrong
-            continue
+            return
         for name, service in content["services"].items():
-            yield from (f"compose.yaml: {name}: {fault}" for fault in _service_faults(service, content))
+            yield from (f"{where}: {name}: {fault}" for fault in _service_faults(service, content))
+        yield from (f"{where}: {fault}" for fault in links.compose_faults(content, folder))
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Mappings key by key, as compose does; all else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
 def _service_faults(service: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
@@ -184,6 +161,7 @@ def _service_faults(service: dict[str, Any], content: dict[str, Any]) -> Iterato
 def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
     facts = kubernetes.Facts(version_of("ray"), image_fault, secret_faults)
     objects: list[Any] = []
+    generated: dict[str, list[str]] = {}
     for file in sorted((folder / "kuberay").rglob("*.yaml")) + sorted((folder / "mlflow").glob("*.yaml")):
         where = str(file.relative_to(folder))
         found, faults = documents(file)
@@ -191,9 +169,9 @@ def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
         for content in found:
             if file.name == "kustomization.yaml":
                 yield from schema_faults(content, "kustomization", where)
-                for resource in content.get("resources", []):
-                    if not (file.parent / resource).exists():
-                        yield f"{where}: there is no {resource}"
+                yield from (f"{where}: {fault}" for fault in links.kustomization_faults(file, content))
+                for made in content.get("configMapGenerator", []):
+                    generated[made["name"]] = [Path(name).name for name in made["files"]]
             elif "recipes" in file.parts:
                 yield from (f"{where}: {fault}" for fault in kubernetes.recipe_faults(file, content))
             elif wrong := list(schema_faults(content, "kubernetes", where)):
@@ -202,6 +180,7 @@ def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
                 yield from (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
                 objects.append(content)
     yield from kubernetes.reference_faults(objects, (ROOT / "docs/deploy.md").read_text())
+    yield from links.kubernetes_faults(objects, folder, generated)
     if render and (tool := renderer()):
         for overlay in OVERLAYS:
             yield from _rendered(tool, folder / "kuberay/overlays" / overlay, facts)

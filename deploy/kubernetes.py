@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +18,8 @@ from services.job_request import refuse_passwords
 from trainers.recipe import Recipe, make_recipe
 
 CLUSTER_AT = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
-DATA = "/data"
+DATA, GPU = "/data", "nvidia.com/gpu"
+COMPONENT = "app.kubernetes.io/component"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Facts:
 def faults(content: dict[str, Any], facts: Facts) -> Iterator[str]:
     """What is wrong with one object, its schema apart."""
     kind, name = content["kind"], content["metadata"]["name"]
+    if COMPONENT not in content["metadata"].get("labels", {}):
+        yield f"{name}: no label {COMPONENT}, by which a part of all is applied"
     for role, pod in pods(content):
         yield from (f"{name}: {role}: {fault}" for fault in _pod_faults(pod, facts))
     if kind in CLUSTER_AT:
@@ -58,6 +62,8 @@ def pods(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if content["kind"] in CLUSTER_AT:
         cluster = cluster_of(content)
         yield "head", cluster["headGroupSpec"]["template"]["spec"]
+        if "submitterPodTemplate" in content["spec"]:
+            yield "submitter", content["spec"]["submitterPodTemplate"]["spec"]
         for group in cluster["workerGroupSpecs"]:
             yield f"group {group['groupName']}", group["template"]["spec"]
     elif content["kind"] == "Deployment":
@@ -89,6 +95,8 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
         yield "autoscalerOptions without enableInTreeAutoscaling"
     for group in cluster["workerGroupSpecs"]:
         name, fewest, most = group["groupName"], group["minReplicas"], group["maxReplicas"]
+        if GPU not in group["template"]["spec"]["containers"][0]["resources"]["limits"]:
+            yield f"group {name}: no {GPU}"
         if not fewest <= group["replicas"] <= most:
             yield f"group {name}: replicas {group['replicas']} is not between {fewest} and {most}"
         pod = group["template"]["spec"]
@@ -102,6 +110,10 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
         ray = pod["containers"][0]
         mounts = {mount["mountPath"]: mount["name"] for mount in ray.get("volumeMounts", [])}
         memory = {volume["name"] for volume in pod.get("volumes", []) if "emptyDir" in volume}
+        held = ray["resources"]["limits"]["memory"]
+        for volume in pod.get("volumes", []):
+            if volume["name"] == mounts.get("/dev/shm") and _bytes(volume["emptyDir"]["sizeLimit"]) > _bytes(held):
+                yield f"{ray['name']}: /dev/shm of {volume['emptyDir']['sizeLimit']} in a container of {held}"
         if mounts.get("/dev/shm") not in memory:
             yield f"{ray['name']}: /dev/shm is not a volume in memory; the object store would fall back to disk"
         if DATA not in mounts:
@@ -114,6 +126,9 @@ def _job_faults(spec: dict[str, Any]) -> Iterator[str]:
     shuts_down = spec.get("shutdownAfterJobFinishes", False)
     if spec.get("suspend") and not shuts_down:
         yield "suspend needs shutdownAfterJobFinishes: true"
+    yield from (f"no {key}" for key in ("ttlSecondsAfterFinished", "activeDeadlineSeconds") if key not in spec)
+    if "clusterSelector" not in spec and "backoffLimit" not in spec:
+        yield "no backoffLimit"
     if "ttlSecondsAfterFinished" in spec and not shuts_down:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true"
     if "clusterSelector" in spec and spec.get("backoffLimit"):
@@ -127,7 +142,7 @@ def _job_faults(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _serve_faults(text: str) -> Iterator[str]:
-    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
     from services.serving import APP, BuildArguments
 
@@ -137,6 +152,9 @@ def _serve_faults(text: str) -> Iterator[str]:
     except ValidationError as error:
         yield f"serveConfigV2: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
         return
+    unknown = {*content} - {*ServeDeploySchema.model_fields}
+    unknown |= {key for one in content["applications"] for key in {*one} - {*ServeApplicationSchema.model_fields}}
+    yield from (f"serveConfigV2: Ray does not know {key}" for key in sorted(unknown))
     for application in config.applications:
         module, _, attribute = application.import_path.partition(":")
         if not hasattr(import_module(module), attribute):
@@ -147,6 +165,11 @@ def _serve_faults(text: str) -> Iterator[str]:
             BuildArguments.model_validate(application.args)
         except ValidationError as error:
             yield f"serveConfigV2: args: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+
+
+def _bytes(quantity: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) << {"Mi": 20, "Gi": 30, "Ti": 40}[unit]
 
 
 def recipe_faults(file: Path, content: dict[str, Any]) -> Iterator[str]:

@@ -1,18 +1,18 @@
 """Random secrets for compose.yaml:  python deploy/make_secrets.py  →  deploy/secrets/ (mode 600, not in git)
 
-What is there already stays. The containers' user (uid 1000 unless the image was built with another USER_ID) must be able
+Needs nothing but Python. What is there already stays. The containers' user (uid 1000 unless the image was built with another
+USER_ID) must be able
 to read the files: run this as that user.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import sys
 from pathlib import Path
-
-from services.http import new_token
 
 MLFLOW_USER = "m2can"
 
@@ -45,9 +45,13 @@ def make(folder: Path) -> list[str]:
             write_new(folder / name, content)
             made.append(name)
     if not (folder / "api_tokens.yaml").exists():
-        token, line = new_token("operator", ["admin", "submit", "read", "predict"])
+        token = secrets.token_urlsafe(32)
+        digest = hashlib.sha256(token.encode()).hexdigest()
         write_new(folder / "operator_token", token)
-        write_new(folder / "api_tokens.yaml", line + "\n")
+        write_new(
+            folder / "api_tokens.yaml",
+            f"- {{name: operator, sha256: {digest}, scopes: [admin, submit, read, predict]}}\n",
+        )
         made += ["operator_token", "api_tokens.yaml"]
     return made
 

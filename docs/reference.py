@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from docs.meanings import MEANINGS
+
 API = {
     "The method, plain torch": [
         "trainers.m2can.network", "trainers.m2can.encoders", "trainers.m2can.objective", "trainers.m2can.losses.task",
@@ -33,45 +35,54 @@ _COMMENTED = re.compile(r"^ {4}(\w+): .*?(?:  # (.*))?$")
 
 
 def recipe_page() -> str:
-    """Every key of a recipe: type, default, meaning, and what the preset `published` says instead."""
-    from trainers.recipe import PRESETS, Recipe
+    """Every key of a recipe: type, meaning, what it is if it is left out, with either preset."""
+    from trainers.recipe import Recipe, make_recipe
 
+    data = {"sources": ["a", "b"], "target": "c"}
+    presets = [make_recipe({"preset": name, "data": data}).flat() for name in ("recommended", "published")]
     parts = [
         "# Recipe reference",
         "Made from the models in `trainers/recipe.py`. A recipe file states only what differs from its preset; "
-        "`--set a.b=c` overrides one key. Unknown keys are refused with the nearest valid one.",
+        "`--set a.b=c` overrides one key. Unknown keys are refused with the nearest valid one. The default is that of the "
+        "preset `recommended`, which is taken where a recipe names none.",
     ]
-    parts += _section(Recipe, "", PRESETS["published"])
+    parts += _section(Recipe, "", *presets)
     return "\n\n".join(parts) + "\n"
 
 
-def _section(model: type[BaseModel], path: str, published: dict[str, Any]) -> list[str]:
+def _section(model: type[BaseModel], path: str, recommended: dict[str, Any], published: dict[str, Any]) -> list[str]:
     comments, rows, below = _comments(model), [], []
     for name, field in model.model_fields.items():
         key, inner = f"{path}{name}", _model_in(field.annotation)
         if inner is not None:
-            below += _section(inner, f"{key}.", published.get(name, {}))
+            below += _section(inner, f"{key}.", recommended, published)
             continue
-        default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
-        meaning = comments.get(name, "") + (f" (`published`: `{_yaml(published[name])}`)" if name in published else "")
+        default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(recommended[key])}`"
+        meaning = comments.get(name) or MEANINGS.get(key, "")
+        if published[key] != recommended[key] and key != "preset":
+            meaning += f" (`published`: `{_yaml(published[key])}`)"
         rows.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
     title = f"## `{path[:-1]}`" if path else "## At the top"
     document = inspect.getdoc(model) or ""
     text = "" if document.startswith("!!! ") or not model.__doc__ else document
-    table = "| key | type | default | |\n|---|---|---|---|\n" + "\n".join(rows)
+    table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
     return [part for part in (title, text, table if rows else "") if part] + below
 
 
 def _comments(model: type[BaseModel]) -> dict[str, str]:
-    """Field → the comment behind or above it."""
-    found, above = {}, ""
+    """Field → the comment behind or above it; that of a default in brackets stands on the next line."""
+    found, above, name = {}, "", ""
     for line in inspect.getsource(model).splitlines():
         if line.startswith("    # "):
             above = f"{above} {line.strip()[2:]}".strip()
             continue
-        field = _COMMENTED.match(line)
-        if field:
-            found[field.group(1)] = f"{above} {field.group(2) or ''}".strip()
+        if field := _COMMENTED.match(line):
+            name = field.group(1)
+            found[name] = f"{above} {field.group(2) or ''}".strip()
+        elif name and line.startswith("        ") and "  # " in line and not found[name]:
+            found[name] = line.partition("  # ")[2]
+        elif not line.startswith("        "):
+            name = ""
         above = ""
     return found
 
@@ -81,7 +92,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _type(field: Any) -> str:
-    limits = [str(limit) for limit in field.metadata if not str(limit).startswith("FieldInfo")]
+    limits = [str(limit) for limit in field.metadata if not str(limit).startswith(("FieldInfo", "allow_inf_nan"))]
     limits = [re.sub(r"^(\w+)\(\w+=(.*)\)$", r"\1 \2", limit) for limit in limits]
     words = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<", "MinLen": "length ≥"}
     shown = [re.sub(r"^\w+", lambda m: words.get(m.group(), m.group()), limit) for limit in limits if "(" not in limit]

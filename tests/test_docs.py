@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from benchmarks.tables import PAGE, page
@@ -34,6 +35,35 @@ def test_every_recipe_key_is_in_the_reference() -> None:
     keys = Recipe.model_validate({"data": {"sources": ["a"], "target": "b"}}).flat()
     shown = recipe_page()
     assert not [key for key in keys if f"`{key}`" not in shown]
+
+
+def test_every_recipe_key_has_its_meaning_and_the_default_that_counts() -> None:
+    from docs.meanings import MEANINGS
+    from docs.reference import recipe_page
+    from trainers.recipe import make_recipe
+
+    data = {"sources": ["a"], "target": "b"}
+    recommended = make_recipe({"data": data}).flat()
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in recipe_page().splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[1:] for row in rows}
+    assert told.keys() == recommended.keys() and MEANINGS.keys() <= recommended.keys()
+    assert not [key for key, row in told.items() if len(row) < 3 or row[2].startswith("(`published`")]
+    assert told["sam.rho"][1] == f"`{recommended['sam.rho']}`" and "(`published`: `0.05`)" in told["sam.rho"][2]
+    assert "the nearer to the target" in told["objective.source_weights"][2]
+
+
+def test_every_room_is_in_the_table_of_rooms() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "root_packages"
+    ]
+    assert not [room for room in rooms if f"\n| `{room}` |" not in text]
+
+
+def test_worked_examples_are_short() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert len(examples) == 4 and max(len(example.splitlines()) for example in examples) < 40
 
 
 def test_errors_of_the_faq_are_errors_of_the_code() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -36,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.split("/")[0] in NOT_IN_THE_WHEEL]
-    for package in ("datasets_manifest", "trainers", "services"):
+    for package in ("datasets_manifest", "trainers", "tuning", "services"):
         sources = {str(p.relative_to(ROOT)) for p in (ROOT / package).rglob("*.py") if "__pycache__" not in p.parts}
         assert sources <= set(names), sources - set(names)
     assert {"trainers/recipes/demo.yaml", "datasets_manifest/catalog/AVA.yaml"} <= set(names)
@@ -51,7 +50,8 @@ def test_wheel_installs_and_works(wheel: Path, tmp_path: Path) -> None:
     subprocess.run(install, check=True, capture_output=True)
     # The dependencies are those of this environment; behind the new one's own packages, so that the wheel is used.
     (own,) = (place / "lib").glob("python*/site-packages")
-    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    places = [place for place in sys.path if place.endswith("site-packages")]
+    (own / "dependencies.pth").write_text("\n".join(places) + "\n")
 
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 

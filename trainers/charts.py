@@ -34,6 +34,7 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 12, 14, 42
 STYLE = (
     """
 svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; overflow: visible }
+@media (max-width: 30rem) { svg { font-size: 15px } }
 svg text { fill: var(--text) } svg .axis text { fill: var(--soft); stroke: var(--page);
 stroke-width: 4px; paint-order: stroke } svg .grid { stroke: var(--line); stroke-width: .6 }
 svg .line { fill: none; stroke-width: 2 } svg .rule { stroke: var(--soft); stroke-dasharray: 4 3; stroke-width: 1.3 }

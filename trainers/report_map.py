@@ -26,7 +26,8 @@ fieldset { border: 1px solid var(--line); border-radius: 4px; display: flex; fle
 fieldset label { padding: .2rem 0 } fieldset input { width: 1.1rem; height: 1.1rem; vertical-align: -.15rem }
 #map [data-legend] { display: none } #map:has(input[value=domain]:checked) [data-legend=domain],
 #map:has(input[value=true]:checked) [data-legend=true], #map:has(input[value=predicted]:checked) [data-legend=predicted]
-{ display: flex } #point { min-height: 3em; font-size: .9rem } #ring { fill: none; stroke: var(--text); stroke-width: 2 }
+{ display: flex } #point { min-height: 3em; font-size: .9rem; position: sticky; bottom: 0; padding: .4rem 0;
+background: var(--page); border-top: 1px solid var(--line) } #ring { fill: none; stroke: var(--text); stroke-width: 2 }
 """
 
 SCRIPT = """
@@ -119,6 +120,8 @@ def map_section(corpus: Corpus, checkpoints: dict[int, Path], chosen: int) -> Ht
     )
     if len(views) == 1:
         intro += " There is one map only: no earlier checkpoint than the chosen one was kept."
+    elif min(checkpoints) > 1:
+        intro += f" No checkpoint of an epoch before {min(checkpoints)} was kept, so that is what stands for before."
     ways = "".join(
         f'<label><input type="radio" name="by" value="{way}"{" checked" if way == "domain" else ""}> {word}</label>'
         for way, word in _WAYS.items()

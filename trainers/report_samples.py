@@ -20,6 +20,7 @@ CARDS = 12
 BAD_PICTURES = "bad_pictures.jsonl"
 _EXAMPLES = 10
 _MOST_CLASSES = 30
+_MOST_COMPARED = 200_000  # records that are looked through for copies
 
 
 def samples(run: Run) -> Html:
@@ -56,12 +57,46 @@ def data(run: Run) -> Html:
     return section(
         "data",
         "Data",
-        "As the run read it. `m2can data check` looks at every record and picture for damage, copies and leaks.",
+        Html(
+            "<p>As the run read it. <code>m2can data check</code> also looks into every picture: damage, copies under other "
+            "names, sizes.</p>"
+        ),
         table(head, rows, "Domains and splits"),
+        *_findings(corpus, parts),
         *labels,
         *notes,
         *_bad_pictures(run.outcome.folder / BAD_PICTURES),
     )
+
+
+def _findings(corpus: Corpus, parts: Sequence[Part]) -> list[object]:
+    """What people should know before they believe the numbers above."""
+    rows: list[tuple[str, str, str]] = []
+    first: dict[tuple[object, ...], Part] = {}
+    for part in parts:
+        seen = corpus.table.slice(part.start, len(part))
+        name = f"{part.domain}/{part.split}"
+        lacking = {kind: pc.sum(pc.equal(pc.list_value_length(seen[kind]), 0)).as_py() for kind in ("texts", "images")}
+        rows += [(name, f"{lacking['texts']:,}", "records without a text")] if lacking["texts"] else []
+        rows += [(name, f"{lacking['images']:,}", "records without a picture")] if lacking["images"] else []
+        label = seen["label"].to_numpy()
+        absent = [one for c, one in enumerate(corpus.classes) if (label >= 0).any() and not (label == c).any()]
+        rows += (
+            [(name, f"{len(absent)}", f"classes without a record: {', '.join(absent[:_EXAMPLES])}")] if absent else []
+        )
+        if len(corpus.table) > _MOST_COMPARED:
+            continue
+        shared: dict[str, int] = {}
+        for texts, images in zip(seen["texts"].to_pylist(), seen["images"].to_pylist()):
+            other = first.setdefault((*texts, None, *images), part)
+            if other is not part:
+                where = f"{other.domain}/{other.split}"
+                shared[where] = shared.get(where, 0) + 1
+        rows += [(name, f"{count:,}", f"records that are also in {where}") for where, count in shared.items()]
+    said = ["No split lacks texts, pictures or classes, and none has records of another."] if not rows else []
+    if len(corpus.table) > _MOST_COMPARED:
+        said = [f"With more than {_MOST_COMPARED:,} records copies were not looked for."]
+    return [*([table(("split", "count", "what"), rows, "Findings")] if rows else []), *said]
 
 
 def _row(corpus: Corpus, part: Part) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from datasets_manifest.html_page import REPORT, Html, bar, contents, details, ht
 from trainers import charts
 from trainers.charts import Plot, Series, curves, figure, percent, plain, round_percent
 from trainers.mlflow_run import without_password
+from trainers.provenance import code_version, environment
 from tuning.ledger import Trial, result_tree, variant_rows
 from tuning.sweep import Choices, Sweep, SweepPlan
 
@@ -35,22 +36,30 @@ def write_report(
         sections["choice"] = ("Choice", _choice(sweep, trials, best))
         sections["values"] = ("Score by value", _values(sweep, trials, best))
         sections["importance"] = ("Importance", _importance(shares))
-    sections["scores"] = ("Score by epoch", _scores(trials, best))
+    sections["learning"] = ("Learning curves", _learning(sweep, trials, best))
     sections["trials"] = ("All trials", _all(sweep, trials, best))
+    title = f"{'Comparison' if sweep.is_comparison else 'Sweep'} {sweep.name}"
     body = [
-        f"<h1>Sweep {html(sweep.name)}</h1>",
+        f"<h1>{html(title)}</h1><p><strong>{html(_verdict(sweep, trials, best))}</strong></p>",
         contents({anchor: title for anchor, (title, _) in sections.items()}),
         *(content for _, content in sections.values()),
     ]
     file = folder / REPORT
-    file.write_text(page(f"Sweep {sweep.name}", body, style=charts.STYLE), encoding="utf-8")
+    file.write_text(page(title, body, style=charts.STYLE), encoding="utf-8")
     return file
 
 
 def _overview(plan: SweepPlan, trials: list[Trial]) -> Html:
     sweep = plan.sweep
     count = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
+    recipe = plan.recipe([])
+    sources = " + ".join(map(_domain, recipe.data.sources))
+    versions = environment()
     rows: list[tuple[str, Any]] = [
+        ("domains", f"{sources} → {_domain(recipe.data.target)}"),
+        ("preset", recipe.preset),
+        ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
+        ("epochs, at most", f"{recipe.train.epochs}"),
         ("kind", "comparison of variants" if sweep.is_comparison else f"search, {sweep.algorithm}"),
         ("trials", ", ".join(f"{number} {status}" for status, number in count.items() if number) or "none"),
         ("scored by", sweep.objective),
@@ -60,7 +69,34 @@ def _overview(plan: SweepPlan, trials: list[Trial]) -> Html:
     rows += [(name, html(", ".join(overrides) or "the recipe as it is")) for name, overrides in sweep.variants.items()]
     rows += [("seeds", html(", ".join(map(str, sweep.seeds))))] if sweep.seeds else []
     rows += [("set in all trials", html(", ".join(sweep.set)))] if sweep.set else []
+    rows += [("m2can", code_version()), ("python", versions["python"])]
+    rows += [("packages", ", ".join(f"{name} {number}" for name, number in versions["packages"].items()))]
     return section("overview", "What was searched or compared", table(("", ""), rows, "The sweep"))
+
+
+def _verdict(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
+    if best is not None:
+        known = best.content.get("target_accuracy_chosen")
+        return f"{best.name} is the best" + (f": target accuracy {percent(known)}." if known is not None else ".")
+    rows = [row for row in variant_rows(sweep, trials) if row["score"] is not None] if sweep.is_comparison else []
+    if not rows:
+        return "No trial came to an end."
+    key, format = _measure(rows)
+    first = max((row for row in rows if row[key] is not None), key=lambda row: row[key])
+    what = "target accuracy" if format is percent else "score"
+    return f"Best of {len(rows)} variants: {first['variant']}, {what} {_spread(first, key, format)}."
+
+
+def _measure(rows: list[dict[str, Any]]) -> tuple[str, charts.Format]:
+    """What variants are compared by: target accuracy, or the score where the target has no labels."""
+    labelled = any(row["target_accuracy_chosen"] is not None for row in rows)
+    return ("target_accuracy_chosen", percent) if labelled else ("score", plain)
+
+
+def _domain(manifest: str) -> str:
+    """A manifest as people call it: its own name, or that of the folder it lies in."""
+    place = Path(without_password(manifest))
+    return (place.parent.name if place.stem == "manifest" else place.stem) or manifest
 
 
 def _space(part: Any) -> str:
@@ -79,8 +115,10 @@ def _choice(sweep: Sweep, trials: list[Trial], best: Trial | None) -> Html:
     said: str = _NO_LABELS
     if "regret" in tree:
         said = (
-            f"Its target accuracy is {percent(best.content['target_accuracy_chosen'])}; that of the best trial by labels "
-            f"{percent(tree['target_accuracy_best_trial'])}, regret {percent(tree['regret'])}. The labels are for this "
+            f"Its target accuracy is {percent(best.content['target_accuracy_chosen'])} at the epoch chosen, "
+            f"{_known(best.content.get('target_accuracy_last'), percent)} at the last and "
+            f"{_known(best.content.get('target_accuracy_oracle'), percent)} at the best by labels; that of the best trial "
+            f"by labels {percent(tree['target_accuracy_best_trial'])}, regret {percent(tree['regret'])}. The labels are for this "
             "report only."
         )
     chosen = f"{best.name} has the best score, {plain(best.score)}, by {sweep.objective} without target labels."
@@ -133,32 +171,53 @@ def _importance(shares: dict[str, float]) -> Html:
     return section("importance", title, said, table(("key", "share", ""), rows, title))
 
 
-def _scores(trials: list[Trial], best: Trial | None) -> Html:
-    """Curves of the best trials; the rest is in the table below."""
-    told = [trial for trial in trials if any("selection/score" in record.metrics for record in trial.records)]
-    ranked = sorted(told, key=lambda t: (best is None or t.name != best.name, -np.nan_to_num(t.score, nan=-np.inf)))
-    series = [
-        Series(
-            trial.name,
-            [(float(r.epoch), r.metrics["selection/score"]) for r in trial.records if "selection/score" in r.metrics],
-            kind,
+def _learning(sweep: Sweep, trials: list[Trial], best: Trial | None) -> Html:
+    """Score and target accuracy by epoch: of the best trials, or of variants as means over their seeds."""
+    if sweep.is_comparison:
+        groups = {name: [t for t in trials if t.config.get("variant") == name] for name in sweep.variants}
+        said = "Means over the seeds that came so far." if len(sweep.seeds) > 1 else ""
+    else:
+        told = [trial for trial in trials if trial.records]
+        ranked = sorted(told, key=lambda t: (best is None or t.name != best.name, -np.nan_to_num(t.score, nan=-np.inf)))
+        groups = {trial.name: [trial] for trial in ranked}
+        said = ""
+    if more := len(groups) - _SHOWN_CURVES:
+        kind = "variants" if sweep.is_comparison else "trials with the best scores"
+        said += f" {_SHOWN_CURVES} {kind} are drawn; {more} more are in the tables." if more > 0 else ""
+    shown = list(groups.items())[:_SHOWN_CURVES]
+    drawn = [
+        curves(title, [Series(name, _mean(of, metric), kind) for kind, (name, of) in enumerate(shown)], format=format)
+        for title, metric, format in (
+            ("Score, without target labels", "selection/score", plain),
+            ("Target accuracy, for this report only", "target/val/accuracy", percent),
+            ("Source accuracy", "source/val/accuracy", percent),
         )
-        for kind, trial in enumerate(ranked[:_SHOWN_CURVES])
     ]
-    more = len(ranked) - len(series)
-    said = f"The {len(series)} trials with the best scores; {more} more are in the table of all trials." if more else ""
-    drawn = charts.charts([curves("Score, without target labels", series)])
-    return section("scores", "Score by epoch", *([said] if said else []), drawn)
+    return section("learning", "Learning curves", *([said] if said else []), charts.charts(drawn))
+
+
+def _mean(trials: list[Trial], metric: str) -> list[tuple[float, float]]:
+    """A metric by epoch, over the trials that have it there."""
+    found: dict[int, list[float]] = {}
+    for record in (record for trial in trials for record in trial.records):
+        if metric in record.metrics:
+            found.setdefault(record.epoch, []).append(record.metrics[metric])
+    return [(float(epoch), float(np.mean(found[epoch]))) for epoch in sorted(found)]
 
 
 def _comparison(sweep: Sweep, trials: list[Trial]) -> Html:
     """A point a variant with its standard deviation over the seeds, and the numbers."""
     rows = variant_rows(sweep, trials)
-    labelled = any(row["target_accuracy_chosen"] is not None for row in rows)
-    key, format = ("target_accuracy_chosen", percent) if labelled else ("score", plain)
+    key, format = _measure(rows)
     known = sorted((row for row in rows if row[key] is not None), key=lambda row: -row[key])
-    head = ("variant", "runs", "score", "target accuracy, chosen", "oracle", "macro-F1", "source accuracy")
-    keys = ("target_accuracy_chosen", "target_accuracy_oracle", "target_macro_f1", "source_accuracy")
+    head = ("variant", "runs", "score", "target accuracy, chosen", "last", "oracle", "macro-F1", "source accuracy")
+    keys = (
+        "target_accuracy_chosen",
+        "target_accuracy_last",
+        "target_accuracy_oracle",
+        "target_macro_f1",
+        "source_accuracy",
+    )
     lines = [
         (
             row["variant"],
@@ -169,7 +228,7 @@ def _comparison(sweep: Sweep, trials: list[Trial]) -> Html:
         for row in rows
     ]
     said = "Mean ± standard deviation over the seeds; chosen without target labels." + (
-        "" if labelled else f" {_NO_LABELS}"
+        "" if format is percent else f" {_NO_LABELS}"
     )
     drawn = [_dots(known, key, format)] if known else []
     return section("comparison", "Variants", said, *drawn, table(head, lines, "Variants"))
@@ -198,7 +257,7 @@ def _dots(rows: list[dict[str, Any]], key: str, format: charts.Format) -> Html:
 
 def _all(sweep: Sweep, trials: list[Trial], best: Trial | None) -> Html:
     keys = list(sweep.space) if not sweep.is_comparison else ["variant", "seed"]
-    head = ("trial", *keys, "status", "epochs", "score", "target accuracy, chosen", "oracle")
+    head = ("trial", *keys, "status", "epochs", "score", "target accuracy, chosen", "last", "oracle")
     rows = []
     for trial in trials:
         told = trial.content
@@ -211,6 +270,7 @@ def _all(sweep: Sweep, trials: list[Trial], best: Trial | None) -> Html:
                 f"{told.get('epochs') or len(trial.records)}",
                 _known(told.get("score"), plain),
                 _known(told.get("target_accuracy_chosen"), percent),
+                _known(told.get("target_accuracy_last"), percent),
                 _known(told.get("target_accuracy_oracle"), percent),
             )
         )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.check import HERE, check
 from deploy.commands import fault, shell_faults
-from deploy.locked import LOCK, packages, select
+from deploy.locked import LOCK, ROOT, packages, select
+from deploy.make_secrets import make
+from services.http import Tokens
 
 
 def test_no_fault_is_found() -> None:
@@ -59,6 +66,34 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/recipes/train.yaml", "epochs: 10", "epoch: 10", "train.epochs"),
         ("kuberay/base/recipes/train.yaml", "storage: /data/runs", "storage: runs", "is not below /data"),
         ("kuberay/base/kustomization.yaml", "network.yaml", "networks.yaml", "there is no networks.yaml"),
+        ("kuberay/base/kustomization.yaml", "train.yaml, tune.yaml", "tune.yaml", "train.yaml lies here"),
+        ("kuberay/base/kustomization.yaml", "recipes/sweep.yaml", "recipes/sweeps.yaml", "there is no recipes/sweeps.yaml"),
+        ("kuberay/base/train.yaml", "labels: {app.kubernetes.io/component: train}", "labels: {}", "no label app.kubernetes.io"),
+        ("kuberay/base/train.yaml", "  ttlSecondsAfterFinished: 600\n", "", "no ttlSecondsAfterFinished"),
+        ("kuberay/base/train.yaml", "  backoffLimit: 2\n", "", "no backoffLimit"),
+        ("kuberay/base/train.yaml", "/etc/m2can/train.yaml --a", "/etc/m2can/other.yaml --a", "other.yaml is in no ConfigMap"),
+        ("kuberay/base/train.yaml", "configMap: {name: m2can-recipes}", "configMap: {name: others}", "nothing makes the ConfigMap others"),
+        ("kuberay/base/service.yaml", "route_prefix", "route_prefx", "Ray does not know route_prefx"),
+        ("kuberay/base/service.yaml", "tracking_uri: http://mlflow:", "tracking_uri: http://mlfow:", "host mlfow is no Service"),
+        ("kuberay/base/cluster.yaml", 'nvidia.com/gpu: "1"', 'nvidia.com/gpus: "1"', "nvidia.com/gpus"),
+        ("kuberay/base/cluster.yaml", ', nvidia.com/gpu: "1"', "", "no nvidia.com/gpu"),
+        ("kuberay/base/cluster.yaml", "sizeLimit: 8Gi", "sizeLimit: 64Gi", "/dev/shm of 64Gi in a container of 32Gi"),
+        ("kuberay/base/api.yaml", "m2can-head-svc", "ray-head-svc", "host ray-head-svc is no Service"),
+        ("mlflow/server.yaml", "selector: {app: mlflow}", "selector: {app: other}", "its selector finds no pod"),
+        ("mlflow/server.yaml", "/opt/mlflow/start.sh", "/opt/start.sh", "there is no /opt/start.sh in the image"),
+        ("mlflow/start.sh", "take PGPASSWORD postgres_password", "export PGPASSWORD=mlflow", "a secret in the open"),
+        ("compose.yaml", "/opt/mlflow/make_bucket.py", "/opt/mlflow/bucket.py", "there is no /opt/mlflow/bucket.py"),
+        ("compose.yaml", "target: mlflow}", "target: server}", "has no stage server"),
+        ("compose.yaml", "dockerfile: deploy/Dockerfile,", "dockerfile: deploy/Dockerfiles,", "there is no deploy/Dockerfiles"),
+        ("compose.yaml", "PGHOST: postgres", "PGHOST: database", "host database is no service"),
+        ("compose.yaml", "http://head:8265", "http://ray:8265", "host ray is no service"),
+        ("compose.yaml", "{file: secrets/ray_token}", "{file: secrets/token}", "make_secrets.py writes no secrets/token"),
+        ("compose.gpu.yaml", "driver: nvidia", "drive: nvidia", "compose.gpu.yaml: $.services.worker.deploy"),
+        ("compose.gpu.yaml", "worker:", "workers:", "compose.gpu.yaml: $.services.workers"),
+        ("Dockerfile", "COPY tuning /src/tuning\n", "", "the package tuning is not copied"),
+        ("Dockerfile", "USER_ID=1000", "USER_ID=0", "makes a user that is root"),
+        ("Dockerfile", "FROM python:${PYTHON}", "FROM python:slim", "wanted a tag with a version"),
+        ("Dockerfile.dockerignore", "!tuning\n", "", "COPY tuning: Dockerfile.dockerignore keeps it out"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found(tmp_path: Path, file: str, old: str, new: str, words: str) -> None:
@@ -69,6 +104,41 @@ def test_a_fault_is_found(tmp_path: Path, file: str, old: str, new: str, words: 
     (folder / file).write_text(text.replace(old, new))
     found = check(folder, render=False)
     assert any(words in fault for fault in found), found
+
+
+def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
+    script = [sys.executable, "-S", str(HERE / "make_secrets.py")]  # -S: a host for compose has nothing but Python
+    for folder in ("a", "b"):
+        subprocess.run([*script, str(tmp_path / folder)], check=True, capture_output=True, cwd=tmp_path)
+    files = {file.name: file for file in (tmp_path / "a").iterdir()}
+    assert {file.stat().st_mode & 0o777 for file in files.values()} == {0o600}
+    contents = [file.read_text() for file in files.values()]
+    assert len(set(contents)) == len(files) and min(map(len, contents)) >= 40
+    assert not [name for name, file in files.items() if file.read_text() == (tmp_path / "b" / name).read_text()]
+    assert make(tmp_path / "a") == [] and [file.read_text() for file in files.values()] == contents
+    tokens = Tokens.read(files["api_tokens.yaml"])
+    assert tokens.identify(f"Bearer {files['operator_token'].read_text()}").name == "operator"
+
+
+def test_files_of_the_page_are_files_that_are_made(tmp_path: Path) -> None:
+    named = re.findall(r"--from-file=(?:[\w.]+=)?(\S+)", (ROOT / "docs" / "deploy.md").read_text())
+    assert len(named) == 7 and set(named) <= set(make(tmp_path / "made"))
+
+
+def test_the_page_says_what_was_run() -> None:
+    told = json.loads((ROOT / "benchmarks" / "results" / "stack.json").read_text())
+    assert told["basic_auth"] and "{{ stack:store }}" in (ROOT / "docs" / "deploy.md").read_text()
+
+
+def test_parts_are_applied_by_labels_that_exist() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    objects = [
+        o for f in (HERE / "kuberay/base").glob("*.yaml") for o in yaml.safe_load_all(f.read_text()) if "metadata" in o
+    ]
+    parts = {content["metadata"]["labels"]["app.kubernetes.io/component"] for content in objects} | {"mlflow"}
+    asked = re.findall(r"component(?:=(\w+)| in \(([\w, ]+)\))", page)
+    assert asked and {name for one, many in asked for name in (one or many).split(", ")} <= parts
+    assert all(f"`{part}`" in page for part in parts)
 
 
 def test_commands_are_parsed_and_not_run() -> None:

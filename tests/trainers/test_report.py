@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def test_all_sections_are_there_and_tables_have_their_rows(made: tuple[Outcome, 
     assert re.search(r"sea\s+target\s+val\s+12\s+12\s+4\s+0.33", words["data"])
 
 
+def test_what_harms_the_numbers_is_said(made: tuple[Outcome, str, Tree]) -> None:
+    said = re.sub(r"\s+", " ", made[2].words["data"])  # all splits of the made-up domains have the same texts
+    assert "sea/val 8 records without a picture" in said and "without a text" not in said
+    assert "sea/val 8 records that are also in hill/train" in said
+    assert "sea/val 4 records that are also in sea/train" in said  # those with a picture of their own
+    assert "m2can data check" in said and "`" not in said
+
+
 def test_the_calibration_error_is_that_of_its_definition(made: tuple[Outcome, str, Tree]) -> None:
     outcome, _, tree = made
     seen = of_target(outcome)
@@ -116,6 +125,14 @@ def test_the_map_holds_every_sample_of_the_evidence(made: tuple[Outcome, str, Tr
     assert data["maps"][1]["predicted"][place] == probs[7].argmax()
     assert sum(tag == "use" for tag, _ in tree.elements) == 2 * 36
     assert "Before: epoch 1" in tree.words["map"] and "After: the chosen epoch 2" in tree.words["map"]
+
+
+def test_the_map_says_that_the_first_epochs_are_gone(tmp_path: Path) -> None:
+    outcome = made_run(tmp_path)
+    _, tree = drawn(
+        replace(outcome, chosen=outcome.records[2], checkpoints={e: outcome.checkpoints[e] for e in (2, 3)})
+    )
+    assert "Before: epoch 2" in tree.words["map"] and "No checkpoint of an epoch before 2" in tree.words["map"]
 
 
 def test_without_labels_every_section_says_so(tmp_path: Path) -> None:
@@ -207,6 +224,10 @@ USE = """(page, view) => {
   const at = {clientX: (box.left + box.right) / 2, clientY: (box.top + box.bottom) / 2, bubbles: true};
   svg.dispatchEvent(new view.PointerEvent('pointermove', at));
   told.pointed = said.textContent;
+  page.querySelector('svg.map').scrollIntoView({block: 'end'});
+  told.read = said.getBoundingClientRect().bottom <= view.innerHeight + 1;
+  told.letters = Math.min(...[...page.querySelectorAll('#learning figure > svg')].map(s => {
+    return parseFloat(view.getComputedStyle(s).fontSize) * s.getBoundingClientRect().width / 440; }));
   svg.dispatchEvent(new view.KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
   told.stepped = said.textContent;
   told.fill = view.getComputedStyle(page.querySelector('#m1')).fill;
@@ -225,4 +246,6 @@ def test_a_browser_shows_it_and_its_map_answers(tmp_path: Path, width: int) -> N
     assert told["before"] != told["after"] and told["legends"] == ["predicted"]
     assert told["quiet"] == "No sample is pointed at."
     assert re.match(r"(hill|town)-val-\d+ · |sea-train-\d+ · ", told["pointed"]) and told["stepped"] != told["pointed"]
+    assert told["read"], "what is pointed at is told where it can be seen"
+    assert told["letters"] > 10.5, "pixels"
     assert told["fill"] == "rgb(213, 94, 0)" and told["small"] > 200

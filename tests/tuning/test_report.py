@@ -70,7 +70,14 @@ def test_page_of_a_search(tmp_path):
     draw_report(plan, trials, trials[4], tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text()
     assert "<script" not in text and "<b>no" not in text and "secret" not in text and "http://" not in text
-    for said in ("12 finished, 1 failed", "trial-4 has the best score", "regret 7.0 %", "&lt;script&gt;"):
+    for said in (
+        "12 finished, 1 failed",
+        "trial-4 is the best: target accuracy 54.0 %",
+        "torch 2.",
+        "trial-4 has the best score",
+        "regret 7.0 %",
+        "&lt;script&gt;",
+    ):
         assert said in text, said
     assert text.count('class="mark"') >= 2 * 12 and text.count('role="img"') == 3
     write_report(plan, [], None, {}, tmp_path / "report")
@@ -86,6 +93,8 @@ def test_page_of_a_comparison(tmp_path):
     ]
     draw_report(plan, trials, None, tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text()
+    assert "<title>Comparison trial</title>" in text
+    assert "Best of 2 variants: all &lt;i&gt;, target accuracy 75.0 % ± 7.1 %." in text
     assert "75.0 % ± 7.1 %" in text and "all &lt;i&gt;" in text and "<i>" not in text
     unlabelled = [finished("t", {"variant": v, "seed": 0}, 0.2) for v in ("all <i>", "plain")]
     draw_report(plan, unlabelled, None, tmp_path / "report")
