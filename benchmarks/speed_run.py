@@ -122,7 +122,7 @@ def both_loops(rows: int) -> Iterator[tuple[Loop, Loop, int]]:
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(small_recipe(write_reviews(Path(folder) / "data", rows), Path(folder)))
         start_ray(None)
-        stream = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus))
+        stream = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus / 2))
         loop = make_loop(prepared, KeptEvaluation(stream, prepared.recipe.data.kept_views))
         yield loop, make_loop(prepared, LocalStream(prepared.corpus.table)), cpus
         ray.shutdown()

@@ -93,4 +93,5 @@ def normalise(pictures: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 [P, height, width, 3] → [P, 3, height, width] of `dtype`."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=pictures.device) * 255
     std = torch.tensor(IMAGENET_STD, dtype=dtype, device=pictures.device) * 255
-    return ((pictures.to(dtype) - mean) / std).permute(0, 3, 1, 2).contiguous()
+    planes = pictures.permute(0, 3, 1, 2).contiguous().to(dtype)  # rearranged while a number is a byte
+    return planes.sub_(mean[:, None, None]).div_(std[:, None, None])
