@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ ROWS = {
     "step": Row("training step, same mathematics (fp32, per-sample statistics)", 3),
     "recommended": Row("training step, `recommended`", 8),
     "recommended_pooler": Row("the same with `encoders.text.pooling: pooler`, as published", None),
+    "recommended_frozen": Row("the same with stem, first stage and embeddings frozen (`encoders.*.freeze`)", None),
     "epoch": Row("epoch end to end: data, steps, pseudo labels; JPEGs of 1024×768, small encoders at 96 px", 5),
     "data": Row("data pipeline, both views of JPEGs of 1024×768, one core", 4),
     "scoring": Row("pseudo-label pass, data included, from the second epoch on; the same JPEGs and encoders", 6),
@@ -65,6 +66,9 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "step": lambda: step.measure_step(size, "published"),
         "recommended": lambda: step.measure_step(size, "recommended"),
         "recommended_pooler": lambda: step.measure_step(size, "recommended", "encoders.text.pooling=pooler"),
+        "recommended_frozen": lambda: step.measure_step(
+            size, "recommended", "encoders.picture.freeze=2", "encoders.text.freeze=1"
+        ),
         "epoch": lambda: run.measure_epoch(16 if quick else 192, 1 if quick else 3),
         "data": lambda: run.measure_data(8 if quick else 64, 1 if quick else 3),
         "scoring": lambda: run.measure_scoring_pass(64 if quick else 768, 1 if quick else 3),
@@ -83,17 +87,13 @@ SEVERAL = {  # rows of one measurement
 }
 
 
-def measure(names: list[str], quick: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def measure(names: list[str], quick: bool) -> Iterator[dict[str, Any]]:
+    """The rows of one measurement after another."""
     for name, run in measures(quick).items():
         gives = SEVERAL.get(name, (name,))
-        if not set(gives) & set(names):
-            continue
-        result = run()
-        found |= result if name in SEVERAL else {name: result}
-        for each in gives:
-            print(line(each, found[each]), flush=True)
-    return found
+        if set(gives) & set(names):
+            result = run()
+            yield result if name in SEVERAL else {name: result}
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -125,11 +125,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     print(HEAD)
-    found = measure(arguments.only, arguments.quick)
-    if arguments.out:
-        before = json.loads(arguments.out.read_text())["rows"] if arguments.out.is_file() else {}
-        rows = {name: (before | found)[name] for name in ROWS if name in before | found}
-        arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    for found in measure(arguments.only, arguments.quick):
+        for name, row in found.items():
+            print(line(name, row), flush=True)
+        if arguments.out:  # at once: all rows take half an hour
+            before = json.loads(arguments.out.read_text())["rows"] if arguments.out.is_file() else {}
+            rows = {name: (before | found)[name] for name in ROWS if name in before | found}
+            arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from datasets_manifest.generated import write_postcards
 from datasets_manifest.local import LocalStream
 from datasets_manifest.plan import StepSlice
 from trainers.demo import demo_recipe
-from trainers.inputs import make_encoding, to_batch
+from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.loop import Loop
 from trainers.m2can.collective import DistributedCollective
 from trainers.recipe import Recipe
@@ -118,7 +118,7 @@ def bare_epochs(loop: Loop, epochs: int) -> dict[str, float]:
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
-def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch]) -> float:
+def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch | FeatureBatch]) -> float:
     started = time.perf_counter()
     for slice_, host in zip(slices, batches):
         loop.run_step(slice_, host)

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from trainers import build
 from trainers.inputs import to_batch
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders import TextEncoder
+from trainers.m2can.encoders import TextEncoder, freeze
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import score_samples
 from trainers.precision import autocast_of
@@ -94,6 +94,7 @@ def make_network(size: Size, recipe: Recipe) -> M2CAN:
     )
     pooling = recipe.encoders.text.pooling
     text = TextEncoder(BertModel(config, add_pooling_layer=pooling == "pooler"), pooling)
+    freeze(text, recipe.encoders.text.freeze)
     picture = build.build_picture_encoder(recipe.encoders.picture, load_weights=True)
     return M2CAN(text, picture, size.sources, size.classes, **recipe.network.model_dump()).train()
 
@@ -179,7 +180,7 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(sides: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each side; the sides take turns. Each ran once before."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):

@@ -75,8 +75,8 @@ def speed(content: dict[str, Any]) -> str:
     rows = content["rows"]
     lines = [
         f"Ratios, both sides in one run and in turns, medians; {machine['cpus']} CPUs, {machine['device']}. The other side is "
-        "`benchmarks/baseline.py`, the method with the published cost structure, except for Ray (against steps over batches "
-        f"that are ready) and the workers (against one). `make bench`\n",
+        "`benchmarks/baseline.py`, the method with the published cost structure, except for Ray (against the same loop "
+        "without it) and the workers (against one). `make bench`\n",
         SPEED_HEAD,
         *(speed_line(name, rows[name]) for name in rows),
     ]

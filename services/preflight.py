@@ -19,6 +19,7 @@ from datasets_manifest.catalog import is_reference
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
+from trainers.cluster import autoscaled_resources
 from trainers.connect import start_ray
 from trainers.mlflow_run import open_client, without_password
 from trainers.publish import tracking_uri
@@ -43,7 +44,7 @@ def preflight(recipe: Recipe) -> list[str]:
     samples = sample_files(recipe)
     start_ray(recipe.cluster.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    can_be_satisfied(recipe, [node["Resources"] for node in nodes])
+    can_be_satisfied(recipe, [node["Resources"] for node in nodes], autoscaled_resources())
     every_node_reaches(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
     return [
         f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
@@ -94,14 +95,17 @@ def sample_files(recipe: Recipe) -> list[str]:
     return files
 
 
-def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
-    """Whether the nodes together have a place for each worker, were they empty.
+def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: dict[str, float]) -> None:
+    """Whether the nodes together have a place for each worker, were they empty, or the cluster could grow to it.
+
+    Args:
+        autoscaled: what an autoscaler may bring the whole cluster to; empty where there is none.
 
     Raises:
         InputError: they have not; names what one worker needs and how many fit.
     """
     workers = recipe.cluster.fewest_workers
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    gpus = max(sum(node.get("GPU", 0.0) for node in nodes), autoscaled.get("GPU", 0.0))
     needs = (
         {"GPU": 1.0} if recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers) else {}
     )
@@ -109,7 +113,11 @@ def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]]) -> None:
         needs["CPU"] = recipe.cluster.cpus_per_worker
     if not needs:
         return
-    fit = sum(math.floor(min(node.get(name, 0.0) / amount for name, amount in needs.items()) + 1e-9) for node in nodes)
+
+    def places(resources: dict[str, float]) -> int:
+        return math.floor(min(resources.get(name, 0.0) / amount for name, amount in needs.items()) + 1e-9)
+
+    fit = max(sum(map(places, nodes)), places(autoscaled))
     if fit < workers:
         each = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
         raise InputError(

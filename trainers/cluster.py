@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import ray
+from ray._private.state import state
 from ray.train import ScalingConfig
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream import Share
 from trainers.recipe import Recipe
+
+
+def autoscaled_resources() -> dict[str, float]:
+    """The most that an autoscaler may bring the cluster to; empty where there is none. Ray has no public call for it."""
+    return {name: float(most) for name, most in (state.get_max_resources_from_cluster_config() or {}).items()}
+
+
+def most_resources() -> dict[str, float]:
+    """What the cluster has or, if that is more, may come to have."""
+    now, later = ray.cluster_resources(), autoscaled_resources()
+    return {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in now | later}
 
 
 def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, Share]:
@@ -16,7 +28,7 @@ def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, 
     Raises:
         InputError: the cluster has too little.
     """
-    total = ray.cluster_resources()
+    total = most_resources()
     cpus, gpus, workers = part * total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:

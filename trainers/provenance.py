@@ -45,6 +45,12 @@ def code_version() -> str:
     return f"{number}+{digest.hexdigest()[:_DIGITS]}"
 
 
+def job_tags() -> dict[str, str]:
+    """Of an MLflow run: which Ray job it belongs to, if it belongs to one."""
+    job = os.environ.get(JOB_ID_VARIABLE)
+    return {"m2can.job": job} if job else {}
+
+
 def data_fingerprint(corpus: Corpus) -> str:
     """Hash of classes, splits and all records: ids, texts, labels and the pictures' file names, wherever they lie."""
     digest = hashlib.sha256(json.dumps(corpus.classes).encode())

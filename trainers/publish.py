@@ -20,7 +20,7 @@ from trainers.checkpoint import ModelCard, load_card, model_folder, read_tensors
 from trainers.evaluation import calibration_error, confusion
 from trainers.journal import Journal
 from trainers.mlflow_run import PARENT_TAG
-from trainers.provenance import JOB_ID_VARIABLE, code_version, data_fingerprint, environment, recipe_hash
+from trainers.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
 from trainers.recipe import Recipe
 from trainers.registration import ModelToLog, signature_for
 from trainers.report import write_report
@@ -52,7 +52,7 @@ def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({
             "m2can.data": data_fingerprint(prepared.corpus),
             "m2can.code": code_version(),
             "m2can.environment": environment()["hash"],
-            **({"m2can.job": os.environ[JOB_ID_VARIABLE]} if os.environ.get(JOB_ID_VARIABLE) else {}),
+            **job_tags(),
             **tags,
         },
         storage=Path(recipe.run.storage).resolve(),

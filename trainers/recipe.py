@@ -59,9 +59,7 @@ class Data(Section):
     val_split: str = "val"
     samples_per_epoch: Count | None = None  # of each domain; None: the longest source
     max_bad_fraction: Share = 0.05  # of a domain's records; more unusable ones end the run
-    kept_views: ByteSize = ByteSize(
-        2**30
-    )  # of scored rows, kept by each worker from epoch to epoch: as many as fit; 0: none
+    kept_views: ByteSize = ByteSize(2**30)  # of scored rows in a worker's memory, as many as fit; 0: none
     pictures: PictureViews = PictureViews()
     texts: Texts = Texts()
 

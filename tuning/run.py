@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
@@ -21,9 +20,11 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_whole
 from datasets_manifest.html_page import REPORT
 from trainers.checkpoint import load_card, model_folder, read_json
+from trainers.cluster import most_resources
 from trainers.connect import start_ray
 from trainers.journal import Journal
 from trainers.mlflow_run import RunLink, resolve_tracking_uri
+from trainers.provenance import job_tags
 from trainers.publish import model_to_log, summary
 from trainers.recipe import Recipe
 from trainers.run import RunFailed, prepare, read_evidence
@@ -97,8 +98,8 @@ def run_sweep(plan: SweepPlan) -> SweepOutcome:
     start_ray(base.cluster.address)
     uri = resolve_tracking_uri(base.tracking.uri, storage) if base.tracking.enabled else None
     parent = _open_parent(plan, base, uri, storage, folder) if uri else None
-    concurrent = sweep.max_concurrent or trials_at_once(base, ray.cluster_resources())
-    cpus = ray.cluster_resources().get("CPU", 1.0)
+    concurrent = sweep.max_concurrent or trials_at_once(base, most_resources())
+    cpus = most_resources().get("CPU", 1.0)
     share = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
     job = TrialJob(plan, folder / "trials", share, uri, parent)
     errors = _run_trials(plan, job, folder, concurrent)
@@ -243,7 +244,7 @@ def _scheduler(plan: SweepPlan, folder: Path) -> TrialScheduler:
 
 
 def _open_parent(plan: SweepPlan, base: Recipe, uri: str, storage: Path, folder: Path) -> str:
-    tags = {"m2can.sweep": plan.sweep.name, "m2can.folder": str(folder)}
+    tags = {"m2can.sweep": plan.sweep.name, "m2can.folder": str(folder), **job_tags()}
     link = RunLink.open(uri, base.tracking.experiment, storage, plan.sweep.name, tags)
     link.log_params(
         {f"sweep.{key}": value for key, value in plan.sweep.model_dump(mode="json").items() if key != "recipe"}

@@ -136,9 +136,16 @@ def test_code_is_our_packages_without_caches_and_has_a_limit(tmp_path: Path) -> 
 
 def test_resources_that_no_node_has_are_refused() -> None:
     recipe = make_recipe(RECIPE | {"cluster": {"workers": 4, "cpus_per_worker": 3, "device": "cuda"}})
-    can_be_satisfied(recipe, [{"CPU": 8, "GPU": 2}, {"CPU": 6, "GPU": 4}])
+    can_be_satisfied(recipe, [{"CPU": 8, "GPU": 2}, {"CPU": 6, "GPU": 4}], {})
     with pytest.raises(InputError, match="at most 3"):  # eight GPUs, but CPUs for three workers only
-        can_be_satisfied(recipe, [{"CPU": 8, "GPU": 4}, {"CPU": 5, "GPU": 4}])
+        can_be_satisfied(recipe, [{"CPU": 8, "GPU": 4}, {"CPU": 5, "GPU": 4}], {})
+
+
+def test_what_an_autoscaler_may_add_counts() -> None:
+    recipe = make_recipe(RECIPE | {"cluster": {"workers": 4, "cpus_per_worker": 3, "device": "cuda"}})
+    can_be_satisfied(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 8.0})
+    with pytest.raises(InputError, match="at most 2"):
+        can_be_satisfied(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 2.0})
 
 
 def test_mlflow_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.tuning.sweeps import plan_of, write_sweep
 from trainers.mlflow_run import PARENT_TAG, open_client
+from trainers.provenance import JOB_ID_VARIABLE
 from trainers.recipe import load_recipe
 from tuning.run import as_json, run_sweep
 
@@ -21,7 +22,8 @@ _GRID = {"algorithm": "grid", "space": {"optimizer.lr.encoders": {"choices": [1e
 
 
 @pytest.mark.slow
-def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster):
+def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tune-1")
     plan = plan_of(tmp_path, _GRID | {"max_concurrent": 1, "set": ["selection.gate=1", "train.epochs=1"]})
     outcome = run_sweep(plan)
     assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
@@ -33,6 +35,7 @@ def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster):
     client = open_client(outcome.tracking_uri)
     runs = client.search_runs([client.get_experiment_by_name("m2can").experiment_id])
     nested = [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent_run]
+    assert client.get_run(outcome.parent_run).data.tags["m2can.job"] == "tune-1"
     assert len(runs) == 3 and len(nested) == 2 and {run.info.status for run in runs} == {"FINISHED"}
     versions = client.search_model_versions("name = 'm2can-mountain'")
     assert len(versions) == 1 and versions[0].tags["m2can.run_name"] == outcome.best.name
