@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
@@ -19,7 +21,7 @@ from datasets_manifest.schema import load_manifest
 from services import promotion
 from services.http import Problem, Tokens, check_host, new_token
 from services.samples import Limits, Sample
-from services.serving import Resolver, ServeConfig, start, stop
+from services.serving import Resolver, ServeBackend, ServeConfig, start, stop
 from services.serving_app import answer, make_app
 from tests.services.registered import NAME, Registered
 from tests.services.test_jobs import free_ports
@@ -226,6 +228,31 @@ def test_a_promotion_is_seen_and_a_lost_registry_is_not(
     with pytest.raises(Problem) as other:
         resolver.resolve("other")
     assert other.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BackPressureError(1, 1), "all replicas are busy"),
+        (InputError("is damaged", file="model.safetensors"), "cannot be loaded"),
+        (RayActorError(), "a replica was lost"),
+    ],
+)
+def test_a_replica_that_cannot_answer_is_503(
+    registered: Registered, tokens: Tokens, error: Exception, told: str
+) -> None:
+    class Handle:
+        def options(self, **_: Any) -> Handle:
+            return self
+
+        async def remote(self, *_: Any) -> None:
+            raise error
+
+    backend = ServeBackend(ServeConfig([NAME], registered.uri, tokens))
+    backend._handle = Handle()
+    with pytest.raises(Problem, match=told) as caught:
+        asyncio.run(backend.predict(f"{NAME}:1", []))
+    assert caught.value.status == 503
 
 
 def test_nobody_listens_to_others_without_a_token(tokens: Tokens, tmp_path: Path) -> None:
