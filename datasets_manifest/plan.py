@@ -222,7 +222,7 @@ def _shuffled(keys: np.ndarray) -> Ints:
     """int64 [n]: 0 … n − 1 in the order of random uint64 `keys`, which are used up.
 
     The number itself takes the place of a key's last bits: no two are equal, so that whatever sort a machine's numpy
-    chooses gives the same order, and what is sorted are plain numbers, several times faster than by an index.
+    chooses gives the same order, and plain numbers are sorted, without an index.
     """
     bits = np.uint64(max(1, len(keys) - 1).bit_length())
     keys >>= bits
