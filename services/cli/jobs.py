@@ -119,7 +119,7 @@ def logs(
 
     client = jobs.connect(address)
     if follow and not json_:
-        asyncio.run(_print_lines(client, identity))
+        asyncio.run(_print_lines(client, identity, err=False))
         return
     if follow:
         jobs.wait(client, identity)
@@ -180,14 +180,14 @@ def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
 
     if not quiet:
         try:
-            asyncio.run(_print_lines(client, identity))
+            asyncio.run(_print_lines(client, identity, err=True))
         except jobs.JobsUnavailable as error:  # of the log only: the job may well go on
             typer.echo(f"m2can: {error}", err=True)
     return jobs.wait(client, identity)
 
 
-async def _print_lines(client: Any, identity: str) -> None:
+async def _print_lines(client: Any, identity: str, *, err: bool) -> None:
     from services import jobs
 
     async for lines in jobs.follow(client, identity):
-        typer.echo(lines, nl=False, err=True)
+        typer.echo(lines, nl=False, err=err)

@@ -16,10 +16,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import yaml
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.generated import write_postcards
 from services import jobs
 from services.job_request import train_request
+from services.registry import client_for, find_model
+from trainers.journal import Journal
 from trainers.recipe import make_recipe
 
 
@@ -44,7 +48,7 @@ def dashboard() -> Iterator[str]:
         for name, value in changes.items():
             patch.setenv(name, value)
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1",
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
             f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={board}",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
             f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
@@ -138,3 +142,60 @@ def test_an_address_where_nobody_answers() -> None:
         jobs.connect("http://127.0.0.1:9")
     with pytest.raises(InputError, match="--address"):
         jobs.connect("ray://somewhere:10001")
+
+
+@pytest.mark.slow
+def test_a_job_whose_driver_is_killed_goes_on_when_it_is_sent_again(dashboard: str, tmp_path: Path) -> None:
+    manifests = [str(path) for path in write_postcards(tmp_path / "data", train=24, val=9).values()]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "data": {"sources": manifests[:-1], "target": manifests[-1], "pictures": {"resize": 36, "crop": 32}},
+                "encoders": {
+                    "text": {"name": "tiny", "weights": "random"},
+                    "picture": {"name": "tiny", "width": 4, "head": "none", "weights": "random"},
+                },
+                "train": {"epochs": 24, "batch_size": 4},
+                "cluster": {"workers": 1},
+                "run": {"name": "twice", "storage": str(tmp_path / "runs")},
+                "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "register_as": "m2can-twice"},
+            }
+        )
+    )
+
+    def command(*words: str) -> list[str]:
+        return [sys.executable, "-m", "services.cli.main", "jobs", *words, "--address", dashboard]
+
+    def submit(identity: str) -> None:
+        done = subprocess.run(command("submit", "train", str(file), "--id", identity), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    client = jobs.connect(dashboard)
+    submit("before")
+    printed = ""
+    with subprocess.Popen(command("logs", "before", "--follow"), stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout
+        for line in follower.stdout:
+            printed += line
+            if "epoch 2/24" in line:
+                break
+        assert jobs.get(client, "before").status == "RUNNING", printed  # the lines came while it ran
+        driver = client.get_job_info("before").driver_info
+        assert driver is not None, printed
+        os.kill(int(driver.pid), signal.SIGKILL)
+        follower.communicate(timeout=120)  # ends with the job
+    assert follower.returncode == 0
+    assert jobs.wait(client, "before").status == "FAILED"
+    journal = Journal(str(tmp_path / "runs" / "twice" / "journal"))
+    assert 1 <= len(journal.read()) < 24
+
+    submit("after")
+    ended = jobs.wait(client, "after")
+    text = jobs.logs(client, "after")
+    assert ended.status == "SUCCEEDED", text
+    assert "epoch 1/24" not in text and "epoch 24/24" in text
+    assert [record.epoch for record in journal.read()] == list(range(1, 25))
+    assert [job.id for job in jobs.list_jobs(client, run_name="twice")] == ["after", "before"]
+    registered = find_model(client_for(f"sqlite:///{tmp_path}/mlflow.db"), "m2can-twice")
+    assert registered.version == "1" and registered.tags["m2can.job"] == "after"
