@@ -29,6 +29,8 @@ class Row:
     shown: str = "ratio"  # or `percent`, or `seconds`
 
 
+MEMORY_OPTIONS = ("train.accumulate=8", "encoders.picture.activation_checkpointing=true")
+
 ROWS = {
     "step": Row("training step, same mathematics (fp32, per-sample statistics)", 3),
     "recommended": Row("training step, `recommended`", 8),
@@ -47,10 +49,14 @@ ROWS = {
     ),
     "ray_ready": Row("the same, against steps over batches that are ready", None, True, "percent"),
     "ray_data": Row("the same, against a loop that makes its batches itself", None, True, "percent"),
-    "workers": Row("2 workers of one thread against 1, batches ready", 1.8),
+    "workers": Row("2 workers of one thread against 1, a ready batch each: samples a second", 1.8),
     "workers_machine": Row("the same, workers that exchange nothing: what the machine gives", None),
+    "workers_cut": Row("the same, the batch of the one cut in two", None),
+    "workers_cut_machine": Row("the same, workers that exchange nothing", None),
     "memory": Row("peak memory of the training process", 0.6, True),
-    "memory_parts": Row("the same in four parts (`train.accumulate: 4`, results unchanged)", None, True),
+    "memory_parts": Row(
+        f"the same with {' and '.join(f'`{option}`' for option in MEMORY_OPTIONS)}, which change no result", 0.6, True
+    ),
     "start": Row("from the command to the first step", 25, True, "seconds"),
 }
 
@@ -75,14 +81,14 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "scoring_network": lambda: step.measure_scoring(size),
         "ray": lambda: ray.measure_ray(2 if quick else 4),
         "workers": lambda: ray.measure_workers(2 if quick else 10),
-        "memory": lambda: step.measure_memory(size),
+        "memory": lambda: step.measure_memory(size, MEMORY_OPTIONS),
     }
 
 
 SEVERAL = {  # rows of one measurement
     "scoring": ("scoring", "scoring_first"),
     "ray": ("ray", "ray_ready", "ray_data", "start"),
-    "workers": ("workers", "workers_machine"),
+    "workers": ("workers", "workers_machine", "workers_cut", "workers_cut_machine"),
     "memory": ("memory", "memory_parts"),
 }
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -150,46 +150,59 @@ WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
 
 
 def measure_workers(steps: int) -> dict[str, Any]:
-    """Steps a second of two workers with one thread each, against one worker with one thread; batches are ready.
+    """Samples a second of two workers with one thread each, against one worker with one thread; batches are ready.
 
-    `workers_machine`: the same two on a machine of their own, so to say: processes that exchange nothing, against one.
+    `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
+    `…_machine`: two processes that exchange nothing in place of the two workers.
     """
-    one, two = seconds_of_workers(1, steps, exchange=True), seconds_of_workers(2, steps, exchange=True)
-    apart = seconds_of_workers(2, steps, exchange=False)
-    return {
-        "workers": {"ours": two, "theirs": one, "ratio": one / two, "unit": "s"},
-        "workers_machine": {"ours": apart, "theirs": one, "ratio": one / apart, "unit": "s"},
-    }
+    alone = Work(WORKERS_SIZE.batch, WORKERS_SIZE.batch, exchange=False)
+    one = seconds_of_workers(1, steps, alone)
+    found = {}
+    for name, part in (("workers", WORKERS_SIZE.batch), ("workers_cut", WORKERS_SIZE.batch // 2)):
+        samples = 2 * part / WORKERS_SIZE.batch  # of one worker's
+        for suffix, exchange in (("", True), ("_machine", False)):
+            two = seconds_of_workers(2, steps, Work(part, 2 * part, exchange))
+            found[name + suffix] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
+    return found
 
 
-def seconds_of_workers(world: int, steps: int, exchange: bool) -> float:
+@dataclass(frozen=True)
+class Work:
+    """Of a worker: rows a domain, those of all workers, and whether it exchanges with the others."""
+
+    part: int
+    whole: int
+    exchange: bool
+
+
+def seconds_of_workers(world: int, steps: int, work: Work) -> float:
+    """Of a step, the slower worker's median."""
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
-        tasks = [(rank, world, f"{folder}/store", steps, exchange) for rank in range(world)]
+        tasks = [(rank, world, f"{folder}/store", steps, work) for rank in range(world)]
         return max(pool.starmap(timed_steps, tasks, chunksize=1))
 
 
-def timed_steps(rank: int, world: int, store: str, steps: int, exchange: bool) -> float:
-    """Median seconds of a step on this worker's slice of the same global batch."""
+def timed_steps(rank: int, world: int, store: str, steps: int, work: Work) -> float:
+    """Median seconds of a step on this worker's slice of the global batch."""
     torch.set_num_threads(1)
     size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
     network = make_network(size, recipe)
     step = make_step(network, recipe, CPU)
-    if exchange and world > 1:
+    if work.exchange:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         step.collective = DistributedCollective()
         assert step.groups is not None
         step.groups.collective = step.collective
         step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
-    part = size.batch // world
-    host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
-    labels_DB = make_labels(replace(size, batch=part), seed=rank)
-    place: dict[str, Any] = {"offset": rank * part, "global_batch": size.batch} if exchange else {}
+    host = make_rows(size, 2, (size.sources + 1) * work.part, seed=rank)
+    labels_DB = make_labels(replace(size, batch=work.part), seed=rank)
+    place: dict[str, Any] = {"offset": rank * work.part, "global_batch": work.whole} if work.exchange else {}
     batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place)
     times = []
     for _ in range(2 + steps):
         started = time.perf_counter()
         step(batch)
         times.append(time.perf_counter() - started)
-    if exchange and world > 1:
+    if work.exchange:
         dist.destroy_process_group()
     return statistics.median(times[2:])

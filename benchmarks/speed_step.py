@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -310,13 +310,10 @@ def run_two_steps(side: str, size: Size, *overrides: str) -> None:
         print(peak_mb())
 
 
-MEMORY_OPTIONS = ("train.accumulate=4",)  # the same step in parts
-
-
-def measure_memory(size: Size) -> dict[str, Any]:
-    """`memory`: as it is; `memory_parts`: with what saves memory and changes no result."""
+def measure_memory(size: Size, options: Sequence[str]) -> dict[str, Any]:
+    """`memory`: as it is; `memory_parts`: with `options`, which save memory and change no result."""
     ours, theirs = peak_of("ours", size), peak_of("theirs", size)
-    parts = peak_of("ours", size, *MEMORY_OPTIONS)
+    parts = peak_of("ours", size, *options)
     return {
         "memory": {"ours": ours, "theirs": theirs, "ratio": ours / theirs, "unit": "MB"},
         "memory_parts": {"ours": parts, "theirs": theirs, "ratio": parts / theirs, "unit": "MB"},

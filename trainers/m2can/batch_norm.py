@@ -38,6 +38,7 @@ class PictureGroups:
         self.layers: list[GroupedBatchNorm2d] = []
         self.part = 0  # where the part of the worker's slice starts that is in the encoder now
         self._ordered: Batch | None = None
+        self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # of the groups, by momentum
 
     @property
     def one_ghost(self) -> bool:
@@ -52,6 +53,7 @@ class PictureGroups:
     def begin(self, batch: Batch) -> None:
         """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
         assert batch.picture_owner is not None
+        self._weights = {}
         self.owner_P = batch.picture_owner
         self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
         count_G = batch.pictures_of_rows()
@@ -101,11 +103,17 @@ class PictureGroups:
         self.total_calls = ordered_DVB.sum()
         self._ordered = whole
 
-    def group_weights(self, momentum: float) -> Tensor:
-        """How much of a group's statistics is in the running average after the pass, [G].
+    def group_weights(self, momentum: float, dtype: torch.dtype) -> Tensor:
+        """How much of a group's statistics is in the running average after the pass, [G]; the same for all layers.
 
         per_sample: m·(1−m)^(calls after). ghost: m·(the group's part of all pictures).
         """
+        key = momentum, dtype
+        if key not in self._weights:
+            self._weights[key] = self._group_weights(momentum).to(dtype)
+        return self._weights[key]
+
+    def _group_weights(self, momentum: float) -> Tensor:
         if self.mode == "ghost":
             weight_G = momentum * self.count_G.double() / self.global_pictures.clamp_min(1)
             return torch.cat([weight_G[:-1], weight_G.new_zeros(1)])
@@ -204,8 +212,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         """Assigned, not added: a recomputed forward pass leaves the same."""
         groups = self.groups
         assert self.momentum is not None
-        weight_G = groups.group_weights(self.momentum)[: len(mean_GC)]
-        weight_G1 = weight_G.to(mean_GC.dtype).unsqueeze(1)
+        # No matrix product: autocast would round it.
+        weight_G1 = groups.group_weights(self.momentum, mean_GC.dtype)[: len(mean_GC)].unsqueeze(1)
         self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
 
     def _whole_batch(self, x: Tensor) -> Tensor:
@@ -214,7 +222,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if groups.one_ghost or (groups.collective.world_size == 1 and groups.real_P is None):
             mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
             y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
-            weight = groups.group_weights(self.momentum)[0].to(mean_C.dtype) if groups.one_ghost else self.momentum
+            weight = groups.group_weights(self.momentum, mean_C.dtype)[0] if groups.one_ghost else self.momentum
             self.pending[groups.part] = weight * torch.stack([mean_C, var_C])
             return y
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
