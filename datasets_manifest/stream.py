@@ -26,7 +26,7 @@ from datasets_manifest.plan import StepSlice
 
 SCHEDULER_PAUSE_S = 0.03
 ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
-FIRST_ROWS_PER_TASK = 48  # of the first FIRST_TASKS tasks: the first batch comes sooner
+FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
 
@@ -73,7 +73,9 @@ class Stream:
         pending: list[pa.Table] = []
         ready = 0
         dataset = self._dataset(index, encoding)
-        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        # Ray Data's thread holds one block more in any case; with more to prefetch it would give out the first only when
+        # those after it are ready too.
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         for size in sizes:
             while ready < size:
                 block = next(blocks)
@@ -95,7 +97,8 @@ class Stream:
         )
         options = dataset.context.execution_options
         options.preserve_order = True
-        limits = {"cpu": self.share.cpus}
+        # One task more waits for a CPU: Ray Data starts the next one up to a tenth of a second after another has ended.
+        limits = {"cpu": self.share.cpus + task_cpus}
         if self.share.object_store is not None:
             limits["object_store_memory"] = self.share.object_store
         options.resource_limits = options.resource_limits.copy(**limits)
@@ -105,14 +108,21 @@ class Stream:
 
 
 class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop rest between its rounds.
+    """Lets Ray Data's scheduling loop rest between its rounds, and begin at full width.
 
     The loop runs in a thread of the training process. While tasks wait for the consumer it turns without a pause (Ray
     2.60), and took the interpreter's lock four fifths of the time: steps of small networks became five times slower.
+
+    It asks for the cluster's resources before anybody can answer and keeps that nothing for a second, in which it runs
+    one task at a time: it is made to ask again.
     """
 
     def on_execution_step(self, executor: Any) -> None:
         time.sleep(SCHEDULER_PAUSE_S)
+        with contextlib.suppress(AttributeError):  # of another Ray
+            resources = executor._resource_manager
+            if not resources.get_global_limits().cpu:
+                resources._global_limits_last_update_time = 0.0
 
 
 @functools.cache
