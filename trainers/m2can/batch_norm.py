@@ -205,7 +205,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         weight, bias = self.weight.repeat(pictures), self.bias.repeat(pictures)
         y = F.batch_norm(x.view(1, -1, *x.shape[2:]), mean, unbiased, weight, bias, True, 1.0, self.eps)
         self._remember(mean.view(pictures, channels), unbiased.view(pictures, channels))
-        return y.view_as(x)
+        # Not as a view: what follows works in place, and autograd would copy a view's gradient three times for that.
+        return torch.ops.aten._unsafe_view(y, x.shape)
 
     @torch.no_grad()
     def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
