@@ -199,14 +199,15 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
 
     def _by_picture(self, x: Tensor) -> Tensor:
-        """Groups of one picture: torch's kernel takes a channel of a picture for a channel of its own."""
-        pictures, channels = x.shape[:2]
-        mean, unbiased = x.new_zeros(pictures * channels), x.new_zeros(pictures * channels)  # filled by the kernel
-        weight, bias = self.weight.repeat(pictures), self.bias.repeat(pictures)
-        y = F.batch_norm(x.view(1, -1, *x.shape[2:]), mean, unbiased, weight, bias, True, 1.0, self.eps)
-        self._remember(mean.view(pictures, channels), unbiased.view(pictures, channels))
-        # Not as a view: what follows works in place, and autograd would copy a view's gradient three times for that.
-        return torch.ops.aten._unsafe_view(y, x.shape)
+        """Groups of one picture: a group normalisation with a group for each channel, two to three times as fast."""
+        pictures, channels, number = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        y, mean_PC, rstd_PC = torch.native_group_norm(
+            x, self.weight, self.bias, pictures, channels, number, channels, self.eps
+        )
+        with torch.no_grad():
+            var_PC = (rstd_PC**-2 - self.eps).clamp_min(0)
+        self._remember(mean_PC, var_PC * (number / (number - 1)))
+        return y
 
     @torch.no_grad()
     def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
