@@ -35,7 +35,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's mall
 class Share:
     """What one worker's pipeline may take of the cluster.
 
-    cpus: CPUs for its tasks together. object_store: bytes of shared memory, or None for no limit of ours.
+    cpus: CPUs for its tasks together; one task more may wait in reserve, or run where CPUs are free.
+    object_store: bytes of shared memory, or None for no limit of ours.
     """
 
     cpus: float
