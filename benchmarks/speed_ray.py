@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -155,54 +155,44 @@ def measure_workers(steps: int) -> dict[str, Any]:
     `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
     `…_machine`: two processes that exchange nothing in place of the two workers.
     """
-    alone = Work(WORKERS_SIZE.batch, WORKERS_SIZE.batch, exchange=False)
-    one = seconds_of_workers(1, steps, alone)
+    one = seconds_of_workers(1, steps, WORKERS_SIZE.batch, exchange=False)
     found = {}
     for name, part in (("workers", WORKERS_SIZE.batch), ("workers_cut", WORKERS_SIZE.batch // 2)):
         samples = 2 * part / WORKERS_SIZE.batch  # of one worker's
         for suffix, exchange in (("", True), ("_machine", False)):
-            two = seconds_of_workers(2, steps, Work(part, 2 * part, exchange))
+            two = seconds_of_workers(2, steps, part, exchange)
             found[name + suffix] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
     return found
 
 
-@dataclass(frozen=True)
-class Work:
-    """Of a worker: rows a domain, those of all workers, and whether it exchanges with the others."""
-
-    part: int
-    whole: int
-    exchange: bool
-
-
-def seconds_of_workers(world: int, steps: int, work: Work) -> float:
-    """Of a step, the slower worker's median."""
+def seconds_of_workers(world: int, steps: int, part: int, exchange: bool) -> float:
+    """Of a step with `part` rows a domain for each worker: the slower worker's median."""
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
-        tasks = [(rank, world, f"{folder}/store", steps, work) for rank in range(world)]
+        tasks = [(rank, world, f"{folder}/store", steps, part, exchange) for rank in range(world)]
         return max(pool.starmap(timed_steps, tasks, chunksize=1))
 
 
-def timed_steps(rank: int, world: int, store: str, steps: int, work: Work) -> float:
+def timed_steps(rank: int, world: int, store: str, steps: int, part: int, exchange: bool) -> float:
     """Median seconds of a step on this worker's slice of the global batch."""
     torch.set_num_threads(1)
     size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
     network = make_network(size, recipe)
     step = make_step(network, recipe, CPU)
-    if work.exchange:
+    if exchange:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
         step.collective = DistributedCollective()
         assert step.groups is not None
         step.groups.collective = step.collective
         step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
-    host = make_rows(size, 2, (size.sources + 1) * work.part, seed=rank)
-    labels_DB = make_labels(replace(size, batch=work.part), seed=rank)
-    place: dict[str, Any] = {"offset": rank * work.part, "global_batch": work.whole} if work.exchange else {}
+    host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
+    labels_DB = make_labels(replace(size, batch=part), seed=rank)
+    place: dict[str, Any] = {"offset": rank * part, "global_batch": world * part} if exchange else {}
     batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place)
     times = []
     for _ in range(2 + steps):
         started = time.perf_counter()
         step(batch)
         times.append(time.perf_counter() - started)
-    if work.exchange:
+    if exchange:
         dist.destroy_process_group()
     return statistics.median(times[2:])

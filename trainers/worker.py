@@ -190,6 +190,10 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
     if loop.rank != 0:
         ray.train.report(content)
         return
+    if loop.recipe.checkpoint.max_disk is not None:
+        # Waits until the controller has taken the reports before this one and removed what need not stay. Workers may
+        # be two reports ahead of it otherwise, each with a checkpoint on the disk.
+        ray.train.get_all_reported_checkpoints()
     folder = Path(tempfile.mkdtemp(prefix="m2can-")) / "checkpoint"
     try:
         loop.save(folder, evaluation, state)
