@@ -16,9 +16,8 @@ from trainers.precision import dtype_of
 from trainers.recipe import Recipe
 from trainers.selection.evidence import MOST_ROWS
 
-# Beside what stays by rank: the newest, which Ray keeps whatever its rank, the one that is being written, and one that
-# Ray Train's controller, which follows the workers, has not removed yet.
-BESIDE_THE_BEST = 3
+# Beside what stays by rank: the newest, which Ray keeps whatever its rank, and the one that is being written.
+BESIDE_THE_BEST = 2
 _HEADERS = 64 * 2**10  # names and shapes of tensors, model.json, training.json, files.json
 _STATES = {"adam": 2, "adamw": 2, "adadelta": 2, "sgd": 1}  # tensors of a weight's size that an optimizer carries
 
@@ -79,12 +78,12 @@ def require_disk(recipe: Recipe, size: int, folder: Path) -> list[str]:
         folder: of the run; what lies there already counts as taken.
 
     Raises:
-        InputError: max_disk has no room for the best, the newest, one being written and one to remove; the disk lacks it.
+        InputError: max_disk has no room for the best, the newest and one being written, or the disk lacks what it allows.
     """
     limit, least = recipe.checkpoint.max_disk, (1 + BESIDE_THE_BEST) * size
     if limit is not None and limit < least:
         raise InputError(
-            f"a checkpoint takes {megabytes(size)}; the best one, the newest, one being written and one to be removed do not fit",
+            f"a checkpoint takes {megabytes(size)}; the best one, the newest and the one being written do not fit",
             field="checkpoint.max_disk",
             value=limit,
             wanted=f"at least {least} ({megabytes(least)})",

@@ -34,7 +34,7 @@ def keeping(**settings: Any) -> Any:
 
 
 def test_as_many_stay_as_fit() -> None:
-    assert retention(keeping(max_disk="2GB"), 200_000_000).num_to_keep == 7
+    assert retention(keeping(max_disk="2GB"), 200_000_000).num_to_keep == 8
     assert retention(keeping(max_disk="2GB", keep=3), 200_000_000).num_to_keep == 3
     assert retention(keeping(max_disk="60GB"), 200_000_000).num_to_keep == 11
     assert retention(keeping(every_steps=5), 200_000_000).num_to_keep == 11
@@ -45,14 +45,14 @@ def test_as_many_stay_as_fit() -> None:
 
 def test_too_small_a_budget_is_refused(tmp_path: Path) -> None:
     size = prepared_run(tmp_path).checkpoint_bytes
-    with pytest.raises(InputError, match=rf"checkpoint\.max_disk.*at least {4 * size}"):
-        prepared_run(tmp_path, [f"checkpoint.max_disk={4 * size - 1}"])
-    assert prepared_run(tmp_path, [f"checkpoint.max_disk={4 * size}"]).notes == []
+    with pytest.raises(InputError, match=rf"checkpoint\.max_disk.*at least {3 * size}"):
+        prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size - 1}"])
+    assert prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size}"]).notes == []
 
 
 def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared_run(tmp_path, ["train.epochs=4"])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * run.checkpoint_bytes - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * run.checkpoint_bytes - 1))
     assert any("set checkpoint.keep or checkpoint.max_disk" in note for note in prepare(run.recipe).notes)
     with pytest.raises(InputError, match=r"checkpoint\.max_disk.*free"):
         prepared_run(tmp_path, ["train.epochs=4", "checkpoint.max_disk=1GB"])
@@ -66,7 +66,7 @@ def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 def test_a_run_stays_within_its_budget(tmp_path: Path, ray_cluster: None) -> None:
     size = prepared_run(tmp_path).checkpoint_bytes
-    budget = 4 * size
+    budget = 3 * size
     settings = [f"checkpoint.max_disk={budget}", "checkpoint.every_steps=2", "train.epochs=2", "run.name=tight"]
     run = prepare(small_recipe(tmp_path, settings))
     most = 0
