@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,20 +68,27 @@ def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pyte
 def test_a_run_stays_within_its_budget(tmp_path: Path, ray_cluster: None) -> None:
     size = prepared_run(tmp_path).checkpoint_bytes
     budget = 3 * size
-    settings = [f"checkpoint.max_disk={budget}", "checkpoint.every_steps=2", "train.epochs=2", "run.name=tight"]
+    settings = [f"checkpoint.max_disk={budget}", "checkpoint.every_steps=1", "train.epochs=3", "run.name=tight"]
     run = prepare(small_recipe(tmp_path, settings))
-    most = 0
+    most, ended = [0, 0], threading.Event()
 
-    def weigh(_: Any) -> None:
-        nonlocal most
-        total = 0
-        for folder, _folders, files in os.walk(run.folder):  # passes over what is deleted meanwhile
-            for file in files if "checkpoint_" in folder else ():
-                with contextlib.suppress(FileNotFoundError):
-                    total += os.stat(os.path.join(folder, file)).st_size
-        most = max(most, total)
+    def watch() -> None:
+        while not ended.wait(0.005):
+            sizes = {}
+            for folder, _, files in os.walk(run.folder):  # passes over what is removed meanwhile
+                for file in files if "checkpoint_" in folder else ():
+                    with contextlib.suppress(FileNotFoundError):
+                        sizes[os.path.join(folder, file)] = os.stat(os.path.join(folder, file)).st_size
+            number = len({Path(file).relative_to(run.folder).parts[0] for file in sizes})
+            most[:] = max(most[0], number), max(most[1], sum(sizes.values()))
 
-    outcome = train(run, on_step=weigh, on_epoch=weigh)
-    weigh(None)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        outcome = train(run)
+    finally:
+        ended.set()
+        watcher.join()
     assert outcome.checkpoint.is_dir()
-    assert size / 2 < most <= budget
+    assert 1 < most[0] <= most_at_once(run.recipe, size) == 3
+    assert size < most[1] <= budget

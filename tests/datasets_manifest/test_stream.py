@@ -1,0 +1,42 @@
+"""Ray Data gives the batches that one process makes, and begins at full width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from datasets_manifest import stream
+from datasets_manifest.local import LocalStream
+from datasets_manifest.stream import Share, Stream
+from tests.trainers.tiny_run import prepared_run
+from trainers.inputs import make_encoding
+
+
+@pytest.mark.slow
+def test_a_pipeline_gives_the_batches_of_one_process_and_knows_its_cpus_at_once(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared_run(tmp_path)
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    batches = [np.arange(start, start + 5) for start in range(0, 30, 5)]
+    asked_again = []
+
+    class Watched(stream._Pace):
+        def on_execution_step(self, executor: Any) -> None:
+            unknown = not executor._resource_manager.get_global_limits().cpu
+            super().on_execution_step(executor)
+            if unknown:  # of its cached answer nothing is left
+                asked_again.append(executor._resource_manager._global_limits_last_update_time == 0)
+
+    monkeypatch.setattr(stream, "_Pace", Watched)
+    ours = list(Stream(ray.put(run.corpus.table), Share(cpus=1)).evaluate(batches, encoding))
+    wanted = list(LocalStream(run.corpus.table).evaluate(batches, encoding))
+    assert len(ours) == len(wanted) == 6
+    for one, other in zip(ours, wanted):
+        for name in ("tokens", "mask", "pictures", "owner", "rows"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert asked_again and all(asked_again)  # fails where Ray keeps its resources elsewhere
