@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 _CONSTANT = re.compile(r"\{\{ *(\w+):([\w.]+) *\}\}")
 _FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
     """The generated pages. Imported here: the models need the whole package."""
+    sys.path.insert(0, str(ROOT))  # here: MkDocs takes back what a hook's file does to the path
     from docs.reference import api_page, commands_page, recipe_page
 
     for name, make in (("recipe.md", recipe_page), ("commands.md", commands_page), ("api.md", api_page)):
