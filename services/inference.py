@@ -162,7 +162,7 @@ def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], wor
     dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
         _Worker,
         batch_size=1,
-        concurrency=workers,
+        compute=ray.data.ActorPoolStrategy(size=workers),
         # Below one CPU, so that reading the shards' numbers has some left where actors take all.
         num_cpus=0.75 if workers >= cpus else 1,
         num_gpus=1 if gpus >= workers else 0,
