@@ -29,7 +29,8 @@ SHAPES = (
     "M-3.9-2l2-2L0-1.9 1.9-4l2 2L1.9 0l2 2-2 2L0 1.9-1.9 4l-2-2L-1.9 0z",
     "M0-4.4L4.2-1.3 2.6 3.6h-5.2L-4.2-1.3z",
 )
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 12, 14, 42
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 12, 14, 42  # the left margin grows with the labels
+_GLYPH = 8.0  # widest of a label's characters
 
 STYLE = (
     """
@@ -63,6 +64,11 @@ def plain(value: float) -> str:
     return f"{value:.3g}"
 
 
+def tick_label(value: float) -> str:
+    """All digits of a round number: neighbouring ticks differ."""
+    return f"{value:.6g}"
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
@@ -87,8 +93,8 @@ class Plot:
         *,
         label: str,
         x_title: str,
-        x_format: Format = plain,
-        y_format: Format = plain,
+        x_format: Format = tick_label,
+        y_format: Format = tick_label,
         whole_x: bool = False,
         height: int = 250,
         marks: Mapping[float, str] | None = None,
@@ -96,13 +102,15 @@ class Plot:
         self._top = _TOP + 14 * len(marks or {})
         self._x, self._y, self._height, self._label = _wide(x), _wide(y), height, label
         self._parts: list[str] = []
-        for tick in _ticks(self._y, 5, whole=False):
+        labels = {tick: y_format(tick) for tick in _ticks(self._y, 5, whole=False)}
+        self._left = max(_LEFT, round(6 + _GLYPH * max(map(len, labels.values()), default=0)))
+        for tick, words in labels.items():
             place = f"{self.y(tick):.1f}"
-            self._parts.append(f'<path class="grid" d="M{_LEFT} {place}H{_WIDTH - _RIGHT}"/>')
-            self._text(_LEFT - 6, self.y(tick) + 4, y_format(tick), "end")
+            self._parts.append(f'<path class="grid" d="M{self._left} {place}H{_WIDTH - _RIGHT}"/>')
+            self._text(self._left - 6, self.y(tick) + 4, words, "end")
         for tick in _ticks(self._x, 6, whole=whole_x):
             self._text(self.x(tick), height - _BOTTOM + 17, x_format(tick), "middle")
-        self._text((_LEFT + _WIDTH - _RIGHT) / 2, height - 6, x_title, "middle")
+        self._text((self._left + _WIDTH - _RIGHT) / 2, height - 6, x_title, "middle")
         named = sorted((marks or {}).items())
         for level, (at, _) in enumerate(named):
             top = 12 + 14 * level
@@ -113,7 +121,7 @@ class Plot:
 
     def x(self, value: float) -> float:
         low, high = self._x
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return self._left + (value - low) / (high - low) * (_WIDTH - self._left - _RIGHT)
 
     def y(self, value: float) -> float:
         low, high = self._y
@@ -182,7 +190,7 @@ def curves(
     last = "; ".join(f"{one.name}: last {format(one.points[-1][1])}" for one in drawn)
     left, right = x or (min(xs), max(xs))
     low, high = y or (min(ys), max(ys))
-    axis = round_percent if format is percent else "{:.6g}".format
+    axis = round_percent if format is percent else tick_label
     plot = Plot(
         (left - 0.3, right + 0.3),
         (low, high) if y else (low - 0.06 * (high - low), high + 0.06 * (high - low)),

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.browser import ask
 from tests.trainers.made_run import HOSTILE, made_run
-from trainers.charts import Series, curves
+from trainers.charts import Plot, Series, curves
 from trainers.evaluation import reliability
 from trainers.publish import draw_report
 from trainers.report_map import principal_components, same_neighbour
@@ -249,3 +249,10 @@ def test_a_browser_shows_it_and_its_map_answers(tmp_path: Path, width: int) -> N
     assert told["read"], "what is pointed at is told where it can be seen"
     assert told["letters"] > 10.5, "pixels"
     assert told["fill"] == "rgb(213, 94, 0)" and told["small"] > 200
+
+
+def test_labels_of_small_numbers_have_room_and_differ() -> None:
+    drawn = str(Plot((0.2, 0.4), (1.15e-5, 1.25e-5), label="scores", x_title="uacr.start").svg())
+    at = {words: float(x) for x, words in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end">([^<]+)<', drawn)}
+    assert {"1.2e-05", "1.225e-05", "1.25e-05"} <= set(at)
+    assert all(x > 7.5 * len(words) for words, x in at.items())
