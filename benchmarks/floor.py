@@ -17,12 +17,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed_step import (
+from benchmarks.sides import device_here, interleaved
+from benchmarks.step_parts import (
     FULL,
     QUICK,
     Size,
-    device_here,
-    interleaved,
     make_labels,
     make_network,
     make_rows,

@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.speed_step import Size, interleaved, make_labels, make_network, make_rows, make_step, recipe_of
+from benchmarks.sides import interleaved
+from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.plan import DomainPool, EpochPlan
 from trainers.inputs import to_batch
 from trainers.m2can.collective import DistributedCollective

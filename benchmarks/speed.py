@@ -66,8 +66,9 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     from benchmarks import speed_ray as ray
     from benchmarks import speed_run as run
     from benchmarks import speed_step as step
+    from benchmarks.step_parts import FULL, QUICK
 
-    size = step.QUICK if quick else step.FULL
+    size = QUICK if quick else FULL
     return {
         "step": lambda: step.measure_step(size, "published"),
         "recommended": lambda: step.measure_step(size, "recommended"),

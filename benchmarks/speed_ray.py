@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.speed_run import CPU, make_loop
-from benchmarks.speed_step import Size, make_labels, make_network, make_rows, make_step, recipe_of
+from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.encode import Encoding, HostBatch
 from datasets_manifest.generated import write_postcards
 from datasets_manifest.local import LocalStream

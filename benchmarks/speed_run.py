@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import ray
 import torch
 
 from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_batch
-from benchmarks.speed_step import interleaved, make_step
+from benchmarks.sides import Runs, SideProcess, compare, interleaved
+from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
 from datasets_manifest.encode import HostBatch, collate, encode_rows, index_table
+from datasets_manifest.heap import keep_freed_memory
 from datasets_manifest.images import IMAGENET_STD, PictureViews
 from datasets_manifest.kept import KeptEvaluation
 from datasets_manifest.local import LocalStream
@@ -29,6 +32,7 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.refinement import score_samples
 from trainers.recipe import Recipe, make_recipe
 from trainers.run import Prepared, prepare
+from trainers.worker import KEPT_BYTES
 
 CPU = torch.device("cpu")
 JPEG = (1024, 768)
@@ -115,17 +119,70 @@ def make_loop(prepared: Prepared, source: Any) -> Loop:
 
 
 @contextlib.contextmanager
-def both_loops(rows: int) -> Iterator[tuple[Loop, Loop, int]]:
-    """Ours on Ray Data, one for the other side, and the CPUs that each side has."""
+def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
+    """Epochs after the first, which is one without the target; or pseudo-label passes, their weak views `kept` from the
+    pass before or `read`. Each returns how many rows it scored."""
     torch.set_num_threads(1)
-    cpus = os.cpu_count() or 1
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(small_recipe(write_reviews(Path(folder) / "data", rows), Path(folder)))
-        start_ray(None)
-        stream = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus / 2))
-        loop = make_loop(prepared, KeptEvaluation(stream, prepared.recipe.data.kept_views))
-        yield loop, make_loop(prepared, LocalStream(prepared.corpus.table)), cpus
+    keep_freed_memory(KEPT_BYTES)
+    with reviews(rows) as prepared:
+        start_ray("local")
+        reading = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus / 2))
+        keeping = KeptEvaluation(reading, prepared.recipe.data.kept_views)
+        loop = make_loop(prepared, keeping)
+
+        def score(source: Any) -> int:
+            loop.source = source
+            loop._select(loop._score())
+            return scored_rows(loop)
+
+        def epoch() -> int:
+            loop.run_epoch()
+            return scored_rows(loop)
+
+        if scoring:
+            yield {"kept": lambda: score(keeping), "read": lambda: score(reading)}
+        else:
+            epoch()
+            yield {"ours": epoch}
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def their_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
+    """The baseline's, on the same rows."""
+    torch.set_num_threads(1)
+    with reviews(rows) as prepared:
+        loop = make_loop(prepared, LocalStream(prepared.corpus.table))
+        network = baseline_network(loop.network)
+        step = make_step(network, loop.recipe, CPU, ordinary=True)
+
+        def score() -> int:
+            baseline_scores(loop, network, cpus)
+            return scored_rows(loop)
+
+        def epoch() -> int:
+            baseline_steps(loop, network, step, cpus)
+            return score()
+
+        if not scoring:
+            loop.run_epoch()  # one without the target
+        yield {"theirs": score if scoring else epoch}
+
+
+@contextlib.contextmanager
+def reviews(rows: int) -> Iterator[Prepared]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield prepare(small_recipe(write_reviews(Path(folder) / "data", rows), Path(folder)))
+
+
+def scored_rows(loop: Loop) -> int:
+    return sum(len(part) for part in loop.eval_plan()[0])
+
+
+def compare_runs(rows: int, repeats: int, *, scoring: bool) -> tuple[dict[str, float], dict[str, int]]:
+    cpus = os.cpu_count() or 1
+    ours, theirs = (SideProcess(partial(run, scoring=scoring), rows, cpus) for run in (our_run, their_run))
+    return compare(ours, theirs, repeats)
 
 
 def measure_epoch(rows: int, repeats: int) -> dict[str, Any]:
@@ -133,17 +190,7 @@ def measure_epoch(rows: int, repeats: int) -> dict[str, Any]:
 
     Both sides score the same rows, validation too. The weak views that ours keeps were made in the epoch before.
     """
-    with both_loops(rows) as (loop, other, cpus):
-        theirs = baseline_network(other.network)
-        step = make_step(theirs, loop.recipe, CPU, ordinary=True)
-        for each in (loop, other):  # an epoch without the target
-            each.run_epoch()
-
-        def epoch() -> None:
-            baseline_steps(other, theirs, step, cpus)
-            baseline_scores(other, theirs, cpus)
-
-        times = interleaved({"ours": loop.run_epoch, "theirs": epoch}, repeats, CPU)
+    times, _ = compare_runs(rows, repeats, scoring=False)
     return {**times, "ratio": times["theirs"] / times["ours"], "unit": "s", "rows": rows}
 
 
@@ -152,28 +199,18 @@ def measure_scoring_pass(rows: int, repeats: int) -> dict[str, Any]:
 
     `scoring`: in every epoch but the first, when weak views are kept. `scoring_first`: when all are read and encoded.
     """
-    with both_loops(rows) as (loop, other, cpus):
-        theirs = baseline_network(other.network)
-        assert isinstance(loop.source, KeptEvaluation)
-        keeping, reading = loop.source, loop.source.source
-
-        def score(source: Any) -> None:
-            loop.source = source
-            loop._select(loop._score())
-
-        sides = {
-            "kept": lambda: score(keeping),
-            "read": lambda: score(reading),
-            "theirs": lambda: baseline_scores(other, theirs, cpus),
-        }
-        for name in ("kept", "read"):
-            sides[name]()
-        scored = sum(len(part) for part in loop.eval_plan()[0])
-        rate = {name: scored / seconds for name, seconds in interleaved(sides, repeats, CPU).items()}
+    times, scored = compare_runs(rows, repeats, scoring=True)
+    rate = {name: scored[name] / seconds for name, seconds in times.items()}
 
     def row(name: str) -> dict[str, Any]:
         ratio = rate[name] / rate["theirs"]
-        return {"ours": rate[name], "theirs": rate["theirs"], "ratio": ratio, "unit": "samples/s", "rows": scored}
+        return {
+            "ours": rate[name],
+            "theirs": rate["theirs"],
+            "ratio": ratio,
+            "unit": "samples/s",
+            "rows": scored[name],
+        }
 
     return {"scoring": row("kept"), "scoring_first": row("read")}
 

@@ -7,8 +7,6 @@ tokenize; the encoded rows come back in the plan's order. A step may span blocks
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -22,13 +20,14 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
+from datasets_manifest.heap import keep_freed_memory
 from datasets_manifest.plan import StepSlice
 
 SCHEDULER_PAUSE_S = 0.03
 ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
 FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+KEPT_BYTES = 128 * 2**20  # of what a task's process has freed
 
 
 @dataclass(frozen=True)
@@ -126,19 +125,6 @@ class _Pace(ExecutionCallback):
                 resources._global_limits_last_update_time = 0.0
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what this task's process frees, for the next picture; elsewhere nothing happens.
-
-    Left alone, a worker of Ray gives each picture's memory back and gets it anew, 400 page faults a record: a fifth of
-    its time.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 128 << 20)
-
-
 def _task_blocks(index: pa.Table) -> list[pa.Table]:
     """A task's rows each, in order."""
     first = FIRST_TASKS * FIRST_ROWS_PER_TASK
@@ -148,7 +134,7 @@ def _task_blocks(index: pa.Table) -> list[pa.Table]:
 
 
 def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
-    _keep_freed_memory()
+    keep_freed_memory(KEPT_BYTES)
     # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
     return encode_rows(index, ray.get(table), encoding)
 

@@ -15,14 +15,14 @@ from benchmarks import floor, growth
 from benchmarks.baseline import PaddedSamples, load, loaded_batch
 from benchmarks.speed import ROWS, line
 from benchmarks.speed_step import (
-    QUICK,
     TOLERANCE,
+    first_terms,
     largest_difference,
-    make_sides,
     measure_scoring,
-    recipe_of,
-    theirs_step,
+    our_step,
+    their_step,
 )
+from benchmarks.step_parts import QUICK
 from benchmarks.streaming import encoding_of, table_of, write_pictures
 from datasets_manifest.images import PictureViews
 from datasets_manifest.local import LocalStream
@@ -30,17 +30,17 @@ from datasets_manifest.local import LocalStream
 
 def test_the_other_side_takes_the_same_steps() -> None:
     """Three steps: the weights move alike too, running averages included."""
-    sides = make_sides(QUICK, recipe_of(QUICK, "published"))
+    (step, take), (other, take_other) = our_step(QUICK, "published"), their_step(QUICK)
     for _ in range(3):
-        assert largest_difference(sides.ours(sides.batch), theirs_step(sides)) < 20 * TOLERANCE
-    ours, theirs = sides.ours.network.picture_encoder, sides.theirs.network.picture_encoder
+        assert largest_difference(first_terms(take()), first_terms(take_other())) < 20 * TOLERANCE
+    ours, theirs = step.network.picture_encoder, other.network.picture_encoder
     for name, average in ours.model.named_buffers():
         torch.testing.assert_close(average, theirs.model.get_buffer(name), rtol=1e-3, atol=1e-4)
 
 
 def test_a_difference_would_be_seen() -> None:
-    sides = make_sides(QUICK, recipe_of(QUICK, "published", "objective.cmcfa=0.6"))
-    assert largest_difference(sides.ours(sides.batch), theirs_step(sides)) > TOLERANCE
+    (_, take), (_, take_other) = our_step(QUICK, "published", "objective.cmcfa=0.6"), their_step(QUICK)
+    assert largest_difference(first_terms(take()), first_terms(take_other())) > TOLERANCE
 
 
 def test_scores_are_the_same_and_a_row_can_be_shown() -> None:

@@ -28,7 +28,7 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.refinement import select, selection_rate
 from trainers.m2can.teacher import follow, make_teacher
-from trainers.precision import LossScale, autocast_of, choose_kernels, compile_encoders, dtype_of
+from trainers.precision import LossScale, autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.pseudo_labels import (
     TargetCollector,
     class_prior,
@@ -111,8 +111,7 @@ class Loop:
         torch.manual_seed(recipe.train.seed)
         self.network = self.make_network().to(self.device, self.dtype).train()
         choose_kernels(recipe, self.device)
-        if recipe.train.channels_last:
-            self.network.picture_encoder.to(memory_format=torch.channels_last)
+        choose_layout(self.network, recipe, self.device)
         if recipe.train.compile:
             compile_encoders(self.network, self.device)
         discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)

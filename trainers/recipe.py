@@ -140,7 +140,9 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # bf16, fp16: the network only; weights stay fp32
     accumulate: Count = 1  # parts in which a worker's slice goes through the network; all terms stay exact
     compile: bool = False  # torch.compile of the encoders; on the CPU of the text encoder alone
-    channels_last: bool = False  # memory layout of pictures: faster convolutions, on GPUs in half precision
+    # Memory layout of pictures, colours innermost: faster convolutions. `auto`: on CPUs and, in half precision or TF32,
+    # on GPUs; not where batch norm has many groups, whose kernels are slower that way.
+    channels_last: bool | Literal["auto"] = "auto"
     tf32: bool = False  # float32 products in TF32
     target_labels: Literal["unused", "oracle"] = "unused"  # `oracle` trains on the target's labels: an upper bound
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -20,9 +20,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and not _takes_booleans(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("is a boolean (YAML takes on, off, yes and no for one), which does not belong here")
         return value
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return bool in (annotation, *get_args(annotation))
 
 
 class ObjectiveSection(Section):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.m2can.encoders import subsample_before_pointwise
 from trainers.precision import LossScale
 from trainers.recipe import make_recipe
 
@@ -114,3 +117,37 @@ def test_rates_follow_the_batch_by_the_stated_rule(folder: Path) -> None:
     np.testing.assert_allclose([rates["linear"], rates["sqrt"]], [2 * rates["none"], 2**0.5 * rates["none"]])
     with pytest.raises(InputError, match="go together"):
         make_recipe({"data": {"sources": ["a"], "target": "b"}, "optimizer": {"scale_lr": "linear"}})
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_strided_pointwise_convolutions_with_channels_last(channels: int) -> None:
+    """torch's own gradient of such a convolution's weights was wrong, or ended the process."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 64, 1, stride=2)
+    subsampled = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    subsample_before_pointwise(subsampled)
+    pictures, upstream = torch.randn(4, channels, 33, 32), torch.randn(4, 64, 17, 16)
+    for conv in (plain, subsampled):
+        conv(pictures).backward(upstream)
+    assert plain.weight.grad is not None and plain.bias is not None and plain.bias.grad is not None
+    torch.testing.assert_close(subsampled.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(subsampled.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels_last"),
+    [
+        ([], True),
+        (["train.channels_last=false"], False),
+        (["preset=published", "encoders.picture.head=none"], False),
+        (["preset=published", "encoders.picture.head=none", "train.channels_last=true"], True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_layout_follows_batch_norm_unless_it_is_given(
+    folder: Path, settings: list[str], channels_last: bool
+) -> None:
+    network = make_loop(prepared_run(folder, settings)).network
+    weights = [w for w in network.picture_encoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.speed_step import QUICK, make_network, make_rows, make_step, recipe_of
+from benchmarks.step_parts import QUICK, make_network, make_rows, make_step, recipe_of
 from trainers.inputs import to_batch
 
 # What hands a number of a tensor to the host, or needs one to know the size of its result.

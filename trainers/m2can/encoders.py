@@ -190,6 +190,28 @@ def checkpoint_activations(encoder: TextEncoder | PictureEncoder) -> None:
         block.forward = functools.partial(_again_in_backward, block, block.forward)
 
 
+def subsample_before_pointwise(module: nn.Module) -> None:
+    """Strided 1×1 convolutions take every so many-th pixel first and go over it without a stride: the same numbers.
+
+    torch's own kernel (2.14, oneDNN's for channels last on the CPU) gives wrong gradients of their weights, and writes
+    beyond its memory.
+    """
+    for conv in module.modules():
+        if (
+            isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (1, 1)
+            and conv.stride != (1, 1)
+            and conv.padding == (0, 0)
+        ):
+            conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
+            conv.stride = (1, 1)
+
+
+def _every(stride: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    rows, columns = stride
+    return inputs[0][..., ::rows, ::columns]
+
+
 def _again_in_backward(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not (block.training and torch.is_grad_enabled()):
         return forward(*inputs)
