@@ -171,8 +171,14 @@ class PaddedSamples(Dataset[tuple[Tensor, ...]]):
 
 
 def load(samples: PaddedSamples, batches: Sequence[np.ndarray], workers: int) -> DataLoader[Any]:
-    """The rows of `batches` in their order, by `workers` processes (0: none); one worker's torch has one thread."""
-    return DataLoader(samples, batch_sampler=[b.tolist() for b in batches], num_workers=workers)
+    """The rows of `batches` in their order, by `workers` processes (0: none); one worker's torch has one thread.
+
+    They are forked, as a script's are on Linux: in a process that was itself spawned they would be spawned too.
+    """
+    context = "fork" if workers else None
+    return DataLoader(
+        samples, batch_sampler=[b.tolist() for b in batches], num_workers=workers, multiprocessing_context=context
+    )
 
 
 def loaded_batch(loaded: list[Tensor], labels_DB: np.ndarray) -> Batch:

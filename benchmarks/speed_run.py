@@ -20,11 +20,11 @@ from benchmarks.sides import Runs, SideProcess, compare, interleaved
 from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
 from datasets_manifest.encode import HostBatch, collate, encode_rows, index_table
-from datasets_manifest.heap import keep_freed_memory
+from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from datasets_manifest.images import IMAGENET_STD, PictureViews
 from datasets_manifest.kept import KeptEvaluation
 from datasets_manifest.local import LocalStream
-from datasets_manifest.stream import Share, Stream
+from datasets_manifest.stream import Share, Stream, quiet
 from trainers.connect import start_ray
 from trainers.inputs import make_encoding, normalise
 from trainers.loop import Loop, Observer
@@ -32,7 +32,6 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.refinement import score_samples
 from trainers.recipe import Recipe, make_recipe
 from trainers.run import Prepared, prepare
-from trainers.worker import KEPT_BYTES
 
 CPU = torch.device("cpu")
 JPEG = (1024, 768)
@@ -122,8 +121,9 @@ def make_loop(prepared: Prepared, source: Any) -> Loop:
 def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     """Epochs after the first, which is one without the target; or pseudo-label passes, their weak views `kept` from the
     pass before or `read`. Each returns how many rows it scored."""
+    quiet()
     torch.set_num_threads(1)
-    keep_freed_memory(KEPT_BYTES)
+    keep_freed_memory(TRAINER_KEEPS)
     with reviews(rows) as prepared:
         start_ray("local")
         reading = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus / 2))

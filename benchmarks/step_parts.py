@@ -11,7 +11,7 @@ from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
 from datasets_manifest.encode import HostBatch
-from datasets_manifest.heap import keep_freed_memory
+from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from trainers import build
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders import TextEncoder, freeze
@@ -19,7 +19,6 @@ from trainers.m2can.network import M2CAN
 from trainers.precision import autocast_of, choose_kernels, choose_layout
 from trainers.recipe import Recipe, make_recipe
 from trainers.step import Step
-from trainers.worker import KEPT_BYTES
 
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 
@@ -128,7 +127,7 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
     default Adam, as the published code has it."""
     network.to(device)
     if not ordinary:
-        keep_freed_memory(KEPT_BYTES)
+        keep_freed_memory(TRAINER_KEEPS)
         choose_kernels(recipe, device)
         choose_layout(network, recipe, device)
     discriminators = build.build_discriminators(len(network.heads), network.num_classes, recipe.discriminators).to(

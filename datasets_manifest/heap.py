@@ -7,6 +7,8 @@ import ctypes
 import functools
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+TASK_KEEPS = 128 * 2**20  # bytes: of a task's pictures
+TRAINER_KEEPS = 2**31 - 1  # of a training step's activations
 LARGEST_KEPT = 2**30  # bytes of a block
 OLD_LARGEST_KEPT = 2**25  # what glibc before 2.35 takes
 

@@ -20,14 +20,13 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets_manifest.encode import Encoding, HostBatch, collate, encode_rows, index_table
-from datasets_manifest.heap import keep_freed_memory
+from datasets_manifest.heap import TASK_KEEPS, keep_freed_memory
 from datasets_manifest.plan import StepSlice
 
 SCHEDULER_PAUSE_S = 0.03
 ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
 FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
-KEPT_BYTES = 128 * 2**20  # of what a task's process has freed
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _task_blocks(index: pa.Table) -> list[pa.Table]:
 
 
 def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
-    keep_freed_memory(KEPT_BYTES)
+    keep_freed_memory(TASK_KEEPS)
     # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
     return encode_rows(index, ray.get(table), encoding)
 

@@ -31,7 +31,7 @@ import torch
 
 from datasets_manifest.corpus import Corpus
 from datasets_manifest.errors import InputError
-from datasets_manifest.heap import keep_freed_memory
+from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from datasets_manifest.kept import KeptEvaluation
 from datasets_manifest.plan import EpochPlan, StepSlice
 from datasets_manifest.stream import Share, Stream, quiet
@@ -53,7 +53,6 @@ SHOWN = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wai
          "memory/gpu_peak_mib")  # fmt: skip
 NO_SCORE = -1e9  # finite: what Ray keeps of a run for a restart goes through JSON
 STEPS_BETWEEN_VOTES = 5  # an exchange each
-KEPT_BYTES = 2**31 - 1  # of what a step has freed, for the next one
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def make_loop(given: WorkerConfig, place: Place) -> Loop:
     quiet()
     # Left alone, every worker on a node would start a thread for each of the node's cores.
     torch.set_num_threads(given.threads)
-    keep_freed_memory(KEPT_BYTES)
+    keep_freed_memory(TRAINER_KEEPS)
     context = ray.train.get_context()
     several, patience = context.get_world_size() > 1, given.card.recipe.cluster.timeout_s
     collective = DistributedCollective(timeout_s=patience) if several else Collective()
