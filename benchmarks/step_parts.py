@@ -147,6 +147,7 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
         discriminator_optimizer=other,
         schedule=build.build_schedule(recipe.schedule, 10, 100),
         rho=recipe.sam.rho,
+        every=recipe.sam.every,
         collective=Collective(),
         autocast=autocast_of(recipe, device),
         parts=recipe.train.accumulate,

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -273,8 +274,14 @@ def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], rest: d
     for group, saved in zip(state["param_groups"], rest["param_groups"]):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
     optimizer.load_state_dict(state)
-    # load_state_dict casts to the parameter's type; counters stay what they were.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, entries in state["state"].items():
-        parameter = [p for group in optimizer.param_groups for p in group["params"]][number]
+        parameter = parameters[number]
+        restored = optimizer.state[parameter]
+        # load_state_dict casts to the parameter's type; counters stay what they were.
         if isinstance(entries.get("step"), Tensor):
-            optimizer.state[parameter]["step"] = entries["step"].clone()
+            restored["step"] = entries["step"].clone()
+        for key, value in restored.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # A fused step goes through memory: moments lie as their parameter does.
+                restored[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

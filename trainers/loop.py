@@ -139,6 +139,7 @@ class Loop:
             discriminator_optimizer=discriminator_optimizer,
             schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
+            every=recipe.sam.every,
             collective=self.collective,
             autocast=autocast_of(recipe, self.device),
             parts=recipe.train.accumulate,

@@ -87,3 +87,4 @@ class Sam(Section):
 
     rho: NotNegative = 0.05
     scope: Literal["global", "worker"] = "global"
+    every: Count = 1  # steps: only each so manieth climbs; the others cost one pass instead of two

@@ -35,7 +35,9 @@ class Step:
         optimizer: of the network; its groups carry `base_lr`.
         discriminator_optimizer: of the discriminators.
         schedule: learning rates by step.
-        rho: ρ of SAM; 0 for a plain step.
+        rho: ρ of SAM; 0 for plain steps.
+        every: only each so manieth step climbs, the others are plain (SAM-k of Liu et al., "Towards Efficient and Scalable
+            Sharpness-Aware Minimization", CVPR 2022, arXiv:2203.02714). By the step's number: a resumed run goes on alike.
         collective: exchange with the other workers.
         autocast: makes the context of a forward pass.
         parts: in how many parts a worker's slice goes through the network. The step stays exact: all outputs are
@@ -61,6 +63,7 @@ class Step:
         discriminator_optimizer: Optimizer,
         schedule: Schedule,
         rho: float,
+        every: int = 1,
         collective: Collective,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         parts: int = 1,
@@ -78,6 +81,7 @@ class Step:
         self.autocast, self.parts, self.scope, self.loss_scale = autocast, parts, scope, loss_scale
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.sharpness = SharpnessAwareStep(self.parameters, rho) if rho > 0 else None
+        self.every = every
         self.number = 0
         self.groups = getattr(network.picture_encoder, "groups", None)
         if self.groups is not None:
@@ -89,7 +93,7 @@ class Step:
         """Run the step.
 
         Returns:
-            the global value of every term by pass (`first` only with SAM), with `total` and `grad_norm`; detached, on
+            the global value of every term by pass (`first` only where SAM climbs), with `total` and `grad_norm`; detached, on
             the device.
 
         Raises:
@@ -115,7 +119,7 @@ class Step:
 
     def _moved_by_passes(self) -> tuple[list[Tensor], list[int]]:
         """What passes move before the optimizers do; without SAM the statistics move only after the last check."""
-        averages = [x.clone() for x in self._averages()] if self.sharpness is not None else []
+        averages = [x.clone() for x in self._averages()] if self._climbing() is not None else []
         return averages, self.discriminators.counts()
 
     def _put_back(self, averages: list[Tensor], calls: list[int]) -> None:
@@ -128,19 +132,23 @@ class Step:
         return [buffer for layer in layers for buffer in layer.buffers()]
 
     def _passes(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        passes = {}
-        if self.sharpness is not None:
+        passes, sharpness = {}, self._climbing()
+        if sharpness is not None:
             passes["first"] = self._backward(batch, None)
             self._commit()
-            self.sharpness.perturb(self._own_norm())
+            sharpness.perturb(self._own_norm())
         try:
             passes["second"] = self._backward(batch, self.discriminators)
         finally:
-            if self.sharpness is not None:
-                self.sharpness.restore()
+            if sharpness is not None:
+                sharpness.restore()
         self._require_finite(passes)
         self._commit()
         return passes
+
+    def _climbing(self) -> SharpnessAwareStep | None:
+        """SAM, if it takes part in this step."""
+        return self.sharpness if self.number % self.every == 0 else None
 
     def _commit(self) -> None:
         if self.groups is not None:

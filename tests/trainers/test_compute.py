@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.plan import EpochPlan, StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.loop import Loop, Observer
 from trainers.m2can.encoders import subsample_before_pointwise
 from trainers.precision import LossScale
 from trainers.recipe import make_recipe
@@ -151,3 +153,32 @@ def test_the_layout_follows_batch_norm_unless_it_is_given(
     weights = [w for w in network.picture_encoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
     assert weights
     assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)
+
+
+class Passes(Observer):
+    """Notes the passes of every step, and saves a checkpoint before one of them."""
+
+    def __init__(self, save_at: int | None = None, folder: Path | None = None) -> None:
+        self.save_at, self.folder = save_at, folder
+        self.seen: list[dict[str, dict[str, float]]] = []
+
+    def step(self, slice_: StepSlice, plan: EpochPlan, passes: dict[str, dict[str, torch.Tensor]]) -> None:
+        self.seen.append({name: {k: float(v) for k, v in terms.items()} for name, terms in passes.items()})
+
+    def between_steps(self, loop: Loop) -> None:
+        if loop.steps_done == self.save_at:
+            assert self.folder is not None
+            loop.save(self.folder, {})
+
+
+def test_sharpness_in_every_third_step(folder: Path, tmp_path: Path) -> None:
+    """The steps between climb nowhere: they are those of a run without SAM."""
+    observer = Passes(save_at=1, folder=tmp_path / "checkpoint")
+    make_loop(prepared_run(folder, ["sam.rho=0.05", "sam.every=3"]), observer).run_epoch()
+    assert [("first" in passes) for passes in observer.seen] == [n % 3 == 0 for n in range(len(observer.seen))]
+    plain = Passes()
+    loop = make_loop(prepared_run(folder, ["sam.rho=0"]), plain)
+    loop.load(tmp_path / "checkpoint")
+    loop.run_epoch()
+    assert plain.seen[:2] == observer.seen[1:3]
+    assert plain.seen[2]["second"] != observer.seen[3]["second"]
