@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's mall
 TASK_KEEPS = 128 * 2**20  # bytes: of a task's pictures
 TRAINER_KEEPS = 2**31 - 1  # of a training step's activations
 LARGEST_KEPT = 2**30  # bytes of a block
-OLD_LARGEST_KEPT = 2**25  # what glibc before 2.35 takes
+DOCUMENTED_LARGEST_KEPT = 2**25  # mallopt(3) promises no more; glibc 2.36 takes it
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def keep_freed_memory(most: int) -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        for largest in (LARGEST_KEPT, OLD_LARGEST_KEPT):
+        for largest in (LARGEST_KEPT, DOCUMENTED_LARGEST_KEPT):
             if libc.mallopt(M_MMAP_THRESHOLD, min(most, largest)):
                 break
         libc.mallopt(M_TRIM_THRESHOLD, most)

@@ -109,15 +109,15 @@ def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
     )
     if wanted:
         encoder.to(memory_format=torch.channels_last)
-    if device.type == "cpu" and (wanted or train.compile):
-        subsample_before_pointwise(encoder)
+        if device.type == "cpu":
+            subsample_before_pointwise(encoder)
 
 
 def compile_encoders(network: M2CAN, device: torch.device) -> None:
     """Compile what is inside the encoders; what lies around it reads sizes from the batch.
 
     On the CPU pictures are left as they are: the compiled backward pass of a strided 1×1 convolution ends the process
-    (torch 2.14).
+    (torch 2.14), and without it three minutes of compiling gained nothing.
     """
     network.text_encoder.packs = False  # what is compiled is the model as a whole
     encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)

@@ -87,4 +87,4 @@ class Sam(Section):
 
     rho: NotNegative = 0.05
     scope: Literal["global", "worker"] = "global"
-    every: Count = 1  # steps: only each so manieth climbs; the others cost one pass instead of two
+    every: Count = 1  # k: only every k-th step climbs; the others cost one pass instead of two

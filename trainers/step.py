@@ -36,7 +36,7 @@ class Step:
         discriminator_optimizer: of the discriminators.
         schedule: learning rates by step.
         rho: ρ of SAM; 0 for plain steps.
-        every: only each so manieth step climbs, the others are plain (SAM-k of Liu et al., "Towards Efficient and Scalable
+        every: only every k-th step climbs, the others are plain (SAM-k of Liu et al., "Towards Efficient and Scalable
             Sharpness-Aware Minimization", CVPR 2022, arXiv:2203.02714). By the step's number: a resumed run goes on alike.
         collective: exchange with the other workers.
         autocast: makes the context of a forward pass.

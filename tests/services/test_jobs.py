@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ import aiohttp
 import pytest
 import yaml
 
+from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
 from datasets_manifest.generated import write_postcards
 from services import jobs
@@ -25,14 +24,6 @@ from services.job_request import train_request
 from services.registry import client_for, find_model
 from trainers.journal import Journal
 from trainers.recipe import make_recipe
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
 from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
@@ -24,7 +25,6 @@ from services.samples import Limits, Sample
 from services.serving import Resolver, ServeBackend, ServeConfig, start, stop
 from services.serving_app import answer, make_app
 from tests.services.registered import NAME, Registered
-from tests.services.test_jobs import free_ports
 from trainers.predictor import Predictor
 
 PREDICT = f"/v1/models/{NAME}/predict"

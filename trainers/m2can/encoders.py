@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
@@ -191,25 +192,21 @@ def checkpoint_activations(encoder: TextEncoder | PictureEncoder) -> None:
 
 
 def subsample_before_pointwise(module: nn.Module) -> None:
-    """Strided 1×1 convolutions take every so many-th pixel first and go over it without a stride: the same numbers.
+    """Strided 1×1 convolutions pick their pixels first and go over them without a stride: the same numbers.
 
     torch's own kernel (2.14, oneDNN's for channels last on the CPU) gives wrong gradients of their weights, and writes
     beyond its memory.
     """
     for conv in module.modules():
-        if (
-            isinstance(conv, nn.Conv2d)
-            and conv.kernel_size == (1, 1)
-            and conv.stride != (1, 1)
-            and conv.padding == (0, 0)
-        ):
-            conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
-            conv.stride = (1, 1)
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1):
+            padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # with a stride: `valid`
+            conv.register_forward_pre_hook(functools.partial(_pick_pixels, conv.stride, padding))
+            conv.stride, conv.padding = (1, 1), (0, 0)
 
 
-def _every(stride: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    rows, columns = stride
-    return inputs[0][..., ::rows, ::columns]
+def _pick_pixels(stride: tuple[int, ...], padding: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    (rows, columns), (above, left) = stride, padding
+    return F.pad(inputs[0], (left, left, above, above))[..., ::rows, ::columns]
 
 
 def _again_in_backward(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
