@@ -206,7 +206,8 @@ def subsample_before_pointwise(module: nn.Module) -> None:
 
 def _pick_pixels(stride: tuple[int, ...], padding: tuple[int, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     (rows, columns), (above, left) = stride, padding
-    return F.pad(inputs[0], (left, left, above, above))[..., ::rows, ::columns]
+    x = F.pad(inputs[0], (left, left, above, above)) if above or left else inputs[0]  # padding by nothing copies
+    return x[..., ::rows, ::columns]
 
 
 def _again_in_backward(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
