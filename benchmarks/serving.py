@@ -38,10 +38,11 @@ from trainers.checkpoint import model_folder
 from trainers.demo import demo_recipe
 from trainers.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.mlflow_run import RunLink, open_client, resolve_tracking_uri
+from trainers.mlflow_run import RunLink, open_client
 from trainers.predictor import Predictor
 from trainers.registration import ModelToLog, register, signature_for
 from trainers.run import prepare
+from trainers.tracking_address import resolve_tracking_uri
 
 NAME, ALIAS, TOLERANCE = "m2can-serving", "champion", 1e-5
 

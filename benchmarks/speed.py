@@ -57,7 +57,7 @@ ROWS = {
     "memory_parts": Row(
         f"the same with {' and '.join(f'`{option}`' for option in MEMORY_OPTIONS)}, which change no result", 0.6, True
     ),
-    "start": Row("from the command to the first step", 25, True, "seconds"),
+    "start": Row("from the command to the first step; other side: every worker starts by itself", 25, True, "seconds"),
 }
 
 

@@ -29,6 +29,7 @@ from datasets_manifest.generated import write_postcards
 from datasets_manifest.local import LocalStream
 from datasets_manifest.plan import StepSlice
 from trainers.demo import demo_recipe
+from trainers.fork_server import OFF
 from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.loop import Loop
 from trainers.m2can.collective import DistributedCollective
@@ -45,11 +46,12 @@ def postcards_recipe(folder: Path, epochs: int) -> Recipe:
         "uacr.threshold=0",
         f"train.epochs={epochs}",
     ]
-    return demo_recipe(manifests, [*settings, "cluster.workers=1", f"run.storage={folder / 'runs'}", "run.name=speed"])
+    return demo_recipe(manifests, [*settings, "cluster.workers=1", f"run.storage={folder / 'runs'}"])
 
 
 def measure_ray(epochs: int) -> dict[str, Any]:
-    """An epoch of `m2can train` with one worker against the same loop without Ray; and the start.
+    """An epoch of `m2can train` with one worker against the same loop without Ray; and the start, with forked workers
+    against workers that start by themselves.
 
     `ray`: one plain process reads and encodes for the other loop, beside it. `ray_ready`: its batches are ready.
     `ray_data`: it makes them itself.
@@ -58,25 +60,9 @@ def measure_ray(epochs: int) -> dict[str, Any]:
         folder = Path(place)
         recipe = postcards_recipe(folder, epochs)
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
-        began, wall = time.monotonic(), time.time()
-        trace = folder / "trace.jsonl"
-        command = [
-            sys.executable,
-            "-m",
-            "services.cli.main",
-            "train",
-            str(folder / "recipe.json"),
-            "--trace",
-            str(trace),
-        ]
-        environment = os.environ | {"RAY_ADDRESS": "local"}
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
-            while process.poll() is None and not (trace.is_file() and trace.stat().st_size):
-                time.sleep(0.02)
-            first_step = time.monotonic() - began
-            error = process.communicate()[1]
-        if process.returncode:
-            raise RuntimeError(error.decode()[-2000:])
+        alone = seconds_to_first_step(folder, "alone", {OFF: "0"}, to_the_end=False)
+        wall = time.time()
+        first_step = seconds_to_first_step(folder, "speed", {}, to_the_end=True)
         run = folder / "runs" / "speed"
         worker = (
             datetime.strptime((run / "logs" / "rank-0.log").read_text()[:19], "%Y-%m-%d %H:%M:%S").timestamp() - wall
@@ -90,7 +76,31 @@ def measure_ray(epochs: int) -> dict[str, Any]:
     return {
         name: {"ours": ours, "theirs": theirs, "ratio": ours / theirs - 1, "unit": "s"}
         for name, theirs in others.items()
-    } | {"start": {"ours": first_step, "ratio": first_step, "unit": "s", "worker_began": worker}}
+    } | {"start": {"ours": first_step, "theirs": alone, "ratio": first_step, "unit": "s", "worker_began": worker}}
+
+
+def seconds_to_first_step(folder: Path, name: str, environment: dict[str, str], to_the_end: bool) -> float:
+    """From the command `m2can train` with the folder's recipe until its first step is done.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    trace = folder / f"{name}.jsonl"
+    command = [sys.executable, "-m", "services.cli.main", "train", str(folder / "recipe.json"), "--trace", str(trace),
+               "--set", f"run.name={name}"]  # fmt: skip
+    settings = os.environ | {"RAY_ADDRESS": "local"} | environment
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=settings) as process:
+        while process.poll() is None and not (trace.is_file() and trace.stat().st_size):
+            time.sleep(0.02)
+        first_step = time.monotonic() - began
+        if not to_the_end:
+            process.terminate()
+        error = process.communicate()[1].decode()
+    stopped = not to_the_end and "goes on from there" in error
+    if process.returncode and not stopped:
+        raise RuntimeError(error[-2000:])
+    return first_step
 
 
 def bare_epochs(loop: Loop, epochs: int) -> dict[str, float]:

@@ -150,7 +150,7 @@ def _data_root(root: str | None) -> Finding:
 def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
     from datasets_manifest.errors import InputError
     from services.preflight import mlflow_answers
-    from trainers.mlflow_run import resolve_tracking_uri, without_password
+    from trainers.tracking_address import resolve_tracking_uri, without_password
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())

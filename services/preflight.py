@@ -21,9 +21,9 @@ from datasets_manifest.readers import read_split
 from datasets_manifest.schema import load_manifest
 from trainers.cluster import autoscaled_resources
 from trainers.connect import start_ray
-from trainers.mlflow_run import open_client, without_password
-from trainers.publish import tracking_uri
+from trainers.mlflow_run import open_client
 from trainers.recipe import Recipe
+from trainers.tracking_address import tracking_uri, without_password
 
 NODE_TIMEOUT_S = 60.0
 MLFLOW_TIMEOUT_S = 30.0

@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError
 from trainers.checkpoint import digests, read_json, verify
 from trainers.registration import CHECKSUM_TAG, CHECKSUMS
-from trainers.tracking import open_client, resolve_tracking_uri
+from trainers.tracking import open_client
+from trainers.tracking_address import resolve_tracking_uri
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 

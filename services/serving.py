@@ -31,7 +31,7 @@ from services.registry import client_for, fetch_bundle, find_model
 from services.samples import Limits, Sample
 from services.serving_app import answer, make_app
 from trainers.predictor import Predictor
-from trainers.tracking import resolve_tracking_uri
+from trainers.tracking_address import resolve_tracking_uri
 
 APP = "m2can"
 _ALIASES = ("champion", "candidate")

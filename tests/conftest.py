@@ -20,9 +20,8 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray instance for the whole session."""
     import ray
 
-    from trainers.connect import LOCAL_RAY
+    from trainers.connect import start_own_ray
 
-    quiet = {"log_to_driver": False, "configure_logging": False}
-    ray.init("local", num_cpus=4, include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
+    start_own_ray(num_cpus=4, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from datasets_manifest.errors import InputError
+from trainers.fork_server import start_fork_server
 
 # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few CPUs
 # over: without this, most tasks that prepare data wait for a new process and its imports.
-LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16}
+#
+# The workers that Ray starts beforehand lack the runtime environment that ours have, so nobody would use them.
+LOCAL_RAY = {"num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16, "prestart_worker_first_driver": False}
 
 # Of Ray Train. On one machine nobody takes nodes away, so nothing needs to watch for it, and a look at the workers twice
 # a second costs nothing; on a large cluster it would.
@@ -36,14 +40,27 @@ def start_ray(address: str | None) -> bool:
             with contextlib.suppress(*([ConnectionError] if place == "auto" else [])):
                 ray.init(address=place, **quiet)
                 return False
-        for name, value in LOCAL_TRAIN.items():
-            os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=False, _system_config=LOCAL_RAY, **quiet)
+        start_own_ray(**quiet)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
     finally:
         hide_token()
     return True
+
+
+def start_own_ray(**options: Any) -> None:
+    """Start a Ray for this process alone, whose workers are forked; `options` are those of `ray.init`."""
+    for name, value in LOCAL_TRAIN.items():
+        os.environ.setdefault(name, value)
+    forked = start_fork_server()
+    ray.init("local", include_dashboard=False, _system_config=LOCAL_RAY, runtime_env=forked, **options)
+    if forked:
+        _nothing.remote()  # Ray's first worker: the server makes its imports while the driver makes its own
+
+
+@ray.remote(num_cpus=0)
+def _nothing() -> None:
+    pass
 
 
 def is_elsewhere(address: str | None) -> bool:

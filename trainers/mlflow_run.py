@@ -19,14 +19,13 @@ from sqlalchemy.engine import make_url
 
 from datasets_manifest.errors import InputError
 from trainers.journal import EpochRecord
+from trainers.tracking_address import SERVERS, scheme
 
 _log = logging.getLogger(__name__)
 
 RUN_NAME_TAG = "m2can.run_name"
 PARENT_TAG = "mlflow.parentRunId"
 MARK = "epoch"
-_SERVERS = ("http", "https", "databricks")
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # MLflow's limits for one request and for a name or value.
 _METRICS_A_BATCH, _PARAMS_A_BATCH, _KEY, _PARAM_VALUE = 1000, 100, 250, 6000
 # MLflow has these settings as environment variables only; what the user set stands.
@@ -37,21 +36,6 @@ _DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-
-def resolve_tracking_uri(recipe_uri: str | None, storage: Path) -> str:
-    """The recipe's address, else MLFLOW_TRACKING_URI, else a SQLite file in the storage folder.
-
-    Raises:
-        InputError: an address MLflow cannot track to.
-    """
-    for uri, field in ((recipe_uri, "tracking.uri"), (os.environ.get("MLFLOW_TRACKING_URI"), "MLFLOW_TRACKING_URI")):
-        if uri:
-            if _scheme(uri) not in (*_SERVERS, *_DATABASES):
-                wanted = "http(s)://…, sqlite:///file.db, postgresql://…, mysql://… or mssql://…"
-                raise InputError("is no address MLflow can track to", field=field, value=uri, wanted=wanted)
-            return uri
-    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -75,7 +59,7 @@ def open_experiment(uri: str, experiment: str, storage: Path) -> str:
         MlflowException: MLflow is away.
     """
     client = open_client(uri)
-    place = None if _scheme(uri) in _SERVERS else (storage.absolute() / "mlartifacts").as_uri()
+    place = None if scheme(uri) in SERVERS else (storage.absolute() / "mlartifacts").as_uri()
     found = client.get_experiment_by_name(experiment)
     if found is None:
         try:
@@ -142,7 +126,7 @@ class RunLink:
 @contextmanager
 def _store_lock(uri: str) -> Iterator[None]:
     """Alone with a SQLite file, among all processes of the machine; nothing for other stores."""
-    file = make_url(uri).database if _scheme(uri) == "sqlite" else None
+    file = make_url(uri).database if scheme(uri) == "sqlite" else None
     if not file or file == ":memory:":
         yield
         return
@@ -150,17 +134,6 @@ def _store_lock(uri: str) -> Iterator[None]:
     with open(f"{file}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def without_password(text: str) -> str:
-    """An address, or an error's text with addresses in it, as it may be shown."""
-    return re.sub(r"://[^/\s]+@", "://***@", text)
-
-
-def _scheme(uri: str) -> str:
-    """`postgresql+psycopg2://…` → `postgresql`; empty for a path. `databricks` is written without `://`."""
-    head, mark, _ = uri.partition("://")
-    return head.partition("+")[0].lower() if mark or head == "databricks" else ""
 
 
 def _key(name: str) -> str:

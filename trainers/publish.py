@@ -21,19 +21,14 @@ from trainers.evaluation import calibration_error, confusion
 from trainers.journal import Journal
 from trainers.mlflow_run import PARENT_TAG
 from trainers.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
-from trainers.recipe import Recipe
 from trainers.registration import ModelToLog, signature_for
 from trainers.report import write_report
 from trainers.run import Outcome, Prepared
-from trainers.tracking import Sender, TrackedRun, resolve_tracking_uri
+from trainers.tracking import Sender, TrackedRun
+from trainers.tracking_address import resolve_tracking_uri, tracking_uri
 
 _EXAMPLE = pd.DataFrame({"text": ["a caption of one sentence"], "image": [None]})
 _EMPTY = np.empty(0)
-
-
-def tracking_uri(recipe: Recipe) -> str:
-    """Where MLflow is, for this recipe."""
-    return resolve_tracking_uri(recipe.tracking.uri, Path(recipe.run.storage).resolve())
 
 
 def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({})) -> Sender:

@@ -13,10 +13,10 @@ from trainers.charts import Plot, Series, charts, curves, figure, percent, plain
 from trainers.evaluation import confusion, reliability
 from trainers.figures import TERMS
 from trainers.journal import EpochRecord
-from trainers.mlflow_run import without_password
 from trainers.provenance import code_version, environment
 from trainers.recipe import Recipe, make_recipe
 from trainers.run import Outcome
+from trainers.tracking_address import without_password
 
 NO_LABELS = "The target's {split} records have no labels here, so {what} not known."
 _MOST_CLASSES = 30  # of a confusion matrix that is written out

@@ -24,8 +24,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from datasets_manifest.errors import InputError
 from trainers.failures import TrackingUnavailable
 from trainers.journal import Journal
-from trainers.mlflow_run import RunLink, open_client, open_experiment, resolve_tracking_uri, without_password
+from trainers.mlflow_run import RunLink, open_client, open_experiment
 from trainers.registration import ModelToLog, register
+from trainers.tracking_address import resolve_tracking_uri, without_password
 
 __all__ = [
     "ModelToLog",

@@ -10,8 +10,8 @@ import numpy as np
 from datasets_manifest.html_page import REPORT, Html, bar, contents, details, html, page, section, table
 from trainers import charts
 from trainers.charts import Plot, Series, curves, figure, percent, plain, round_percent
-from trainers.mlflow_run import without_password
 from trainers.provenance import code_version, environment
+from trainers.tracking_address import without_password
 from tuning.ledger import Trial, result_tree, variant_rows
 from tuning.sweep import Choices, Sweep, SweepPlan
 

@@ -23,13 +23,14 @@ from trainers.checkpoint import load_card, model_folder, read_json
 from trainers.cluster import most_resources
 from trainers.connect import start_ray
 from trainers.journal import Journal
-from trainers.mlflow_run import RunLink, resolve_tracking_uri
+from trainers.mlflow_run import RunLink
 from trainers.provenance import job_tags
 from trainers.publish import model_to_log, summary
 from trainers.recipe import Recipe
 from trainers.run import RunFailed, prepare, read_evidence
 from trainers.selection import choose_candidate
 from trainers.tracking import Sender, TrackedRun
+from trainers.tracking_address import resolve_tracking_uri
 from tuning.ledger import Trial, read_trials, result_tree
 from tuning.report import draw_report
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, Choices, Range, SweepPlan

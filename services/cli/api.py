@@ -34,7 +34,7 @@ def api(
     from services.http import Tokens, check_host
     from services.job_request import refuse_passwords
     from services.registry import client_for
-    from trainers.tracking import resolve_tracking_uri
+    from trainers.tracking_address import resolve_tracking_uri
 
     known = Tokens.read(tokens)
     check_host(host, known)

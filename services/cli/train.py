@@ -6,15 +6,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli.data import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
+
+if TYPE_CHECKING:
+    from trainers.run import Prepared
+    from trainers.tracking import Sender
 
 
 def train(
@@ -62,8 +67,8 @@ def train(
 def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
     """What a run of the recipe would take, from a few of its steps."""
     from trainers.disk import megabytes
-    from trainers.publish import tracking_uri
     from trainers.rehearsal import rehearse
+    from trainers.tracking_address import tracking_uri
 
     prepared = prepare_beside_ray(recipe)
     if recipe.tracking.enabled:
@@ -92,12 +97,9 @@ def prepare_beside_ray(recipe: Any) -> Any:
 
     Others' clusters are joined only once everything was found good.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from trainers.connect import is_elsewhere, start_ray
 
     def work() -> Any:
-        import trainers.publish  # noqa: F401  what follows needs it
         from trainers.run import prepare, set_threads
 
         set_threads()
@@ -120,31 +122,37 @@ def run_recipe(
     from trainers.failures import RunStopped
 
     prepared = prepare_beside_ray(recipe)
-    from trainers.publish import draw_report, make_sender, publish, summary, tracking_uri
     from trainers.run import train as run_training
+    from trainers.tracking_address import tracking_uri
 
+    tracking = Tracking(prepared) if recipe.tracking.enabled else None
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", err=True)
-    sender = make_sender(prepared) if recipe.tracking.enabled else None
-    if sender is not None:
-        sender.start()
     try:
         with RunProgress(recipe.train.epochs, as_json) as progress, stop_on_sigterm(recipe.cluster.grace_s) as stop:
+
+            def on_step(content: dict[str, Any]) -> None:
+                progress.on_step(content)
+                if tracking is not None:
+                    tracking.begin()
+
             outcome = run_training(
                 prepared,
-                on_step=progress.on_step,
+                on_step=on_step,
                 on_epoch=progress.on_epoch,
                 trace=trace,
                 profile=profile,
                 stop=stop,
             )
     except BaseException as error:
-        if sender is not None:
+        if tracking is not None:
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
-            sender.finish("KILLED" if asked else "FAILED", deadline_s=10.0)
+            tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=10.0)
         raise
-    tracked = publish(outcome, sender) if sender is not None else None
+    from trainers.publish import draw_report, publish, summary
+
+    tracked = publish(outcome, tracking.sender()) if tracking is not None else None
     report = outcome.folder / "report" if tracked else draw_report(outcome)
     return {
         "event": "end",
@@ -162,6 +170,39 @@ def run_recipe(
         "report": str(report),
         "report_page": str(report / REPORT),
     }
+
+
+class Tracking:
+    """The run's writer to MLflow, which begins with the first step: MLflow's imports would make everybody wait for it.
+
+    Raises:
+        InputError: an address MLflow cannot track to.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        from trainers.tracking_address import tracking_uri
+
+        tracking_uri(prepared.recipe)
+        self.prepared = prepared
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        self._made: Future[Sender] | None = None
+
+    def begin(self) -> Future[Sender]:
+        """Make the writer in the background, once."""
+        if self._made is None:
+            self._made = self._pool.submit(self._make)
+        return self._made
+
+    def sender(self) -> Sender:
+        """The writer, which was started."""
+        return self.begin().result()
+
+    def _make(self) -> Sender:
+        from trainers.publish import make_sender
+
+        sender = make_sender(self.prepared)
+        sender.start()
+        return sender
 
 
 @contextmanager

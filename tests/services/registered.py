@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.checkpoint import model_folder
-from trainers.mlflow_run import RunLink, open_client, resolve_tracking_uri
+from trainers.mlflow_run import RunLink, open_client
 from trainers.registration import ModelToLog, register, signature_for
+from trainers.tracking_address import resolve_tracking_uri
 
 NAME = "m2can-mountain"
 
