@@ -49,34 +49,50 @@ def postcards_recipe(folder: Path, epochs: int) -> Recipe:
     return demo_recipe(manifests, [*settings, "cluster.workers=1", f"run.storage={folder / 'runs'}"])
 
 
-def measure_ray(epochs: int) -> dict[str, Any]:
+def measure_ray(epochs: int, repeats: int) -> dict[str, Any]:
     """An epoch of `m2can train` with one worker against the same loop without Ray; and the start, with forked workers
-    against workers that start by themselves.
+    against workers that start by themselves. All in turns.
 
     `ray`: one plain process reads and encodes for the other loop, beside it. `ray_ready`: its batches are ready.
     `ray_data`: it makes them itself.
     """
+    times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipe = postcards_recipe(folder, epochs)
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
-        alone = seconds_to_first_step(folder, "alone", {OFF: "0"}, to_the_end=False)
-        wall = time.time()
-        first_step = seconds_to_first_step(folder, "speed", {}, to_the_end=True)
-        run = folder / "runs" / "speed"
-        worker = (
-            datetime.strptime((run / "logs" / "rank-0.log").read_text()[:19], "%Y-%m-%d %H:%M:%S").timestamp() - wall
-        )
-        records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
-        ours = statistics.median(r["time/train_s"] for r in records[1:])
-        loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
-        loop.source = LocalStream(loop.corpus.table)
-        bare = bare_epochs(loop, epochs)
-    others = {"ray": bare["beside"], "ray_ready": bare["ready"], "ray_data": bare["ready"] + bare["making"]}
+        for turn in range(repeats):
+            found: dict[str, list[float]] = dict(bare_epochs(recipe, epochs))
+            found["alone"] = [seconds_to_first_step(folder, f"alone{turn}", {OFF: "0"}, to_the_end=False)]
+            began = time.time()
+            found["start"] = [seconds_to_first_step(folder, f"forked{turn}", {}, to_the_end=True)]
+            run = folder / "runs" / f"forked{turn}"
+            first_line = (run / "logs" / "rank-0.log").read_text()[:19]
+            found["worker_began"] = [datetime.strptime(first_line, "%Y-%m-%d %H:%M:%S").timestamp() - began]
+            records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
+            found["ours"] = [record["time/train_s"] for record in records[1:]]
+            for name, seconds in found.items():
+                times.setdefault(name, []).extend(seconds)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    others = {"ray": "beside", "ray_ready": "ready", "ray_data": "itself"}
+    median["itself"] = median["ready"] + median["making"]
     return {
-        name: {"ours": ours, "theirs": theirs, "ratio": ours / theirs - 1, "unit": "s"}
-        for name, theirs in others.items()
-    } | {"start": {"ours": first_step, "theirs": alone, "ratio": first_step, "unit": "s", "worker_began": worker}}
+        name: {
+            "ours": median["ours"],
+            "theirs": median[other],
+            "ratio": median["ours"] / median[other] - 1,
+            "unit": "s",
+        }
+        for name, other in others.items()
+    } | {
+        "start": {
+            "ours": median["start"],
+            "theirs": median["alone"],
+            "ratio": median["start"],
+            "unit": "s",
+            "worker_began": median["worker_began"],
+        }
+    }
 
 
 def seconds_to_first_step(folder: Path, name: str, environment: dict[str, str], to_the_end: bool) -> float:
@@ -103,14 +119,16 @@ def seconds_to_first_step(folder: Path, name: str, environment: dict[str, str], 
     return first_step
 
 
-def bare_epochs(loop: Loop, epochs: int) -> dict[str, float]:
-    """Median seconds of an epoch after the first, steps on one thread.
+def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
+    """Seconds of the epochs after the first, steps on one thread.
 
     Returns:
         `making` its batches, its steps over batches that are `ready`, and its steps with a process `beside` them that
         makes the batches meanwhile.
     """
     torch.set_num_threads(1)
+    loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
+    loop.source = LocalStream(loop.corpus.table)
     times: dict[str, list[float]] = {"making": [], "ready": [], "beside": []}
     for _ in range(epochs):
         slices = list(loop.plan().worker_steps(0, 1))
@@ -125,7 +143,7 @@ def bare_epochs(loop: Loop, epochs: int) -> dict[str, float]:
         times["ready"].append(seconds_of_steps(loop, slices, batches))
         loop._select(loop._score())
         loop.epoch += 1
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
+    return {name: found[1:] for name, found in times.items()}
 
 
 def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch | FeatureBatch]) -> float:

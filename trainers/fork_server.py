@@ -16,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import selectors
 import shlex
@@ -80,7 +81,7 @@ def worker_command(folder: Path) -> list[str]:
 class ForkServer:
     """Forks a child for each request, and tells who asked how the child ended.
 
-    A request is a JSON object {argv, env, cwd} with the three standard files beside it. It is answered with the child's
+    A request is a JSON object {argv, env, cwd, priority, open_files} with the three standard files beside it. It is answered with the child's
     exit status once the child has ended. When who asked ends before that, the child is killed.
 
     Args:
@@ -248,6 +249,8 @@ def run_child(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    os.setpriority(os.PRIO_PROCESS, 0, request["priority"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["open_files"]))
     if not request["as_it_is"]:
         os.execv(sys.executable, [sys.executable, *request["argv"]])
     # The children would all draw the same numbers; `random` sees to that itself.

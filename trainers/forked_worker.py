@@ -6,6 +6,7 @@ takes the request it becomes the worker itself, as Ray would have started it.
 
 import json
 import os
+import resource
 import socket
 import sys
 
@@ -13,7 +14,13 @@ import sys
 def main() -> None:
     address, python, *arguments = sys.argv[1:]
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = {"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}
+    request = {
+        "argv": arguments,
+        "env": dict(os.environ),
+        "cwd": os.getcwd(),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    }
     try:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])

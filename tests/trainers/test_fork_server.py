@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,12 +20,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 
 SERVER = "import pathlib, sys; from trainers.fork_server import serve; serve(pathlib.Path(sys.argv[1]), {}, {})"
 TELL = """
-import json, os, sys
+import json, os, resource, sys
 from ray._raylet import ObjectID
 print(json.dumps({
     "imported": [name for name in sys.argv[1].split(",") if name in sys.modules], "argv": sys.argv, "cwd": os.getcwd(),
     "parent": os.getppid(), "own_group": os.getpgid(0) == os.getpid(), "path": sys.path[0], "name": __name__,
     "mine": os.environ.get("MINE"), "first": os.environ.get("FIRST"), "id": ObjectID.from_random().hex(),
+    "priority": os.getpriority(os.PRIO_PROCESS, 0), "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
 }))
 sys.exit(int(sys.argv[2]))
 """
@@ -60,9 +62,16 @@ def tell(folder: Path, script: Path, looked_for: str = "csv", status: int = 0, *
     """What a worker says of itself, and its exit status."""
     command = [*worker_command(folder), str(script), looked_for, str(status)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, cwd=script.parent, timeout=120
-    )
+        command, capture_output=True, text=True, env=os.environ | environment, cwd=script.parent, timeout=120,
+        preexec_fn=_be_humble,
+    )  # fmt: skip
     return json.loads(done.stdout or "{}") | {"status": done.returncode, "error": done.stderr}
+
+
+def _be_humble() -> None:
+    """As Ray does it with its workers."""
+    os.nice(3)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (333, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 @pytest.fixture
@@ -85,6 +94,7 @@ def test_a_worker_is_forked_with_its_own_environment_folder_and_arguments(
     assert second["cwd"] == second["path"] == str(script.parent)
     assert first["own_group"] and second["own_group"] and second["name"] == "__main__"
     assert (first["status"], second["status"]) == (0, 3)
+    assert first["priority"] == os.getpriority(os.PRIO_PROCESS, 0) + 3 and first["open_files"] == 333
     assert first["id"] != second["id"]
 
 
