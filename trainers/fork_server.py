@@ -81,8 +81,8 @@ def worker_command(folder: Path) -> list[str]:
 class ForkServer:
     """Forks a child for each request, and tells who asked how the child ended.
 
-    A request is a JSON object {argv, env, cwd, priority, open_files} with the three standard files beside it. It is answered with the child's
-    exit status once the child has ended. When who asked ends before that, the child is killed.
+    A request is a JSON object {argv, env, cwd, priority, open_files} with the three standard files beside it. It is
+    answered with the child's exit status once the child has ended. When who asked ends before that, the child is killed.
 
     Args:
         listener: a listening Unix socket that keeps the borders of messages.
