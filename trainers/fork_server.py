@@ -82,7 +82,8 @@ class ForkServer:
     """Forks a child for each request, and tells who asked how the child ended.
 
     A request is a JSON object {argv, env, cwd, priority, open_files} with the three standard files beside it. It is
-    answered with the child's exit status once the child has ended. When who asked ends before that, the child is killed.
+    answered with `forked`, and with the child's exit status once the child has ended. When who asked ends before that, the
+    child is killed.
 
     Args:
         listener: a listening Unix socket that keeps the borders of messages.
@@ -127,15 +128,20 @@ class ForkServer:
             request: dict[str, Any] = json.loads(data)
             self._import_for(request)
             child = os.fork()
-            if child == 0:
-                self._become_child(files)
-                return request | {"as_it_is": not self._why_not and self._fixed == fixed(request)}
-            self._asked_by[child] = connection
-            self._selector.register(connection, selectors.EVENT_READ)
         except (OSError, ValueError):
-            connection.close()  # whoever asked starts the worker itself
+            child = None
+        if child == 0:
+            self._become_child(files)
+            return request | {"as_it_is": not self._why_not and self._fixed == fixed(request)}
         for file in files:
             os.close(file)
+        if child is None:
+            connection.close()  # whoever asked starts the worker itself
+        else:
+            self._asked_by[child] = connection
+            self._selector.register(connection, selectors.EVENT_READ)
+            with contextlib.suppress(OSError):  # who asked has ended: the selector tells
+                connection.send(b"forked")
         return None
 
     def _import_for(self, request: dict[str, Any]) -> None:

@@ -24,7 +24,10 @@ def main() -> None:
     try:
         connection.connect(address)
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+        forked = connection.recv(64)
     except OSError:
+        forked = b""
+    if not forked:
         os.execv(python, [python, *arguments])
     status = int(connection.recv(64) or b"1")
     sys.exit(status if status >= 0 else 128 - status)

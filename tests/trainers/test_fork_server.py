@@ -6,8 +6,10 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,23 @@ def test_nothing_is_forked_once_an_import_has_seeded_rays_numbers(
 def test_without_a_server_a_worker_starts_by_itself(script: Path, tmp_path: Path) -> None:
     found = tell(tmp_path, script, "tabnanny", status=4, MINE="1")
     assert (found["imported"], found["status"], found["mine"]) == ([], 4, "1")
+
+
+def test_a_worker_that_the_server_cannot_take_starts_by_itself(script: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / SOCKET))
+        listener.listen()
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.recv(2**20)
+            connection.close()
+
+        server = threading.Thread(target=hang_up)
+        server.start()
+        found = tell(tmp_path, script, "tabnanny", status=5, MINE="1")
+        server.join()
+    assert (found["imported"], found["status"], found["mine"]) == ([], 5, "1")
 
 
 def test_who_asked_and_the_worker_end_together(start_server: Callable[..., Started], tmp_path: Path) -> None:
