@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SCHEDULER_PAUSE_S = 0.03
 ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
 FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
+LOWEST_PRIORITY = 19  # of setpriority(2)
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,15 @@ def _task_blocks(index: pa.Table) -> list[pa.Table]:
 
 def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
     keep_freed_memory(TASK_KEEPS)
+    _give_way()
     # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
     return encode_rows(index, ray.get(table), encoding)
+
+
+def _give_way() -> None:
+    """Let training go first: it is what the batches are for, and it waits once they are short."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
 
 
 def quiet() -> None:

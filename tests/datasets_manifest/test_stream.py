@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 
 from datasets_manifest import stream
+from datasets_manifest.encode import Encoding
 from datasets_manifest.local import LocalStream
 from datasets_manifest.stream import Share, Stream
 from tests.trainers.tiny_run import prepared_run
@@ -40,3 +43,29 @@ def test_a_pipeline_gives_the_batches_of_one_process_and_knows_its_cpus_at_once(
         for name in ("tokens", "mask", "pictures", "owner", "rows"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert asked_again and all(asked_again)  # fails where Ray keeps its resources elsewhere
+
+
+@pytest.mark.slow
+def test_tasks_give_way_to_training(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, encode = prepared_run(tmp_path), stream._encode
+
+    def noting(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
+        encoded = encode(index, table, encoding)
+        (tmp_path / f"priority-{os.getpid()}").write_text(str(priority()))
+        return encoded
+
+    monkeypatch.setattr(stream, "_encode", noting)
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    list(Stream(ray.put(run.corpus.table), Share(cpus=1)).evaluate([np.arange(30)], encoding))
+    assert {file.read_text() for file in tmp_path.glob("priority-*")} == {"19"}
+    trainer = ray.remote(num_cpus=0)(Trainer).remote()  # an actor never begins in a process that has run a task
+    assert ray.get(trainer.priority.remote()) == priority() < 19
+
+
+class Trainer:
+    def priority(self) -> int:
+        return priority()
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
