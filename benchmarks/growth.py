@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.sides import interleaved
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
@@ -30,6 +29,7 @@ from datasets_manifest.plan import DomainPool, EpochPlan
 from trainers.inputs import to_batch
 from trainers.m2can.collective import DistributedCollective
 from trainers.m2can.refinement import select, uniform_prior
+from trainers.step import data_parallel
 
 CPU = torch.device("cpu")
 SMALL = Size("tiny", 64, 128, 2, 2000, 8, 64)
@@ -74,8 +74,8 @@ class Counting(DistributedCollective):
         self.bytes += x.numel() * x.element_size()
         return x
 
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
-        return super().sum(self._count(x))
+    def sum_all_(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().sum_all_([*tensors[:-1], self._count(tensors[-1])])
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         return super().sum_(self._count(x))
@@ -85,7 +85,7 @@ class Counting(DistributedCollective):
 
 
 def exchanged(rank: int, world: int, store: str, size: Size) -> tuple[int, int]:
-    """Exchanges of a step and the bytes this worker gives, without the gradients of the parameters."""
+    """Exchanges of a step and the bytes this worker gives, without those of the gradients (they come first of several)."""
     torch.set_num_threads(1)
     recipe = recipe_of(size, "published")
     network = make_network(size, recipe)
@@ -94,7 +94,7 @@ def exchanged(rank: int, world: int, store: str, size: Size) -> tuple[int, int]:
     step.collective = counted = Counting()
     assert step.groups is not None
     step.groups.collective = counted
-    step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    step.model = data_parallel(network, counted)
     part = replace(size, batch=size.batch // world)
     batch = to_batch(
         make_rows(part, 2, part.rows, seed=rank), make_labels(part, rank), device=CPU, dtype=torch.float32,

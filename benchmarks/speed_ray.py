@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.speed_run import CPU, make_loop
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
@@ -32,9 +32,10 @@ from trainers.demo import demo_recipe
 from trainers.fork_server import OFF
 from trainers.inputs import FeatureBatch, make_encoding, to_batch
 from trainers.loop import Loop
-from trainers.m2can.collective import DistributedCollective
+from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.recipe import Recipe
 from trainers.run import prepare
+from trainers.step import data_parallel
 
 
 def postcards_recipe(folder: Path, epochs: int) -> Recipe:
@@ -177,50 +178,58 @@ def make_batches(queue: Any, table: pa.Table, slices: list[StepSlice], encoding:
 WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
 
 
-def measure_workers(steps: int) -> dict[str, Any]:
+def measure_workers(rounds: int) -> dict[str, Any]:
     """Samples a second of two workers with one thread each, against one worker with one thread; batches are ready.
 
     `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
-    `…_machine`: two processes that exchange nothing in place of the two workers.
+    `…_machine`: two processes that exchange nothing in place of the two workers. All take turns, a step each.
     """
-    one = seconds_of_workers(1, steps, WORKERS_SIZE.batch, exchange=False)
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(2) as pool:
+        ranks = pool.starmap(timed_steps, [(rank, f"{folder}/store", rounds) for rank in range(2)], chunksize=1)
+    seconds = {name: max(rank[name] for rank in ranks if name in rank) for name in ranks[0]}
+    one = seconds.pop("one")
     found = {}
-    for name, part in (("workers", WORKERS_SIZE.batch), ("workers_cut", WORKERS_SIZE.batch // 2)):
-        samples = 2 * part / WORKERS_SIZE.batch  # of one worker's
-        for suffix, exchange in (("", True), ("_machine", False)):
-            two = seconds_of_workers(2, steps, part, exchange)
-            found[name + suffix] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
+    for name, two in seconds.items():
+        samples = 1 if "cut" in name else 2  # of one worker's
+        found[name] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
     return found
 
 
-def seconds_of_workers(world: int, steps: int, part: int, exchange: bool) -> float:
-    """Of a step with `part` rows a domain for each worker: the slower worker's median."""
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(world) as pool:
-        tasks = [(rank, world, f"{folder}/store", steps, part, exchange) for rank in range(world)]
-        return max(pool.starmap(timed_steps, tasks, chunksize=1))
-
-
-def timed_steps(rank: int, world: int, store: str, steps: int, part: int, exchange: bool) -> float:
-    """Median seconds of a step on this worker's slice of the global batch."""
+def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
+    """Median seconds of this worker's steps, by row; of `one` on the first worker only, while the other rests."""
     torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    exchange, whole = DistributedCollective(), WORKERS_SIZE.batch
+    steps = {
+        "one": worker_step(rank, whole, Collective()),
+        "workers": worker_step(rank, whole, exchange),
+        "workers_machine": worker_step(rank, whole, Collective()),
+        "workers_cut": worker_step(rank, whole // 2, exchange),
+        "workers_cut_machine": worker_step(rank, whole // 2, Collective()),
+    }
+    if rank:
+        steps["one"] = lambda: None
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(2 + rounds):
+        for name, step in steps.items():
+            dist.barrier()
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    dist.destroy_process_group()
+    return {name: statistics.median(found[2:]) for name, found in times.items() if name != "one" or not rank}
+
+
+def worker_step(rank: int, part: int, collective: Collective) -> Callable[[], Any]:
+    """A step on this worker's `part` rows of each domain."""
     size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
     network = make_network(size, recipe)
     step = make_step(network, recipe, CPU)
-    if exchange:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-        step.collective = DistributedCollective()
-        assert step.groups is not None
-        step.groups.collective = step.collective
-        step.model = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    step.collective, step.model = collective, data_parallel(network, collective)
+    assert step.groups is not None
+    step.groups.collective = collective
     host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
     labels_DB = make_labels(replace(size, batch=part), seed=rank)
-    place: dict[str, Any] = {"offset": rank * part, "global_batch": world * part} if exchange else {}
-    batch = to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place)
-    times = []
-    for _ in range(2 + steps):
-        started = time.perf_counter()
-        step(batch)
-        times.append(time.perf_counter() - started)
-    if exchange:
-        dist.destroy_process_group()
-    return statistics.median(times[2:])
+    world = collective.world_size
+    place: dict[str, Any] = {"offset": rank * part, "global_batch": world * part} if world > 1 else {}
+    return functools.partial(step, to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place))

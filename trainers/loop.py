@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from datasets_manifest.corpus import Corpus, Part
 from datasets_manifest.encode import Encoding, HostBatch
@@ -39,7 +38,7 @@ from trainers.pseudo_labels import (
 )
 from trainers.scoring import Scored, score_parts, validation_metrics
 from trainers.selection import epoch_score
-from trainers.step import NonFiniteLoss, Step
+from trainers.step import NonFiniteLoss, Step, data_parallel
 
 Passes = dict[str, dict[str, torch.Tensor]]
 
@@ -125,14 +124,9 @@ class Loop:
             self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
         )
         self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
-        model = (
-            DistributedDataParallel(self.network, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if self.world_size > 1
-            else self.network
-        )
         self.step = Step(
             network=self.network,
-            model=model,
+            model=data_parallel(self.network, self.collective),
             discriminators=self.discriminators,
             objective=build_objective(recipe),
             optimizer=optimizer,

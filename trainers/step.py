@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from trainers.m2can.batch import Batch, Outputs
@@ -29,7 +30,8 @@ class Step:
 
     Args:
         network: the network itself.
-        model: what is called: the network, or its data-parallel wrapper.
+        model: what is called, see data_parallel: the network, whose gradients the step sums over the workers itself, or a
+            wrapper that averages them.
         discriminators: one for each pair of domains.
         objective: the weighted terms.
         optimizer: of the network; its groups carry `base_lr`.
@@ -168,22 +170,39 @@ class Step:
             outputs, draws = self._outputs_of(batches)
         shares = self.objective(outputs, batch, self.collective, discriminators)
         total = torch.stack(list(shares.values())).sum()
-        # Data parallelism averages over the workers; the gradient of the global batch is the sum of their shares'.
-        factor = self.collective.world_size * (self.loss_scale.value if self.loss_scale else 1)
+        averages = self.model is not self.network
+        # The gradient of the global batch is the sum of the workers' shares'; a wrapper divides it by their number. A
+        # worker's own share as a gradient is that of a batch as large.
+        factor = (self.collective.world_size if averages or own else 1) * (
+            self.loss_scale.value if self.loss_scale else 1
+        )
         (total * factor).backward()
         if self.parts > 1:
             self._backward_parts(batches, outputs, draws, own)
-        self._sum_discriminators()
         if self.loss_scale is not None:
             both = (*self.parameters, *self.discriminators.parameters())
             self.loss_scale.unscale([p.grad for p in both if p.grad is not None])
-        norm = self._own_norm().to(total.dtype)
+        values = [share.detach() for share in shares.values()]
         if own:  # their mean is shown; one that is not finite ends the step everywhere
-            norm = norm / self.collective.world_size
-        values = self.collective.sum_(torch.stack([*(share.detach() for share in shares.values()), norm * own]))
-        terms = dict(zip(shares, values[:-1].unbind()))
-        terms["total"], terms["grad_norm"] = values[:-1].sum(), values[-1] if own else norm
-        return terms
+            values.append(self._own_norm().to(total.dtype) / self.collective.world_size)
+        summed = torch.stack(values)
+        # By hand: which discriminators take part changes with the epoch, which data parallelism does not like.
+        discriminating = [p.grad for p in self.discriminators.parameters() if p.grad is not None]
+        gradients = [] if own or averages else self._gradients()
+        self.collective.sum_all_([*gradients, *discriminating, summed])
+        if averages and discriminating:
+            torch._foreach_div_(discriminating, self.collective.world_size)
+        norm = summed[-1] if own else self._own_norm().to(total.dtype)
+        terms = summed[: len(shares)]
+        return dict(zip(shares, terms.unbind())) | {"total": terms.sum(), "grad_norm": norm}
+
+    def _gradients(self) -> list[Tensor]:
+        """Of the network; zeros where this worker's rows have none, since others' may."""
+        if self.collective.world_size > 1:
+            for p in self.parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+        return [p.grad for p in self.parameters if p.grad is not None]
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         no_sync = getattr(self.model, "no_sync", None)
@@ -229,15 +248,6 @@ class Step:
     def _own_norm(self) -> Tensor:
         return global_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def _sum_discriminators(self) -> None:
-        """By hand: which discriminators take part changes with the epoch, which data parallelism does not like."""
-        grads = [p.grad for p in self.discriminators.parameters() if p.grad is not None]
-        if self.collective.world_size == 1 or not grads:
-            return
-        flat = self.collective.sum_(torch.cat([g.flatten() for g in grads])) / self.collective.world_size
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
-            grad.copy_(part.view_as(grad))
-
     def _require_finite(self, passes: dict[str, dict[str, Tensor]]) -> None:
         """The only answer of the device that a step waits for, at its end: a first pass that is not finite spoils the
         second one."""
@@ -252,6 +262,13 @@ class Step:
 
 def _finite(terms: dict[str, Tensor]) -> Tensor:
     return torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])
+
+
+def data_parallel(network: M2CAN, collective: Collective) -> Callable[[Batch], Outputs]:
+    """What a step calls: the network, wrapped where the workers' gradients are better summed during the backward pass."""
+    if collective.sums_gradients:
+        return network
+    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, Any]]:

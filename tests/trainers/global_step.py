@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from trainers import build
 from trainers.m2can.batch import Batch
@@ -18,7 +17,7 @@ from trainers.m2can.batch_norm import BatchNormMode
 from trainers.m2can.collective import Collective, DistributedCollective, slice_sizes
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.recipe import Recipe, apply_override, make_recipe
-from trainers.step import Step
+from trainers.step import Step, data_parallel
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
 
@@ -32,7 +31,10 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """`local_statistics` is a mistake made on purpose: batch norm does not hear of the other workers."""
+    """`local_statistics` is a mistake made on purpose: batch norm does not hear of the other workers.
+
+    near: exchange through shared memory; otherwise by gloo, gradients with DistributedDataParallel.
+    """
 
     sources: int
     target: bool
@@ -43,6 +45,7 @@ class Scenario:
     local_statistics: bool = False
     accumulate: int = 1
     scope: Literal["global", "worker"] = "global"
+    near: bool = True
     options: tuple[str, ...] = ()
 
     @property
@@ -53,6 +56,7 @@ class Scenario:
         what = ["S", str(self.sources), "with target" if self.target else "first epoch", self.batch_norm, self.pictures]
         what += [self.dtype, f"{self.steps} steps", "local" * self.local_statistics]
         what += [f"{self.accumulate} parts" * (self.accumulate > 1), "own climb" * (self.scope == "worker")]
+        what += ["by sockets" * (not self.near)]
         return " ".join(word for word in [*what, *self.options] if word)
 
     def recipe(self) -> Recipe:
@@ -139,12 +143,9 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     network = build.build_network(recipe, config, CLASSES, load_weights=True).to(dtype).train()
     discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.discriminators).to(dtype)
     optimizers = build.build_optimizers(network, discriminators, recipe.optimizer)
-    distributed = collective.world_size > 1
     step = RecordedStep(
         network=network,
-        model=DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
-        if distributed
-        else network,
+        model=data_parallel(network, collective),
         discriminators=discriminators,
         objective=build.build_objective(recipe),
         optimizer=optimizers[0],
@@ -178,12 +179,12 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
 def worker(rank: int, world_size: int, scenarios: list[Scenario], folder: Path) -> None:
     """One process of a world: runs all scenarios and writes what it found."""
     torch.set_num_threads(1)
-    collective = Collective()
+    collectives = dict.fromkeys((True, False), Collective())
     if world_size > 1:
         store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-        collective = DistributedCollective()
-    found = {scenario: run(scenario, collective) for scenario in scenarios}
+        collectives = {near: DistributedCollective(near=near) for near in (True, False)}
+    found = {scenario: run(scenario, collectives[scenario.near]) for scenario in scenarios}
     torch.save(list(found.values()), folder / f"{world_size}-{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()

@@ -57,9 +57,24 @@ OPTIONS = [
     ),
     Scenario(2, True, "frozen", options=("discriminators={pairs: merged, warmup: 1}", "network.modalities=pictures")),
 ]
+BY_SOCKETS = [
+    Scenario(2, True, "per_sample", near=False),
+    Scenario(1, False, "batch", "none at the end", near=False),
+    Scenario(2, True, "frozen", accumulate=2, near=False),
+]
 OWN_CLIMB = Scenario(2, True, "per_sample", "one each", scope="worker")
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
-ALL = [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS, OWN_CLIMB, replace(PARTS[1], accumulate=1), MISTAKE]
+ALL = [
+    *FIRST_STEP,
+    *TWENTY_STEPS,
+    *SINGLE,
+    *PARTS,
+    *OPTIONS,
+    *BY_SOCKETS,
+    OWN_CLIMB,
+    replace(PARTS[1], accumulate=1),
+    MISTAKE,
+]
 SECONDS = 300
 
 Found = dict[tuple[int, int, Scenario], dict[str, Any]]
@@ -108,7 +123,7 @@ def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
     return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
 
 
-@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS], ids=str)
+@pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS, *BY_SOCKETS], ids=str)
 def test_first_step(found: Found, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]

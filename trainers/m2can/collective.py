@@ -5,6 +5,7 @@ Differentiation counts every rank's share once: the gradient of a sum over ranks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainers.m2can.near import open_near
+
+NEAR_GRADIENTS = (
+    4  # workers; each reads the gradients of all of them, with more the rings of torch.distributed move less
+)
 
 
 def slice_sizes(total: int, world_size: int) -> list[int]:
@@ -25,6 +30,7 @@ class Collective:
 
     rank = 0
     world_size = 1
+    sums_gradients = True  # of a whole network; otherwise something like DistributedDataParallel does it better
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of `x` over the workers, with gradient."""
@@ -33,6 +39,9 @@ class Collective:
     def sum_(self, x: Tensor) -> Tensor:
         """Sum of `x` over the workers, in place, without gradient."""
         return x
+
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum of each tensor over the workers, in place, without gradient, in one exchange for each type of theirs."""
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         """All workers' rows of dimension 1, in rank order, with gradient: [D, b, K] → [D, global_batch, K]."""
@@ -52,6 +61,7 @@ class DistributedCollective(Collective):
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
         self.near = open_near(group, timeout_s) if near else None
+        self.sums_gradients = self.near is not None and self.world_size <= NEAR_GRADIENTS
 
     def sum(self, x: Tensor) -> Tensor:
         return _AllReduceSum.apply(x, self)
@@ -61,6 +71,17 @@ class DistributedCollective(Collective):
             return self.near.sum_(x)
         dist.all_reduce(x, group=self.group)
         return x
+
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        for dtype in dict.fromkeys(x.dtype for x in tensors):
+            alike = [x for x in tensors if x.dtype == dtype]
+            if self.near is not None and all(x.device.type == "cpu" for x in alike):
+                self.near.sum_all_(alike)
+                continue
+            flat = torch.cat([x.flatten() for x in alike])
+            dist.all_reduce(flat, group=self.group)
+            for x, part in zip(alike, flat.split([x.numel() for x in alike])):
+                x.copy_(part.view(x.shape))
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self)

@@ -1,7 +1,8 @@
-"""Small sums and gathers between processes of one machine, through shared memory.
+"""Sums and gathers between processes of one machine, through shared memory.
 
-A step on several CPU workers exchanges a few numbers some thirty times. By sockets and their threads each exchange takes
-about a millisecond, which is longer than a small network computes between two of them.
+A step on several CPU workers exchanges a few numbers some twenty times. By sockets and their threads each exchange takes
+about a millisecond, which is longer than a small network computes between two of them; the gradients of a small network
+take five.
 
 Every process has two places to write to, in turn, and a counter that says how many exchanges it has written. It writes,
 counts, and waits for the others' counters. It cannot write twice before the others have read once, since they count on
@@ -16,6 +17,7 @@ import os
 import platform
 import secrets
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CAPACITY = 1 << 18  # bytes of a place
+LARGEST_PLACE, SMALLEST_PLACE = 1 << 22, 1 << 18  # bytes
+ALL_PLACES = 1 << 25  # bytes together, if that leaves none too small: a container often has 64 MiB of shared memory
 _FOLDER = Path("/dev/shm")
 _LINE = 64  # bytes: each counter has a cache line of its own
 _TRIES = 200  # before the waiting process gives its core away
@@ -39,18 +42,19 @@ class NearExchange:
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, world_size: int, timeout_s: float) -> None:
-        raw = np.frombuffer(memory, np.uint8)
-        self._counters = raw[: world_size * _LINE].view(np.int64)[:: _LINE // 8]
-        self._places = raw[world_size * _LINE :].reshape(world_size, 2, CAPACITY)
+        self._counters = np.frombuffer(memory, np.int64)[: world_size * _LINE // 8 : _LINE // 8]
+        self._memory = memory
+        self._places: dict[torch.dtype, list[list[Tensor]]] = {}
+        self.capacity = _capacity(world_size)
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
         self._number = 0
 
     @staticmethod
     def size_of(world_size: int) -> int:
-        return world_size * (_LINE + 2 * CAPACITY)
+        return world_size * (_LINE + 2 * _capacity(world_size))
 
     def fits(self, x: Tensor) -> bool:
-        return x.device.type == "cpu" and 0 < x.numel() * x.element_size() <= CAPACITY
+        return x.device.type == "cpu" and 0 < x.numel() * x.element_size() <= self.capacity
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`, of the same shape and type everywhere; to be read before the next exchange.
@@ -58,21 +62,55 @@ class NearExchange:
         Raises:
             RuntimeError: a process did not come; names its rank.
         """
-        mine = x.contiguous().view(-1).view(torch.uint8).numpy()
-        self._number += 1
-        places = self._places[:, self._number % 2, : len(mine)]
-        places[self.rank] = mine
-        self._counters[self.rank] = self._number  # x86 keeps the order of stores: whoever sees it sees the place
-        self._wait()
-        return [torch.from_numpy(place).view(x.dtype).view(x.shape) for place in places]
+        return [place.view(x.shape) for place in self._exchange([x.reshape(-1)], x.numel())]
 
     def sum_(self, x: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
-        first, *others = self.gather(x)
-        total = first.clone()
-        for other in others:
-            total += other
-        return x.copy_(total)
+        first, *others = self._exchange([x.reshape(-1)], x.numel())
+        return x.copy_(sum(others, start=first).view(x.shape))
+
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum of each tensor over the ranks, in place, with as few exchanges as places are large; of one type."""
+        flat = [x.reshape(-1) for x in tensors]  # a copy where memory has another order
+        for pieces, number in self._places_full(flat):
+            first, *others = self._exchange(pieces, number)
+            total = sum(others, start=first)
+            torch._foreach_copy_(pieces, total.split([piece.numel() for piece in pieces]))
+        for x, summed in zip(tensors, flat):
+            if not x.is_contiguous():
+                x.copy_(summed.view(x.shape))
+
+    def _places_full(self, flat: list[Tensor]) -> Iterator[tuple[list[Tensor], int]]:
+        """Pieces that fill a place each, with the number of their elements."""
+        most = self.capacity // flat[0].element_size()
+        pieces, number = [], 0
+        for x in flat:
+            start = 0
+            while start < x.numel():
+                piece = x[start : start + most - number]
+                pieces.append(piece)
+                start, number = start + piece.numel(), number + piece.numel()
+                if number == most:
+                    yield pieces, number
+                    pieces, number = [], 0
+        if pieces:
+            yield pieces, number
+
+    def _exchange(self, pieces: list[Tensor], number: int) -> list[Tensor]:
+        """Every rank's pieces, `number` elements one after another: the places themselves."""
+        self._number += 1
+        places = [place[:number] for place in self._typed_places(pieces[0].dtype)[self._number % 2]]
+        torch.cat(pieces, out=places[self.rank])
+        self._counters[self.rank] = self._number  # x86 keeps the order of stores: whoever sees it sees the place
+        self._wait()
+        return places
+
+    def _typed_places(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Every rank's place of an even exchange, and of an odd one."""
+        if dtype not in self._places:
+            all_ = torch.frombuffer(self._memory, dtype=dtype, offset=self.world_size * _LINE)
+            self._places[dtype] = [list(places) for places in all_.view(2, self.world_size, -1)]
+        return self._places[dtype]
 
     def _wait(self) -> None:
         until, nap = time.monotonic() + self.timeout_s, 20e-6
@@ -86,6 +124,12 @@ class NearExchange:
             if time.monotonic() > until:
                 late = [int(rank) for rank in np.flatnonzero(self._counters < self._number)]
                 raise RuntimeError(f"rank {late[0]} did not take part in an exchange within {self.timeout_s:g} s")
+
+
+def _capacity(world_size: int) -> int:
+    """Bytes of a place."""
+    fair = ALL_PLACES // (2 * world_size) // _LINE * _LINE
+    return min(LARGEST_PLACE, max(SMALLEST_PLACE, fair))
 
 
 def open_near(group: dist.ProcessGroup | None, timeout_s: float) -> NearExchange | None:

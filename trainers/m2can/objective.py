@@ -68,7 +68,7 @@ class Objective:
             terms["cdafa"] = self.cdafa * adversarial(outputs, batch, discriminators, self.smoothing, weight_D)
         if self.mcc and batch.num_domains > self.num_sources:
             logits_BC = outputs.fused_logits_DBC[self.num_sources]
-            terms["mcc"] = self.mcc * class_confusion(logits_BC, batch.global_batch, self.temperature, collective)
+            terms["mcc"] = self.mcc * class_confusion(logits_BC, self.temperature, collective)
         if self.moments:
             terms["moments"] = self.moments * moment_distance(outputs, batch, collective)
         if self.imitation:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from trainers.m2can.collective import DistributedCollective
-from trainers.m2can.near import CAPACITY, NearExchange
+from trainers.m2can.near import SMALLEST_PLACE, NearExchange
 
 WORLD = 3
 
@@ -25,7 +25,7 @@ def exchange(rank: int, store: str, near: bool) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(rank)
     found = {}
     for number in range(60):
-        size = CAPACITY if number % 20 == 7 else 1 + number
+        size = 3 * SMALLEST_PLACE if number % 20 == 7 else 1 + number
         x = torch.randn(size, generator=generator, dtype=torch.float64)
         if number % WORLD == rank:
             torch.randn(200, 200) @ torch.randn(200, 200)
