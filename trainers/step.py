@@ -146,6 +146,7 @@ class Step:
                 sharpness.restore()
         self._require_finite(passes)
         self._commit()
+        self._forget()
         return passes
 
     def _climbing(self) -> SharpnessAwareStep | None:
@@ -155,6 +156,10 @@ class Step:
     def _commit(self) -> None:
         if self.groups is not None:
             self.groups.commit()
+
+    def _forget(self) -> None:
+        if self.groups is not None:
+            self.groups.forget()
 
     def _backward(self, batch: Batch, discriminators: Discriminators | None) -> dict[str, Tensor]:
         """One pass; afterwards every worker holds the gradients of the global batch, or its own if SAM's scope is that."""
@@ -253,8 +258,7 @@ class Step:
         second one."""
         if bool(torch.stack([_finite(terms) for terms in passes.values()]).all()):
             return
-        if self.groups is not None:
-            self.groups.forget()
+        self._forget()
         terms = next(terms for terms in passes.values() if not _finite(terms))
         shown = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
         raise NonFiniteLoss(f"step {self.number}: loss or gradient is not finite ({shown})")

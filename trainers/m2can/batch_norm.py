@@ -37,7 +37,7 @@ class PictureGroups:
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
         self.part = 0  # where the part of the worker's slice starts that is in the encoder now
-        self._ordered: Batch | None = None
+        self._ordered: Batch | None = None  # the batch whose order of calls is known; both passes of a step ask for it
         self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # of the groups, by momentum
 
     @property
@@ -121,7 +121,6 @@ class PictureGroups:
 
     def commit(self) -> None:
         """Move the running averages, once a pass; what workers hold apart takes one sum over them for all layers."""
-        self._ordered = None
         moved = [layer for layer in self.layers if layer.pending]
         if not moved:
             return
@@ -134,10 +133,10 @@ class PictureGroups:
             layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]
             layer.running_var.mul_(keep).add_(var)  # type: ignore[union-attr]
             layer.num_batches_tracked += self.total_calls.long()  # type: ignore[operator]
-        self.forget()
+            layer.pending = {}
 
     def forget(self) -> None:
-        """Drop what a pass left, e.g. because it came out infinite."""
+        """Drop the batch and what a pass left: after a step, or because a pass came out infinite."""
         self._ordered = None
         for layer in self.layers:
             layer.pending = {}

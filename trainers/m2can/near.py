@@ -74,8 +74,11 @@ class NearExchange:
         flat = [x.reshape(-1) for x in tensors]  # a copy where memory has another order
         for pieces, number in self._places_full(flat):
             first, *others = self._exchange(pieces, number)
-            total = sum(others, start=first)
-            torch._foreach_copy_(pieces, total.split([piece.numel() for piece in pieces]))
+            sizes = [piece.numel() for piece in pieces]
+            if self.world_size == 2:  # one's own pieces are at hand, and a + b is b + a to the last bit
+                torch._foreach_add_(pieces, (others[0] if self.rank == 0 else first).split(sizes))
+            else:
+                torch._foreach_copy_(pieces, sum(others, start=first).split(sizes))
         for x, summed in zip(tensors, flat):
             if not x.is_contiguous():
                 x.copy_(summed.view(x.shape))
@@ -87,7 +90,7 @@ class NearExchange:
         for x in flat:
             start = 0
             while start < x.numel():
-                piece = x[start : start + most - number]
+                piece = x if not start and x.numel() <= most - number else x[start : start + most - number]
                 pieces.append(piece)
                 start, number = start + piece.numel(), number + piece.numel()
                 if number == most:

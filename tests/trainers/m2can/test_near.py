@@ -11,17 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainers.m2can.collective import DistributedCollective
+from trainers.m2can.collective import DistributedCollective, slice_sizes
 from trainers.m2can.near import SMALLEST_PLACE, NearExchange
 
-WORLD = 3
 CLOSE = {True: {"rtol": 1e-13, "atol": 1e-13}, False: {"rtol": 1e-6, "atol": 1e-6}}  # in float64, in float32
 
 
-def exchange(rank: int, store: str, near: bool) -> dict[str, np.ndarray]:
+def exchange(rank: int, world_size: int, store: str, near: bool) -> dict[str, np.ndarray]:
     """Many exchanges, some too large for shared memory, at uneven paces; what came of them."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     collective = DistributedCollective(timeout_s=60, near=near)
     assert (collective.near is not None) == near
     generator = torch.Generator().manual_seed(rank)
@@ -29,16 +28,18 @@ def exchange(rank: int, store: str, near: bool) -> dict[str, np.ndarray]:
     for number in range(60):
         size = 3 * SMALLEST_PLACE if number % 20 == 7 else 1 + number
         x = torch.randn(size, generator=generator, dtype=torch.float64)
-        if number % WORLD == rank:
+        if number % world_size == rank:
             torch.randn(200, 200) @ torch.randn(200, 200)
         found[f"sum {number}"] = collective.sum_(x.clone())[:50].clone()
-        several = [torch.randn(shape, generator=generator) for shape in ((), (3, 1), (0,), (size, 5), (7,))]
+        several = [torch.randn(shape, generator=generator) for shape in ((), (3, 1), (0,), (size, 5), (size,), (7,))]
         several.append(torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last))
         several.append(torch.arange(4.0, dtype=torch.float64) * rank)
         collective.sum_all_(several)
-        assert several[5].is_contiguous(memory_format=torch.channels_last)
-        found[f"sums {number}"] = torch.cat([x.flatten()[-50:].double() for x in several])
-    rows = torch.randn(2, 3 - (rank > 0), 4, generator=generator, requires_grad=True)
+        assert several[-2].is_contiguous(memory_format=torch.channels_last)
+        found[f"sums {number}"] = torch.cat(
+            [end.double() for x in several for end in (x.flatten()[:50], x.flatten()[-50:])]
+        )
+    rows = torch.randn(2, slice_sizes(7, world_size)[rank], 4, generator=generator, requires_grad=True)
     everyone = collective.gather(rows, 7)
     (everyone * torch.arange(7.0)[:, None] * (1 + rank)).sum().backward()
     assert rows.grad is not None
@@ -48,11 +49,14 @@ def exchange(rank: int, store: str, near: bool) -> dict[str, np.ndarray]:
     return {name: x.numpy() for name, x in found.items()}
 
 
-def test_they_are_those_of_the_process_group(tmp_path: Path) -> None:
-    with multiprocessing.get_context("forkserver").Pool(WORLD) as pool:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_they_are_those_of_the_process_group(tmp_path: Path, world_size: int) -> None:
+    with multiprocessing.get_context("forkserver").Pool(world_size) as pool:
         found = {
             near: pool.starmap(
-                exchange, [(rank, str(tmp_path / f"{near}"), near) for rank in range(WORLD)], chunksize=1
+                exchange,
+                [(rank, world_size, str(tmp_path / f"{near}"), near) for rank in range(world_size)],
+                chunksize=1,
             )
             for near in (True, False)
         }
