@@ -14,9 +14,8 @@ from torch import Tensor
 
 from trainers.m2can.near import open_near
 
-NEAR_GRADIENTS = (
-    4  # workers; each reads the gradients of all of them, with more the rings of torch.distributed move less
-)
+# Workers. Each reads the gradients of all of them; with more, the rings of torch.distributed move less.
+NEAR_GRADIENTS = 4
 
 
 def slice_sizes(total: int, world_size: int) -> list[int]:

@@ -111,8 +111,9 @@ class NearExchange:
     def _typed_places(self, dtype: torch.dtype) -> list[list[Tensor]]:
         """Every rank's place of an even exchange, and of an odd one."""
         if dtype not in self._places:
-            all_ = torch.frombuffer(self._memory, dtype=dtype, offset=self.world_size * _LINE)
-            self._places[dtype] = [list(places) for places in all_.view(2, self.world_size, -1)]
+            with torch.inference_mode(False):  # the first exchange of a type may be one of scores
+                all_ = torch.frombuffer(self._memory, dtype=dtype, offset=self.world_size * _LINE)
+                self._places[dtype] = [list(places) for places in all_.view(2, self.world_size, -1)]
         return self._places[dtype]
 
     def _wait(self) -> None:
