@@ -63,6 +63,7 @@ BY_SOCKETS = [
     Scenario(2, True, "frozen", accumulate=2, near=False),
 ]
 OWN_CLIMB = Scenario(2, True, "per_sample", "one each", scope="worker")
+OWN_CLIMB_BY_SOCKETS = replace(OWN_CLIMB, near=False)
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
 ALL = [
     *FIRST_STEP,
@@ -72,6 +73,7 @@ ALL = [
     *OPTIONS,
     *BY_SOCKETS,
     OWN_CLIMB,
+    OWN_CLIMB_BY_SOCKETS,
     replace(PARTS[1], accumulate=1),
     MISTAKE,
 ]
@@ -182,14 +184,18 @@ def test_a_step_in_parts_is_the_whole_step(found: Found, scenario: Scenario) -> 
             assert parts["counts"] == whole["counts"]
 
 
-def test_workers_climb_along_their_own_gradients(found: Found) -> None:
+@pytest.mark.parametrize("scenario", [OWN_CLIMB, OWN_CLIMB_BY_SOCKETS], ids=str)
+def test_workers_climb_along_their_own_gradients(found: Found, scenario: Scenario) -> None:
     """m-SAM: perturbations differ between workers, the gradients they descend along do not."""
-    alone, everyone = found[1, 0, OWN_CLIMB], found[1, 0, replace(OWN_CLIMB, scope="global")]
+    alone, everyone = found[1, 0, scenario], found[1, 0, replace(OWN_CLIMB, scope="global")]
     assert disagreement(alone["gradients"], everyone["gradients"]) < 1e-12
-    first, second = found[2, 0, OWN_CLIMB], found[2, 1, OWN_CLIMB]
+    first, second = found[2, 0, scenario], found[2, 1, scenario]
     assert disagreement(first["perturbation"], second["perturbation"]) > 1e-2
     down = [{k: g for k, g in one["gradients"].items() if k.startswith("second")} for one in (first, second)]
     assert disagreement(*down) < 1e-12
+    up = [[g for k, g in one["gradients"].items() if k.startswith("first")] for one in (first, second)]
+    lengths = [sum(float(g.square().sum()) for g in gradients) ** 0.5 for gradients in up]
     for one in (first, second):
         length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
         assert length == pytest.approx(0.05, rel=1e-6)
+        assert float(one["terms"][0]["first grad_norm"]) == pytest.approx(sum(lengths) / 2)

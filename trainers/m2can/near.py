@@ -2,7 +2,7 @@
 
 A step on several CPU workers exchanges a few numbers some twenty times. By sockets and their threads each exchange takes
 about a millisecond, which is longer than a small network computes between two of them; the gradients of a small network
-take five.
+take four.
 
 Every process has two places to write to, in turn, and a counter that says how many exchanges it has written. It writes,
 counts, and waits for the others' counters. It cannot write twice before the others have read once, since they count on
