@@ -81,7 +81,7 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "scoring": lambda: run.measure_scoring_pass(64 if quick else 768, 1 if quick else 3),
         "scoring_network": lambda: step.measure_scoring(size),
         "ray": lambda: ray.measure_ray(2 if quick else 4, 1 if quick else 3),
-        "workers": lambda: ray.measure_workers(2 if quick else 60),
+        "workers": lambda: ray.measure_workers(2 if quick else 40, 1 if quick else 5),
         "memory": lambda: step.measure_memory(size, MEMORY_OPTIONS),
     }
 

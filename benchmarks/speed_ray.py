@@ -178,21 +178,28 @@ def make_batches(queue: Any, table: pa.Table, slices: list[StepSlice], encoding:
 WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
 
 
-def measure_workers(rounds: int) -> dict[str, Any]:
+def measure_workers(rounds: int, repeats: int) -> dict[str, Any]:
     """Samples a second of two workers with one thread each, against one worker with one thread; batches are ready.
 
     `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
-    `…_machine`: two processes that exchange nothing in place of the two workers. All take turns, a step each.
+    `…_machine`: two processes that exchange nothing in place of the two workers. All take turns, a step each,
+    in `repeats` pairs of processes: how two of them get on with one machine differs from pair to pair.
     """
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(2) as pool:
-        ranks = pool.starmap(timed_steps, [(rank, f"{folder}/store", rounds) for rank in range(2)], chunksize=1)
-    seconds = {name: max(rank[name] for rank in ranks if name in rank) for name in ranks[0]}
+    pairs = [seconds_of_pair(rounds) for _ in range(repeats)]
+    seconds = {name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]}
     one = seconds.pop("one")
     found = {}
     for name, two in seconds.items():
         samples = 1 if "cut" in name else 2  # of one worker's
         found[name] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
     return found
+
+
+def seconds_of_pair(rounds: int) -> dict[str, float]:
+    """Of a step of the slower of two processes, by row."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(2) as pool:
+        ranks = pool.starmap(timed_steps, [(rank, f"{folder}/store", rounds) for rank in range(2)], chunksize=1)
+    return {name: max(rank[name] for rank in ranks if name in rank) for name in ranks[0]}
 
 
 def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
