@@ -74,8 +74,9 @@ class Counting(DistributedCollective):
         self.bytes += x.numel() * x.element_size()
         return x
 
-    def sum_all_(self, tensors: Sequence[torch.Tensor]) -> None:
-        super().sum_all_([*tensors[:-1], self._count(tensors[-1])])
+    def sum_all(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self._count(torch.cat([x.flatten() for x in tensors[-2:]]))  # statistics and terms; gradients come before
+        return super().sum_all(tensors)
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         return super().sum_(self._count(x))

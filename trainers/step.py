@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
 from trainers.m2can.losses.adversarial import Discriminators
+from trainers.m2can.losses.task import count_labelled
 from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
 from trainers.m2can.schedules import Schedule, set_learning_rates
@@ -85,6 +87,7 @@ class Step:
         self.sharpness = SharpnessAwareStep(self.parameters, rho) if rho > 0 else None
         self.every = every
         self.number = 0
+        self._statistics: list[Tensor] = []  # of the pass, summed over the workers
         self.groups = getattr(network.picture_encoder, "groups", None)
         if self.groups is not None:
             self.groups.collective = collective  # batch statistics are the global batch's
@@ -101,6 +104,7 @@ class Step:
         Raises:
             NonFiniteLoss: weights, batch statistics and the discriminators' calls are as before the step.
         """
+        batch = replace(batch, labelled_D=count_labelled(batch, self.collective))  # once for both passes
         before = self._moved_by_passes()
         while True:
             try:
@@ -155,7 +159,7 @@ class Step:
 
     def _commit(self) -> None:
         if self.groups is not None:
-            self.groups.commit()
+            self.groups.commit(self._statistics)
 
     def _forget(self) -> None:
         if self.groups is not None:
@@ -190,24 +194,37 @@ class Step:
         values = [share.detach() for share in shares.values()]
         if own:  # their mean is shown; one that is not finite ends the step everywhere
             values.append(self._own_norm().to(total.dtype) / self.collective.world_size)
-        summed = torch.stack(values)
-        # By hand: which discriminators take part changes with the epoch, which data parallelism does not like.
-        discriminating = [p.grad for p in self.discriminators.parameters() if p.grad is not None]
-        gradients = [] if own or averages else self._gradients()
-        self.collective.sum_all_([*gradients, *discriminating, summed])
-        if averages and discriminating:
-            torch._foreach_div_(discriminating, self.collective.world_size)
+        statistics = self.groups.shares() if self.groups is not None else []
+        *self._statistics, summed = self._exchange(own or averages, [*statistics, torch.stack(values)])
         norm = summed[-1] if own else self._own_norm().to(total.dtype)
         terms = summed[: len(shares)]
         return dict(zip(shares, terms.unbind())) | {"total": terms.sum(), "grad_norm": norm}
 
-    def _gradients(self) -> list[Tensor]:
-        """Of the network; zeros where this worker's rows have none, since others' may."""
-        if self.collective.world_size > 1:
-            for p in self.parameters:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-        return [p.grad for p in self.parameters if p.grad is not None]
+    def _exchange(self, without_network: bool, others: list[Tensor]) -> list[Tensor]:
+        """Put the global batch's gradients in the place of this worker's.
+
+        Args:
+            without_network: those of the discriminators alone. These go by hand in any case: which take part changes
+                with the epoch, which a wrapper for data parallelism does not like.
+            others: what to sum on the way.
+
+        Returns:
+            `others`, summed.
+        """
+        if self.collective.world_size == 1:
+            return others
+        discriminating = [p for p in self.discriminators.parameters() if p.grad is not None]
+        of_network = [] if without_network else self.parameters
+        for p in of_network:
+            if p.grad is None:  # this worker's rows have none, others' may
+                p.grad = torch.zeros_like(p)
+        moved = [*of_network, *discriminating]
+        summed = self.collective.sum_all([p.grad for p in moved if p.grad is not None] + others)
+        if self.model is not self.network and discriminating:  # averaged, as the wrapper does with the network's
+            torch._foreach_div_(summed[len(of_network) : len(moved)], self.collective.world_size)
+        for p, gradient in zip(moved, summed):
+            p.grad = gradient
+        return summed[len(moved) :]
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         no_sync = getattr(self.model, "no_sync", None)

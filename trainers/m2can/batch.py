@@ -34,6 +34,7 @@ class Batch:
             no answer of the device. None where they are not known.
         pseudo_BC: class probabilities that take the place of the last domain's labels where these are not -1; None:
             the labels themselves.
+        labelled_D: samples with a label in the global batch, by domain; None: the task term asks the workers.
     """
 
     text: Tensor
@@ -48,6 +49,7 @@ class Batch:
     pseudo_BC: Tensor | None = None
     text_lengths: Tensor | None = None
     picture_counts: Tensor | None = None
+    labelled_D: Tensor | None = None
 
     @property
     def num_domains(self) -> int:

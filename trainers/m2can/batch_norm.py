@@ -119,15 +119,26 @@ class PictureGroups:
             return torch.cat([weight_G[:-1], weight_G.new_zeros(1)])
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
-    def commit(self) -> None:
-        """Move the running averages, once a pass; what workers hold apart takes one sum over them for all layers."""
-        moved = [layer for layer in self.layers if layer.pending]
-        if not moved:
+    def shares(self) -> list[Tensor]:
+        """What the pass here adds to the averages, where others add too: to be summed over the workers for `commit`."""
+        return self._added() if self.mode in ("per_sample", "ghost") else []
+
+    def _added(self) -> list[Tensor]:
+        """Of all layers in one tensor; none if the pass moves nothing."""
+        added = [torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in self.layers if layer.pending]
+        return [torch.cat(added)] if added else []
+
+    def commit(self, shares: list[Tensor] | None = None) -> None:
+        """Move the running averages, once a pass.
+
+        Args:
+            shares: summed over the workers; None where there is one worker.
+        """
+        added = shares or self._added()
+        if not added:
             return
-        flat = torch.cat([torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in moved])
-        if self.mode in ("per_sample", "ghost"):
-            flat = self.collective.sum_(flat)
-        for layer, part in zip(moved, flat.split([2 * layer.num_features for layer in moved])):
+        moved = [layer for layer in self.layers if layer.pending]
+        for layer, part in zip(moved, added[0].split([2 * layer.num_features for layer in moved])):
             mean, var = part.view(2, -1)
             keep = (1 - layer.momentum) ** self.total_calls  # type: ignore[operator]
             layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.m2can.near import open_near
@@ -39,8 +40,12 @@ class Collective:
         """Sum of `x` over the workers, in place, without gradient."""
         return x
 
-    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
-        """Sum of each tensor over the workers, in place, without gradient, in one exchange for each type of theirs."""
+    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum of each tensor over the workers, without gradient, in one exchange for each type of theirs.
+
+        Their memory is used again or not: they are given away.
+        """
+        return list(tensors)
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         """All workers' rows of dimension 1, in rank order, with gradient: [D, b, K] → [D, global_batch, K]."""
@@ -67,20 +72,31 @@ class DistributedCollective(Collective):
 
     def sum_(self, x: Tensor) -> Tensor:
         if self.near is not None and self.near.fits(x):
-            return self.near.sum_(x)
+            return x.copy_(self.near.sum(x))
         dist.all_reduce(x, group=self.group)
         return x
 
-    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+    def summed(self, x: Tensor) -> Tensor:
+        """Sum of `x` over the workers, a new tensor, without gradient."""
+        if self.near is not None and self.near.fits(x):
+            return self.near.sum(x)
+        return self.sum_(x.clone(memory_format=torch.contiguous_format))
+
+    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        found = list(tensors)
         for dtype in dict.fromkeys(x.dtype for x in tensors):
-            alike = [x for x in tensors if x.dtype == dtype]
-            if self.near is not None and all(x.device.type == "cpu" for x in alike):
-                self.near.sum_all_(alike)
-                continue
-            flat = torch.cat([x.flatten() for x in alike])
-            dist.all_reduce(flat, group=self.group)
-            for x, part in zip(alike, flat.split([x.numel() for x in alike])):
-                x.copy_(part.view(x.shape))
+            places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
+            for i, summed in zip(places, self._sum_alike([tensors[i] for i in places])):
+                found[i] = summed
+        return found
+
+    def _sum_alike(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.near is not None and all(x.device.type == "cpu" for x in tensors):
+            return self.near.sum_all(tensors)
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat, group=self.group)
+        parts = (part.view_as(x) for x, part in zip(tensors, flat.split([x.numel() for x in tensors])))
+        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts)]
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self)
@@ -89,8 +105,8 @@ class DistributedCollective(Collective):
         """Every worker's `x`, of one shape, without gradient; to be read before the next exchange."""
         if self.near is not None and self.near.fits(x):
             return self.near.gather(x)
-        parts = [torch.empty_like(x) for _ in range(self.world_size)]
-        dist.all_gather(parts, x, group=self.group)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
         return parts
 
 
@@ -98,26 +114,22 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, collective: DistributedCollective) -> Tensor:
         ctx.collective = collective
-        return collective.sum_(x.clone(memory_format=torch.contiguous_format))
+        return collective.summed(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format)), None
+        return ctx.collective.summed(grad), None
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_DBK: Tensor, sizes: list[int], collective: DistributedCollective) -> Tensor:
         ctx.sizes, ctx.collective = sizes, collective
-        domains, _, width = x_DBK.shape
         # Slices differ by at most one row: each is padded to the longest, because a gather wants equal shapes.
-        padded = x_DBK.new_zeros(domains, max(sizes), width)
-        padded[:, : sizes[collective.rank]] = x_DBK
-        parts = collective.gather_equal(padded)
+        parts = collective.gather_equal(F.pad(x_DBK, (0, 0, 0, max(sizes) - x_DBK.shape[1])))
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        total = ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format))
-        start = sum(ctx.sizes[: ctx.collective.rank])
-        return total[:, start : start + ctx.sizes[ctx.collective.rank]], None, None
+        start, size = sum(ctx.sizes[: ctx.collective.rank]), ctx.sizes[ctx.collective.rank]
+        return ctx.collective.summed(grad)[:, start : start + size], None, None

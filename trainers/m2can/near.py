@@ -12,6 +12,7 @@ only afterwards; so two places are enough. What is summed is summed in the order
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import platform
@@ -20,7 +21,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,9 +42,9 @@ class NearExchange:
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, world_size: int, timeout_s: float) -> None:
-        self._counters = np.frombuffer(memory, np.int64)[: world_size * _LINE // 8 : _LINE // 8]
+        self._counters = memoryview(memory).cast("q")[: world_size * _LINE // 8 : _LINE // 8]
         self._memory = memory
-        self._places: dict[torch.dtype, list[list[Tensor]]] = {}
+        self._places = functools.lru_cache(64)(self._make_places)  # a slice of a tensor takes as long as a small sum
         self.capacity = _capacity(world_size)
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
         self._number = 0
@@ -62,26 +62,26 @@ class NearExchange:
         Raises:
             RuntimeError: a process did not come; names its rank.
         """
-        return [place.view(x.shape) for place in self._exchange([x.reshape(-1)], x.numel())]
+        return [place.view_as(x) for place in self._exchange([x.reshape(-1)], x.numel())]
 
-    def sum_(self, x: Tensor) -> Tensor:
-        """Sum over the ranks, in place."""
-        first, *others = self._exchange([x.reshape(-1)], x.numel())
-        return x.copy_(sum(others, start=first).view(x.shape))
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, a new tensor."""
+        return _added(self._exchange([x.reshape(-1)], x.numel())).view_as(x)
 
-    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
-        """Sum of each tensor over the ranks, in place, with as few exchanges as places are large; of one type."""
-        flat = [x.reshape(-1) for x in tensors]  # a copy where memory has another order
+    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sum of each tensor over the ranks, with as few exchanges as places are large; of one type.
+
+        Returns:
+            in the tensors' own memory where its order is not that of the elements, else in one piece of memory for all.
+        """
+        flat = [x.reshape(-1) for x in tensors]
+        sizes = [x.numel() for x in flat]
+        summed, start = torch.empty(sum(sizes), dtype=flat[0].dtype), 0
         for pieces, number in self._places_full(flat):
-            first, *others = self._exchange(pieces, number)
-            sizes = [piece.numel() for piece in pieces]
-            if self.world_size == 2:  # one's own pieces are at hand, and a + b is b + a to the last bit
-                torch._foreach_add_(pieces, (others[0] if self.rank == 0 else first).split(sizes))
-            else:
-                torch._foreach_copy_(pieces, sum(others, start=first).split(sizes))
-        for x, summed in zip(tensors, flat):
-            if not x.is_contiguous():
-                x.copy_(summed.view(x.shape))
+            _added(self._exchange(pieces, number), out=summed[start : start + number])
+            start += number
+        parts = (part.view_as(x) for x, part in zip(tensors, summed.split(sizes)))
+        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts)]
 
     def _places_full(self, flat: list[Tensor]) -> Iterator[tuple[list[Tensor], int]]:
         """Pieces that fill a place each, with the number of their elements."""
@@ -102,32 +102,38 @@ class NearExchange:
     def _exchange(self, pieces: list[Tensor], number: int) -> list[Tensor]:
         """Every rank's pieces, `number` elements one after another: the places themselves."""
         self._number += 1
-        places = [place[:number] for place in self._typed_places(pieces[0].dtype)[self._number % 2]]
+        places = self._places(pieces[0].dtype, self._number % 2, number)
         torch.cat(pieces, out=places[self.rank])
         self._counters[self.rank] = self._number  # x86 keeps the order of stores: whoever sees it sees the place
         self._wait()
         return places
 
-    def _typed_places(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        """Every rank's place of an even exchange, and of an odd one."""
-        if dtype not in self._places:
-            with torch.inference_mode(False):  # the first exchange of a type may be one of scores
-                all_ = torch.frombuffer(self._memory, dtype=dtype, offset=self.world_size * _LINE)
-                self._places[dtype] = [list(places) for places in all_.view(2, self.world_size, -1)]
-        return self._places[dtype]
+    def _make_places(self, dtype: torch.dtype, odd: int, number: int) -> list[Tensor]:
+        """Every rank's place of an even or odd exchange, the first `number` elements of it."""
+        with torch.inference_mode(False):  # the first exchange of a type may be one of scores
+            all_ = torch.frombuffer(self._memory, dtype=dtype, offset=self.world_size * _LINE)
+            return list(all_.view(2, self.world_size, -1)[odd, :, :number])
 
     def _wait(self) -> None:
         until, nap = time.monotonic() + self.timeout_s, 20e-6
         while True:
             for _ in range(_TRIES):
-                if self._counters.min() >= self._number:
+                if min(self._counters) >= self._number:
                     return
                 os.sched_yield()
             time.sleep(nap)  # where there are more processes than cores, the one that is awaited needs this one
             nap = min(2 * nap, _LONGEST_NAP_S)
             if time.monotonic() > until:
-                late = [int(rank) for rank in np.flatnonzero(self._counters < self._number)]
-                raise RuntimeError(f"rank {late[0]} did not take part in an exchange within {self.timeout_s:g} s")
+                late = next(rank for rank, count in enumerate(self._counters) if count < self._number)
+                raise RuntimeError(f"rank {late} did not take part in an exchange within {self.timeout_s:g} s")
+
+
+def _added(places: list[Tensor], out: Tensor | None = None) -> Tensor:
+    first, second, *others = places
+    added = torch.add(first, second, out=out)
+    for other in others:
+        added += other
+    return added
 
 
 def _capacity(world_size: int) -> int:

@@ -36,7 +36,7 @@ def exchange(rank: int, world_size: int, store: str, near: bool) -> dict[str, np
         several = [torch.randn(shape, generator=generator) for shape in ((), (3, 1), (0,), (size, 5), (size,), (7,))]
         several.append(torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last))
         several.append(torch.arange(4.0, dtype=torch.float64) * rank)
-        collective.sum_all_(several)
+        several = collective.sum_all(several)
         assert several[-2].is_contiguous(memory_format=torch.channels_last)
         found[f"sums {number}"] = torch.cat(
             [end.double() for x in several for end in (x.flatten()[:50], x.flatten()[-50:])]
@@ -74,4 +74,4 @@ def test_they_are_those_of_the_process_group(tmp_path: Path, world_size: int) ->
 def test_who_does_not_come_is_named() -> None:
     memory = mmap.mmap(-1, NearExchange.size_of(2))
     with pytest.raises(RuntimeError, match=r"rank 1 did not take part in an exchange within 0\.1 s"):
-        NearExchange(memory, 0, 2, 0.1).sum_(torch.ones(3))
+        NearExchange(memory, 0, 2, 0.1).sum(torch.ones(3))

@@ -10,6 +10,11 @@ from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
 
 
+def count_labelled(batch: Batch, collective: Collective) -> Tensor:
+    """Samples with a label in the global batch, by domain, [D]."""
+    return collective.sum_((batch.labels_DB >= 0).sum(1))
+
+
 def task(outputs: Outputs, batch: Batch, collective: Collective, weight_D: Tensor | None = None) -> Tensor:
     """Mean over the domains of three cross-entropies: heads on all view pairs, their mean on weak × weak, single modalities.
 
@@ -27,7 +32,8 @@ def task(outputs: Outputs, batch: Batch, collective: Collective, weight_D: Tenso
         scalar, this worker's share.
     """
     labels_DB = batch.labels_DB
-    labelled_D = collective.sum_((labels_DB >= 0).sum(1).to(outputs.fused_DBK.dtype)).clamp_min(1)
+    counted_D = count_labelled(batch, collective) if batch.labelled_D is None else batch.labelled_D
+    labelled_D = counted_D.clamp_min(1).to(outputs.fused_DBK.dtype)
 
     def cross_entropy(logits_XDBC: Tensor) -> Tensor:
         """Sum over domains of the mean over X and the domain's labelled samples."""
