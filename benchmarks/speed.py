@@ -53,6 +53,7 @@ ROWS = {
     "workers_machine": Row("the same, workers that exchange nothing: what the machine gives", None),
     "workers_cut": Row("the same, the batch of the one cut in two", None),
     "workers_cut_machine": Row("the same, workers that exchange nothing", None),
+    "cores": Row("2 processes that multiply small matrices, each in its own cache, against 1", None),
     "memory": Row("peak memory of the training process", 0.6, True),
     "memory_parts": Row(
         f"the same with {' and '.join(f'`{option}`' for option in MEMORY_OPTIONS)}, which change no result", 0.6, True
@@ -89,7 +90,7 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
 SEVERAL = {  # rows of one measurement
     "scoring": ("scoring", "scoring_first"),
     "ray": ("ray", "ray_ready", "ray_data", "start"),
-    "workers": ("workers", "workers_machine", "workers_cut", "workers_cut_machine"),
+    "workers": ("workers", "workers_machine", "workers_cut", "workers_cut_machine", "cores"),
     "memory": ("memory", "memory_parts"),
 }
 

@@ -175,6 +175,7 @@ def make_batches(queue: Any, table: pa.Table, slices: list[StepSlice], encoding:
         queue.put(host)
 
 
+ALONE = ("one", "one_core")
 WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
 
 
@@ -182,13 +183,14 @@ def measure_workers(rounds: int, repeats: int) -> dict[str, Any]:
     """Samples a second of two workers with one thread each, against one worker with one thread; batches are ready.
 
     `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
-    `…_machine`: two processes that exchange nothing in place of the two workers. All take turns, a step each,
+    `…_machine`: two processes that exchange nothing in place of the two workers. `cores`: two that multiply small
+    matrices, each within its own cache; a core alone may have a higher clock. All take turns, a step each,
     in `repeats` pairs of processes: how two of them get on with one machine differs from pair to pair.
     """
     pairs = [seconds_of_pair(rounds) for _ in range(repeats)]
     seconds = {name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]}
-    one = seconds.pop("one")
-    found = {}
+    one, cores, core = (seconds.pop(name) for name in ("one", "cores", "one_core"))
+    found = {"cores": {"ours": cores / 2, "theirs": core, "ratio": 2 * core / cores, "unit": "s"}}
     for name, two in seconds.items():
         samples = 1 if "cut" in name else 2  # of one worker's
         found[name] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
@@ -203,7 +205,7 @@ def seconds_of_pair(rounds: int) -> dict[str, float]:
 
 
 def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
-    """Median seconds of this worker's steps, by row; of `one` on the first worker only, while the other rests."""
+    """Median seconds of this worker's steps, by row; of `one…` on the first worker only, while the other rests."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     exchange, whole = DistributedCollective(), WORKERS_SIZE.batch
@@ -213,9 +215,11 @@ def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
         "workers_machine": worker_step(rank, whole, Collective()),
         "workers_cut": worker_step(rank, whole // 2, exchange),
         "workers_cut_machine": worker_step(rank, whole // 2, Collective()),
+        "one_core": multiply,
+        "cores": multiply,
     }
     if rank:
-        steps["one"] = lambda: None
+        steps |= dict.fromkeys(ALONE, lambda: None)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(2 + rounds):
         for name, step in steps.items():
@@ -224,7 +228,15 @@ def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
             step()
             times[name].append(time.perf_counter() - started)
     dist.destroy_process_group()
-    return {name: statistics.median(found[2:]) for name, found in times.items() if name != "one" or not rank}
+    return {name: statistics.median(found[2:]) for name, found in times.items() if not (rank and name in ALONE)}
+
+
+def multiply() -> None:
+    """Some tenths of a second on one core, in 32 KiB."""
+    factor = torch.full((64, 64), 1 / 64)
+    product = factor
+    for _ in range(10_000):
+        product = torch.mm(product, factor)
 
 
 def worker_step(rank: int, part: int, collective: Collective) -> Callable[[], Any]:
