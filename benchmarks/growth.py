@@ -81,6 +81,9 @@ class Counting(DistributedCollective):
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         return super().sum_(self._count(x))
 
+    def summed(self, x: torch.Tensor) -> torch.Tensor:
+        return super().summed(self._count(x))
+
     def gather(self, x_DBK: torch.Tensor, global_batch: int) -> torch.Tensor:
         return super().gather(self._count(x_DBK), global_batch)
 
