@@ -69,7 +69,7 @@ class RunProgress:
             )
         elif time.monotonic() - self._printed > _PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            print(f"epoch {epoch}/{self.epochs} step {step}/{steps}  {detail}", file=sys.stderr, flush=True)
+            print(f"epoch {epoch}/{self.epochs} {detail}", file=sys.stderr, flush=True)
 
     def _detail(self, content: dict[str, Any], done: int, total: int) -> str:
         from trainers.m2can.objective import TERMS  # imports torch, which most commands do without
