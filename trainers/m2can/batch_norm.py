@@ -132,7 +132,7 @@ class PictureGroups:
         """Move the running averages, once a pass.
 
         Args:
-            shares: summed over the workers; None where there is one worker.
+            shares: summed over the workers; nothing where each holds the whole already: one worker, or `batch`.
         """
         added = shares or self._added()
         if not added:

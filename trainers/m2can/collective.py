@@ -43,7 +43,7 @@ class Collective:
     def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum of each tensor over the workers, without gradient, in one exchange for each type of theirs.
 
-        Their memory is used again or not: they are given away.
+        The tensors are used up: what is not contiguous is overwritten, to keep its order in memory.
         """
         return list(tensors)
 
@@ -94,9 +94,10 @@ class DistributedCollective(Collective):
 
     def _sum_alike(self, tensors: list[Tensor]) -> list[Tensor]:
         if self.near is not None and all(x.device.type == "cpu" for x in tensors):
-            return self.near.sum_all(tensors)
-        flat = torch.cat([x.flatten() for x in tensors])
-        dist.all_reduce(flat, group=self.group)
+            flat = self.near.sum_flat(tensors)
+        else:
+            flat = torch.cat([x.flatten() for x in tensors])
+            dist.all_reduce(flat, group=self.group)
         parts = (part.view_as(x) for x, part in zip(tensors, flat.split([x.numel() for x in tensors])))
         return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts)]
 

@@ -1,6 +1,6 @@
 """Sums and gathers between processes of one machine, through shared memory.
 
-A step on several CPU workers exchanges a few numbers some twenty times. By sockets and their threads each exchange takes
+A step on several CPU workers exchanges a few numbers sixteen times. By sockets and their threads each exchange takes
 about a millisecond, which is longer than a small network computes between two of them; the gradients of a small network
 take four.
 
@@ -68,20 +68,14 @@ class NearExchange:
         """Sum over the ranks, a new tensor."""
         return _added(self._exchange([x.reshape(-1)], x.numel())).view_as(x)
 
-    def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sum of each tensor over the ranks, with as few exchanges as places are large; of one type.
-
-        Returns:
-            in the tensors' own memory where its order is not that of the elements, else in one piece of memory for all.
-        """
+    def sum_flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Sum over the ranks of tensors of one type, in as few exchanges as places are large: all their elements, 1-D."""
         flat = [x.reshape(-1) for x in tensors]
-        sizes = [x.numel() for x in flat]
-        summed, start = torch.empty(sum(sizes), dtype=flat[0].dtype), 0
+        summed, start = torch.empty(sum(x.numel() for x in flat), dtype=flat[0].dtype), 0
         for pieces, number in self._places_full(flat):
             _added(self._exchange(pieces, number), out=summed[start : start + number])
             start += number
-        parts = (part.view_as(x) for x, part in zip(tensors, summed.split(sizes)))
-        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts)]
+        return summed
 
     def _places_full(self, flat: list[Tensor]) -> Iterator[tuple[list[Tensor], int]]:
         """Pieces that fill a place each, with the number of their elements."""
