@@ -32,14 +32,14 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
     seed, arm, overrides, folder = task
     import torch
 
-    from datasets_manifest.generated import write_postcards
-    from datasets_manifest.local import LocalStream
-    from trainers.demo import demo_recipe
-    from trainers.journal import EpochRecord
-    from trainers.loop import Loop, Observer
+    from datasets_manifest.postcards.generate import write_postcards
+    from datasets_manifest.stream.local_stream import LocalStream
+    from trainers.cluster.driver import prepare
+    from trainers.loop.loop import Loop, Observer
     from trainers.m2can.collective import Collective
-    from trainers.run import prepare
-    from trainers.selection import choose_candidate, verdicts
+    from trainers.recipe.demo import demo_recipe
+    from trainers.tracking.journal import EpochRecord
+    from trainers.validators import choose_candidate, verdicts
 
     torch.set_num_threads(1)
     started = time.perf_counter()

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from datasets_manifest.encode import Encoding, HostBatch
-from datasets_manifest.images import IMAGENET_MEAN, IMAGENET_STD
-from datasets_manifest.text import clean, drop_words, join_sentences, tokenizer_from_json
-from trainers.inputs import normalise
+from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.text import clean, drop_words, join_sentences, tokenizer_from_json
 from trainers.m2can.batch import Batch
-from trainers.m2can.batch_norm import GroupedBatchNorm2d
-from trainers.m2can.encoders import PictureEncoder, TextEncoder
+from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d
+from trainers.m2can.encoders.wrappers import PictureEncoder, TextEncoder
 from trainers.m2can.network import M2CAN
+from trainers.model.device_batches import normalise
 
 
 class PaddedTexts(nn.Module):
@@ -38,7 +38,7 @@ class PaddedTexts(nn.Module):
         self.calls = 1  # views · domains of the batch
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, _: Any = None) -> Tensor:
-        parts = zip(tokens_NL.chunk(self.calls), mask_NL.chunk(self.calls))
+        parts = zip(tokens_NL.chunk(self.calls), mask_NL.chunk(self.calls), strict=True)
         return torch.cat([self.encoder(tokens, mask) for tokens, mask in parts])
 
 

@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from datasets_manifest.corpus import Corpus
-from datasets_manifest.encode import Encoding
-from datasets_manifest.local import LocalStream
-from datasets_manifest.plan import StepSlice
-from trainers.checkpoint import ModelCard
-from trainers.inputs import FeatureBatch, make_encoding, to_batch
-from trainers.loop import Loop, Observer
+from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.stream.encode import Encoding
+from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.plan import StepSlice
+from trainers.cluster.driver import prepare
+from trainers.loop.loop import Loop, Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders import GivenFeatures
+from trainers.m2can.encoders.wrappers import GivenFeatures
 from trainers.m2can.network import M2CAN
-from trainers.recipe import Recipe, make_recipe
-from trainers.run import prepare
+from trainers.model.checkpoint import ModelCard
+from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.recipe.recipe import Recipe, make_recipe
 
 PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them
@@ -57,7 +57,9 @@ def frozen_encoders(folder: Path) -> dict[str, Any]:
         wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
         # The same layers in the same order under other names; the classifier comes last and stays away.
         named = {
-            name: x.contiguous() for (name, like), x in zip(wanted.items(), given.values()) if x.shape == like.shape
+            name: x.contiguous()
+            for (name, like), x in zip(wanted.items(), given.values(), strict=True)
+            if x.shape == like.shape
         }
         assert len(named) == len(wanted)
         save_file(named, weights)
@@ -99,7 +101,7 @@ def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFe
 
 @torch.inference_mode()
 def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
-    from trainers.build import build_network
+    from trainers.model.build import build_network
 
     network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True).eval()
     stream, number = LocalStream(corpus.table), corpus.table.num_rows
@@ -114,9 +116,9 @@ def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
             for half in _by_view(batch)[view > 0 :]:  # the weak view is the same every time
                 text = network.text_encoder(half.text, half.text_mask)
                 views.append((text, network.picture_encoder(half.pictures, half)))
-        parts.append([torch.stack(same) for same in zip(*views)])
+        parts.append([torch.stack(same) for same in zip(*views, strict=True)])
     # The loop's learning rates suit features of length about 1.
-    text, picture = (_scaled(torch.cat(same, 1)) for same in zip(*parts))
+    text, picture = (_scaled(torch.cat(same, 1)) for same in zip(*parts, strict=True))
     return {"text": text, "picture": _principal(picture)}
 
 
@@ -145,7 +147,7 @@ def _scaled(features_VNK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CachedSource:
-    """A trainers.loop.BatchSource that looks features up."""
+    """A trainers.loop.loop.BatchSource that looks features up."""
 
     features: CachedFeatures
 

@@ -33,7 +33,7 @@ TRAIN, VAL = 400, 200  # of a domain of the postcards
 def features_of(data: str, seed: int, cache: Path) -> Any:
     from benchmarks.cached import cache_features
     from benchmarks.icons import write_icons
-    from datasets_manifest.generated import write_postcards
+    from datasets_manifest.postcards.generate import write_postcards
 
     name = f"{data}-{seed if data == 'postcards' else 0}"
     if data == "icons":
@@ -56,7 +56,7 @@ def run_one(task: tuple[str, int, str, Path]) -> dict[str, Any]:
 
 
 def recipe_of(features: Any, name: str, seed: int) -> Any:
-    from trainers.recipe import apply_override, make_recipe
+    from trainers.recipe.recipe import apply_override, make_recipe
 
     preset = PRESET_OF.get(name, "published")
     data = features.card.recipe.data.model_dump(mode="json")
@@ -71,7 +71,7 @@ def recipe_of(features: Any, name: str, seed: int) -> Any:
 def run_variant(features: Any, name: str, seed: int) -> dict[str, Any]:
     """One run; accuracy, macro-F1 and AUC of the chosen epoch, and accuracies of the last and the best epoch."""
     from benchmarks.cached import cached_loop
-    from trainers.selection import choose_candidate
+    from trainers.validators import choose_candidate
 
     recipe = recipe_of(features, name, seed)
     loop = cached_loop(features, recipe)
@@ -105,7 +105,7 @@ def target_probs(loop: Any) -> np.ndarray:
     """Of the target's validation rows, [N, C]."""
     import torch
 
-    from trainers.inputs import to_batch
+    from trainers.model.device_batches import to_batch
 
     rows = target_rows(loop.corpus)
     host = next(loop.source.evaluate([rows], None))
@@ -127,7 +127,7 @@ def area_under_curve(labels_N: np.ndarray, probs_NC: np.ndarray) -> float:
 
 def majority(features: Any) -> dict[str, Any]:
     """The sources' most frequent class for every row."""
-    from trainers.evaluation import classification_metrics
+    from trainers.loop.evaluation import classification_metrics
 
     corpus = features.corpus
     taught = np.concatenate([corpus.labels[part.rows] for part in corpus.train[:-1]])

@@ -56,13 +56,13 @@ def _cells(row: dict[str, Any] | None) -> str:
 
 def draw(runs: list[dict[str, Any]], file: Path) -> None:
     """A dot for every variant's mean, a bar for its standard deviation, one panel a data set."""
-    from trainers.figures import BLUE, GREEN, ORANGE, VERMILION, figure_file
+    from trainers.reports.figures import BLUE, GREEN, ORANGE, VERMILION, figure_file
 
     rows = summary(runs)
     names = [name for group in GROUPS.values() for name in group if name != "majority" and (DATA[0], name) in rows]
     with figure_file(file, height=1.2 + 0.2 * len(names)) as figure:
         panels = figure.subplots(1, len(DATA), sharey=True, squeeze=False)[0]
-        for axes, data in zip(panels, DATA):
+        for axes, data in zip(panels, DATA, strict=True):
             for place, name in enumerate(names):
                 if (data, name) not in rows:
                     continue

@@ -135,7 +135,7 @@ def _named(process: psutil.Process, part: str) -> bool:
 
 def write_recipe(folder: Path) -> None:
     """Postcards and the small recipe, in a folder."""
-    from datasets_manifest.generated import write_postcards
+    from datasets_manifest.postcards.generate import write_postcards
 
     manifests = [str(path) for path in write_postcards(folder / "postcards", seed=1, train=80, val=20).values()]
     data = {**SETTINGS["data"], "sources": manifests[:-1], "target": manifests[-1]}

@@ -244,7 +244,7 @@ def _difference(found: Any, wanted: Any) -> float:
     if isinstance(wanted, list):
         if len(found) != len(wanted):
             return math.inf
-        return max((_difference(a, b) for a, b in zip(found, wanted)), default=0.0)
+        return max((_difference(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
     return float(abs(found - wanted) / max(1.0, abs(wanted)))
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from trainers.loop.scoring import COLUMNS, gather_columns
 from trainers.m2can.collective import DistributedCollective
-from trainers.m2can.refinement import select, uniform_prior
-from trainers.scoring import COLUMNS, gather_columns
+from trainers.m2can.pseudo_labels import select, uniform_prior
 
 CLASSES, RATE, WORKERS = 3, 0.6, 2
 _CONTEXT = multiprocessing.get_context("spawn")

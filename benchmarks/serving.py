@@ -29,20 +29,20 @@ import httpx
 import numpy as np
 import torch
 
-from datasets_manifest.generated import write_postcards
-from datasets_manifest.local import LocalStream
-from datasets_manifest.readers import read_split
-from datasets_manifest.schema import load_manifest
+from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
-from trainers.checkpoint import model_folder
-from trainers.demo import demo_recipe
-from trainers.loop import Loop, Observer
+from trainers.cluster.driver import prepare
+from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.mlflow_run import RunLink, open_client
-from trainers.predictor import Predictor
-from trainers.registration import ModelToLog, register, signature_for
-from trainers.run import prepare
-from trainers.tracking_address import resolve_tracking_uri
+from trainers.model.checkpoint import model_folder
+from trainers.model.predictor import Predictor
+from trainers.recipe.demo import demo_recipe
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.mlflow_run import RunLink, open_client
+from trainers.tracking.registration import ModelToLog, register, signature_for
 
 NAME, ALIAS, TOLERANCE = "m2can-serving", "champion", 1e-5
 
@@ -161,7 +161,7 @@ def run(requests: int, concurrencies: list[int]) -> dict[str, Any]:
         wanted = {str(n + 1): Predictor.load(b, "cpu").predict(texts, images).probs for n, b in enumerate(bundles)}
         bodies = [
             {"text": text, "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in paths]}
-            for text, paths in zip(texts, images)
+            for text, paths in zip(texts, images, strict=True)
         ]
         levels = []
         with server(folder / "runs") as (address, start_s):

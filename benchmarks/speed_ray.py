@@ -24,18 +24,18 @@ import torch.distributed as dist
 
 from benchmarks.speed_run import CPU, make_loop
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
-from datasets_manifest.encode import Encoding, HostBatch
-from datasets_manifest.generated import write_postcards
-from datasets_manifest.local import LocalStream
-from datasets_manifest.plan import StepSlice
-from trainers.demo import demo_recipe
-from trainers.fork_server import OFF
-from trainers.inputs import FeatureBatch, make_encoding, to_batch
-from trainers.loop import Loop
+from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.plan import StepSlice
+from trainers.cluster.driver import prepare
+from trainers.cluster.fork_server import OFF
+from trainers.loop.loop import Loop
+from trainers.loop.step import data_parallel
 from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.recipe import Recipe
-from trainers.run import prepare
-from trainers.step import data_parallel
+from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.recipe.demo import demo_recipe
+from trainers.recipe.recipe import Recipe
 
 
 def postcards_recipe(folder: Path, epochs: int) -> Recipe:
@@ -149,7 +149,7 @@ def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
 
 def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch | FeatureBatch]) -> float:
     started = time.perf_counter()
-    for slice_, host in zip(slices, batches):
+    for slice_, host in zip(slices, batches, strict=True):
         loop.run_step(slice_, host)
     return time.perf_counter() - started
 

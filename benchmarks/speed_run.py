@@ -19,19 +19,19 @@ from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_ba
 from benchmarks.sides import Runs, SideProcess, compare, interleaved
 from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
-from datasets_manifest.encode import HostBatch, collate, encode_rows, index_table
 from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
-from datasets_manifest.images import IMAGENET_STD, PictureViews
-from datasets_manifest.kept import KeptEvaluation
-from datasets_manifest.local import LocalStream
-from datasets_manifest.stream import Share, Stream, quiet
-from trainers.connect import start_ray
-from trainers.inputs import make_encoding, normalise
-from trainers.loop import Loop, Observer
+from datasets_manifest.stream.encode import HostBatch, collate, encode_rows, index_table
+from datasets_manifest.stream.evaluation_cache import EvaluationCache
+from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
+from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
+from trainers.cluster.driver import Prepared, prepare
+from trainers.cluster.local_cluster import start_ray
+from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.m2can.refinement import score_samples
-from trainers.recipe import Recipe, make_recipe
-from trainers.run import Prepared, prepare
+from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.device_batches import make_encoding, normalise
+from trainers.recipe.recipe import Recipe, make_recipe
 
 CPU = torch.device("cpu")
 JPEG = (1024, 768)
@@ -126,8 +126,8 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     keep_freed_memory(TRAINER_KEEPS)
     with reviews(rows) as prepared:
         start_ray("local")
-        reading = Stream(ray.put(prepared.corpus.table), Share(cpus=cpus / 2))
-        keeping = KeptEvaluation(reading, prepared.recipe.data.kept_views)
+        reading = Stream(ray.put(prepared.corpus.table), CpuBudget(cpus=cpus / 2))
+        keeping = EvaluationCache(reading, prepared.recipe.data.kept_views)
         loop = make_loop(prepared, keeping)
 
         def score(source: Any) -> int:
@@ -223,7 +223,7 @@ def baseline_steps(loop: Loop, network: Any, step: Any, workers: int) -> None:
     network.text_encoder.calls = 2 * plan.num_domains
     strong = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
     batches = [s.rows_DB.ravel() for s in slices]
-    for slice_, loaded in zip(slices, load(PaddedSamples(texts, images, strong), batches, workers)):
+    for slice_, loaded in zip(slices, load(PaddedSamples(texts, images, strong), batches, workers), strict=True):
         step(loaded_batch(loaded, slice_.labels_DB))
 
 
@@ -237,7 +237,7 @@ def baseline_scores(loop: Loop, network: Any, workers: int) -> None:
     network.text_encoder.calls = 1
     weak = make_encoding(loop.recipe, loop.card.vocabulary)
     with torch.inference_mode():
-        for part, loaded in zip(parts, load(PaddedSamples(texts, images, weak), parts, workers)):
+        for part, loaded in zip(parts, load(PaddedSamples(texts, images, weak), parts, workers), strict=True):
             outputs = network(loaded_batch(loaded, np.full((1, len(part)), -1)))
             score_samples(outputs.logits_HQDBC[:, 0, 0])
     network.train()

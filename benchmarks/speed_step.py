@@ -18,10 +18,10 @@ from benchmarks.refinement import peak_mb
 from benchmarks.sides import Runs, SideProcess, compare, device_here
 from benchmarks.step_parts import Size, cut_rows, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
-from trainers.inputs import to_batch
-from trainers.m2can.refinement import score_samples
-from trainers.precision import choose_layout
-from trainers.step import Step
+from trainers.loop.step import Step
+from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.device_batches import to_batch
+from trainers.model.precision import choose_layout
 
 SLOTS = 10
 TOLERANCE = 2e-4  # of the first step's terms, float32

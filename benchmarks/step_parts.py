@@ -10,15 +10,15 @@ import torch
 from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
-from datasets_manifest.encode import HostBatch
 from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
-from trainers import build
+from datasets_manifest.stream.encode import HostBatch
+from trainers.loop.step import Step
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders import TextEncoder, freeze
+from trainers.m2can.encoders.wrappers import TextEncoder, freeze
 from trainers.m2can.network import M2CAN
-from trainers.precision import autocast_of, choose_kernels, choose_layout
-from trainers.recipe import Recipe, make_recipe
-from trainers.step import Step
+from trainers.model import build
+from trainers.model.precision import autocast_of, choose_kernels, choose_layout
+from trainers.recipe.recipe import Recipe, make_recipe
 
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 
@@ -53,7 +53,7 @@ QUICK = Size("tiny", 64, 32, 1, 500, 4, 60, 3)
 
 
 def recipe_of(size: Size, preset: str, *overrides: str) -> Recipe:
-    from trainers.recipe import apply_override
+    from trainers.recipe.recipe import apply_override
 
     tree: dict[str, Any] = {
         "preset": preset,

@@ -2,7 +2,7 @@
 
     python -m benchmarks.streaming [--pictures 2000] [--records 10000 200000] [--out benchmarks/results/streaming.json]
 
-Throughput: one worker's pipeline (datasets_manifest.stream) with all of the machine's CPUs against bare loops that read
+Throughput: one worker's pipeline (stream.ray_stream) with all of the machine's CPUs against bare loops that read
 and encode the same rows: one process, times the CPUs, and as many processes at once as there are CPUs, which is what the
 machine really gives. Both views of JPEGs of 1024×768, in turns, median of three.
 Memory: peak of the resident memory, without shared pages, of this process and Ray's, while an epoch of planned steps runs
@@ -29,16 +29,16 @@ import psutil
 import pyarrow as pa
 import ray
 
-from datasets_manifest.encode import Encoding, HostBatch
-from datasets_manifest.images import PictureViews
-from datasets_manifest.local import LocalStream
-from datasets_manifest.plan import DomainPool, EpochPlan, StepSlice
-from datasets_manifest.readers import TABLE_SCHEMA
-from datasets_manifest.stream import Share, Stream, quiet
-from trainers.connect import start_ray
-from trainers.inputs import make_encoding
-from trainers.recipe import make_recipe
-from trainers.vocabulary import word_vocabulary
+from datasets_manifest.manifest.readers import TABLE_SCHEMA
+from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.images import PictureViews
+from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.plan import DomainPool, EpochPlan, StepSlice
+from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
+from trainers.cluster.local_cluster import start_ray
+from trainers.model.device_batches import make_encoding
+from trainers.model.vocabulary import word_vocabulary
+from trainers.recipe.recipe import make_recipe
 
 BATCH = 32
 
@@ -67,7 +67,7 @@ def table_of(paths: list[str], records: int) -> pa.Table:
         [[paths[n % len(paths)]] for n in range(records)],
         [n % 3 for n in range(records)],
     ]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TABLE_SCHEMA)], schema=TABLE_SCHEMA)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TABLE_SCHEMA, strict=True)], schema=TABLE_SCHEMA)
 
 
 def encoding_of(views: PictureViews) -> Encoding:
@@ -104,7 +104,7 @@ def throughput(paths: list[str], encoding: Encoding, repeats: int) -> dict[str, 
     records = 3 * len(paths)  # an epoch long enough that its end, when processes run dry, weighs little
     table = table_of(paths, records)
     slices, cpus = slices_of(records, records), os.cpu_count() or 1
-    stream, bare = Stream(ray.put(table), Share(cpus=cpus)), LocalStream(table)
+    stream, bare = Stream(ray.put(table), CpuBudget(cpus=cpus)), LocalStream(table)
     list(stream.train(slices[:8], encoding))  # processes start and import
     rates: dict[str, list[float]] = {"pipeline": [], "bare": [], "bare_at_once": []}
     with multiprocessing.get_context("spawn").Pool(cpus) as pool:
@@ -154,7 +154,7 @@ class PeakMemory:
 
 def memory(paths: list[str], encoding: Encoding, records: int) -> dict[str, Any]:
     table = table_of(paths, records)
-    stream = Stream(ray.put(table), Share(cpus=os.cpu_count() or 1))
+    stream = Stream(ray.put(table), CpuBudget(cpus=os.cpu_count() or 1))
     with PeakMemory() as peak:
         rows = sum(len(batch.rows) for batch in stream.train(slices_of(records, records), encoding))
     if rows != records:

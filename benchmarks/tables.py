@@ -28,7 +28,7 @@ def adaptation(content: dict[str, Any]) -> str:
     each = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
     return (
         f"Target accuracy in percent on the generated data set, mean ± standard deviation over {len(seeds)} seeds (data and "
-        f"weights), recipe `trainers/recipes/demo.yaml`. `python -m benchmarks.adaptation --out {_name('adaptation')}`\n\n"
+        f"weights), recipe `trainers/recipe/recipes/demo.yaml`. `python -m benchmarks.adaptation --out {_name('adaptation')}`\n\n"
         f"{adaptation_table(content['runs'], ['source_only', 'm2can'])}\n\n"
         f"Gain of M2CAN over source-only training, both chosen without target labels: "
         f"{100 * sum(gains) / len(gains):+.1f} points (by seed: {each})."

@@ -56,7 +56,8 @@ def dockerfile_faults(folder: Path) -> Iterator[str]:
             yield f"Dockerfile: COPY {source}: there is no such file"
         if not any(source == place or source.startswith(f"{place}/") for place in let_through):
             yield f"Dockerfile: COPY {source}: Dockerfile.dockerignore keeps it out"
-    for package in sorted({name.split(".")[0] for name in project()["tool"]["setuptools"]["packages"]} - set(copied)):
+    included = project()["tool"]["setuptools"]["packages"]["find"]["include"]
+    for package in sorted({pattern.rstrip("*") for pattern in included} - set(copied)):
         yield f"Dockerfile: the package {package} is not copied"
     for line in lines:
         for install in re.findall(r"pip install ([^&;]*)", line):

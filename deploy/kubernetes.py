@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from datasets_manifest.errors import InputError
 from deploy.commands import command_fault, shell_faults
-from services.job_request import refuse_passwords
-from trainers.recipe import Recipe, make_recipe
+from services.jobs.job_request import refuse_passwords
+from trainers.recipe.recipe import Recipe, make_recipe
 
 CLUSTER_AT = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
 DATA, GPU = "/data", "nvidia.com/gpu"
@@ -144,7 +144,7 @@ def _job_faults(spec: dict[str, Any]) -> Iterator[str]:
 def _serve_faults(text: str) -> Iterator[str]:
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-    from services.serving import APP, BuildArguments
+    from services.serving.deployment import APP, BuildArguments
 
     content = yaml.safe_load(text)
     try:

@@ -17,32 +17,36 @@ from docs.meanings import MEANINGS
 
 API = {
     "The method, plain torch": [
-        "trainers.m2can.network", "trainers.m2can.encoders", "trainers.m2can.objective", "trainers.m2can.losses.task",
+        "trainers.m2can.network", "trainers.m2can.encoders.wrappers", "trainers.m2can.objective", "trainers.m2can.losses.task",
         "trainers.m2can.losses.cross_modal", "trainers.m2can.losses.cross_domain", "trainers.m2can.losses.adversarial",
-        "trainers.m2can.losses.class_confusion", "trainers.m2can.refinement", "trainers.m2can.sharpness",
+        "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sharpness",
         "trainers.m2can.collective",
     ],
     "Training": [
-        "trainers.recipe", "trainers.run", "trainers.step", "trainers.loop", "trainers.checkpoint", "trainers.predictor",
+        "trainers.recipe.recipe", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
+        "trainers.model.checkpoint", "trainers.model.predictor",
     ],
     "Selection without target labels": [
-        "trainers.selection.confidence", "trainers.selection.structure", "trainers.selection.choice",
+        "trainers.validators.confidence", "trainers.validators.structure", "trainers.validators.choice",
     ],
-    "Data": ["datasets_manifest.schema", "datasets_manifest.readers", "datasets_manifest.plan", "datasets_manifest.check"],
-    "Services": ["services.registry", "services.promotion", "services.jobs", "services.serving"],
+    "Data": [
+        "datasets_manifest.manifest.schema", "datasets_manifest.manifest.readers", "datasets_manifest.stream.plan",
+        "datasets_manifest.checks.data_check",
+    ],
+    "Services": ["services.registry", "services.promotion", "services.jobs.jobs", "services.serving.deployment"],
 }  # fmt: skip
 _COMMENTED = re.compile(r"^ {4}(\w+): .*?(?:  # (.*))?$")
 
 
 def recipe_page() -> str:
     """Every key of a recipe: type, meaning, what it is if it is left out, with either preset."""
-    from trainers.recipe import Recipe, make_recipe
+    from trainers.recipe.recipe import Recipe, make_recipe
 
     data = {"sources": ["a", "b"], "target": "c"}
     presets = [make_recipe({"preset": name, "data": data}).flat() for name in ("recommended", "published")]
     parts = [
         "# Recipe reference",
-        "Made from the models in `trainers/recipe.py`. A recipe file states only what differs from its preset; "
+        "Made from the models in `trainers/recipe/recipe.py`. A recipe file states only what differs from its preset; "
         "`--set a.b=c` overrides one key. Unknown keys are refused with the nearest valid one. The default is that of the "
         "preset `recommended`, which is taken where a recipe names none.",
     ]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.readers import read_split, remap_labels
-from datasets_manifest.schema import load_manifest
-from trainers.evaluation import calibration_error, classification_metrics, confusion
-from trainers.predictor import Predictor
+from datasets_manifest.manifest.readers import read_split, remap_labels
+from datasets_manifest.manifest.schema import load_manifest
+from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
+from trainers.model.predictor import Predictor
 
 
 def assess(predictor: Predictor, data: str | Path, split: str = "val") -> dict[str, Any]:

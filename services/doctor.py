@@ -28,7 +28,7 @@ class Finding:
 
 def versions() -> dict[str, str]:
     """What a report of an error needs: ours, Python, system and the main packages, `missing` where one is."""
-    from trainers.provenance import MAIN_PACKAGES
+    from trainers.tracking.provenance import MAIN_PACKAGES
 
     found = {"m2can": _version("m2can"), "python": platform.python_version(), "system": platform.platform()}
     return found | {name: _version(name) for name in MAIN_PACKAGES}
@@ -141,7 +141,7 @@ def _data_root(root: str | None) -> Finding:
         return Finding("data root", "ok", root, "an object store is not looked at here; `m2can data check` does")
     if not Path(root).is_dir():
         return Finding("data root", "problem", f"{root} is no folder", "M2CAN_DATA_ROOT or --data-root; is it mounted?")
-    from datasets_manifest.catalog import entries
+    from datasets_manifest.manifest.catalog import entries
 
     there = [name for name in entries() if (Path(root) / name).is_dir()]
     return Finding("data root", "ok", f"{root}: {', '.join(there) or 'none of the known data sets'}")
@@ -149,8 +149,8 @@ def _data_root(root: str | None) -> Finding:
 
 def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
     from datasets_manifest.errors import InputError
-    from services.preflight import mlflow_answers
-    from trainers.tracking_address import resolve_tracking_uri, without_password
+    from services.jobs.preflight import mlflow_answers
+    from trainers.tracking.address import resolve_tracking_uri, without_password
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())

@@ -24,11 +24,11 @@ import ray
 import ray.data
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.readers import read_split
-from datasets_manifest.schema import load_manifest
-from datasets_manifest.stream import quiet
-from trainers.checkpoint import digests, model_folder, read_json
-from trainers.predictor import Predictor
+from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.stream.ray_stream import quiet
+from trainers.model.checkpoint import digests, model_folder, read_json
+from trainers.model.predictor import Predictor
 
 SHARD_ROWS = 512
 PREDICTIONS, PLAN, SUMMARY = "predictions.parquet", "plan.json", "summary.json"
@@ -99,8 +99,10 @@ def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
     """
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
     rows: list[dict[str, Any]] = [{"problem": "has neither text nor picture"} for _ in texts]
-    full = [number for number, (text, image) in enumerate(zip(texts, images)) if text or image]
-    for number, row in zip(full, _predict_each(predictor, [texts[n] for n in full], [images[n] for n in full])):
+    full = [number for number, (text, image) in enumerate(zip(texts, images, strict=True)) if text or image]
+    for number, row in zip(
+        full, _predict_each(predictor, [texts[n] for n in full], [images[n] for n in full]), strict=True
+    ):
         rows[number] = row
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _columns(predictor.classes)}
     return pa.table({"id": table["id"].combine_chunks(), **columns})
@@ -109,7 +111,7 @@ def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
 def _predict_each(predictor: Predictor, texts: list[list[str]], images: list[list[str]]) -> list[dict[str, Any]]:
     result = predictor.predict(texts, images)
     rows: list[dict[str, Any]] = []
-    for number, (probs, pictures) in enumerate(zip(result.probs, images)):
+    for number, (probs, pictures) in enumerate(zip(result.probs, images, strict=True)):
         bad = result.bad[number]
         tried = min(len(pictures), predictor.card.recipe.data.pictures.max_pictures)
         if not texts[number] and len(bad) == tried:
@@ -117,7 +119,7 @@ def _predict_each(predictor: Predictor, texts: list[list[str]], images: list[lis
             continue
         row: dict[str, Any] = {"label": result.labels[number], "confidence": float(probs.max()), "bad_pictures": bad}
         row |= {"disagreement": float(result.disagreement[number]), "head_labels": result.head_labels[number]}
-        rows.append(row | {f"prob_{name}": float(p) for name, p in zip(predictor.classes, probs)})
+        rows.append(row | {f"prob_{name}": float(p) for name, p in zip(predictor.classes, probs, strict=True)})
     return rows
 
 

@@ -19,7 +19,7 @@ from datasets_manifest.errors import InputError
 from services.assessment import assess
 from services.errors import ServiceUnavailable
 from services.registry import REGISTERED, ModelVersion, fetch_bundle, find_model, recipe_of
-from trainers.predictor import Predictor
+from trainers.model.predictor import Predictor
 
 CHAMPION = "champion"
 _RECORD = "m2can.promotion."

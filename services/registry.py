@@ -18,10 +18,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
-from trainers.checkpoint import digests, read_json, verify
-from trainers.registration import CHECKSUM_TAG, CHECKSUMS
-from trainers.tracking import open_client
-from trainers.tracking_address import resolve_tracking_uri
+from trainers.model.checkpoint import digests, read_json, verify
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
+from trainers.tracking.sender import open_client
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 
@@ -140,7 +140,7 @@ def recipe_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
 
 
 def fetch_bundle(client: MlflowClient, reference: str) -> Path:
-    """Bring the model's files to this machine, checked; the folder that trainers.predictor.Predictor loads.
+    """Bring the model's files to this machine, checked; the folder that trainers.model.predictor.Predictor loads.
 
     Raises:
         InputError: not there, not a model of ours, or altered.

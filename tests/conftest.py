@@ -20,7 +20,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray instance for the whole session."""
     import ray
 
-    from trainers.connect import start_own_ray
+    from trainers.cluster.local_cluster import start_own_ray
 
     start_own_ray(num_cpus=4, log_to_driver=False, configure_logging=False)
     yield

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 from transformers import BertConfig, BertModel
 
-from trainers.build import build_discriminators, build_optimizers
-from trainers.m2can import published, schedules
+from trainers.loop.step import Step
+from trainers.m2can import schedules
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders import GivenFeatures, PictureEncoder, TextEncoder
+from trainers.m2can.encoders.wrappers import GivenFeatures, PictureEncoder, TextEncoder
 from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
-from trainers.m2can.refinement import score_samples
-from trainers.recipe import OptimizerSection
-from trainers.step import Step
+from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.build import build_discriminators, build_optimizers
+from trainers.published import tensor_names as published
+from trainers.recipe.recipe import OptimizerSection
 
 Record = dict[str, Any]
 
@@ -212,7 +213,7 @@ def check_of(tensor: Tensor) -> dict[str, float]:
     """Sum, sum of absolutes, first, last and middle element."""
     x = tensor.detach().double().flatten()
     values = [x.sum(), x.abs().sum(), x[0], x[-1], x[len(x) // 2]]
-    return dict(zip(("sum", "abs", "first", "last", "mid"), map(float, values)))
+    return dict(zip(("sum", "abs", "first", "last", "mid"), map(float, values), strict=True))
 
 
 def error_of(found: Any, wanted: Any) -> float:
@@ -231,7 +232,7 @@ def error_of(found: Any, wanted: Any) -> float:
     if isinstance(wanted, list):
         if len(found) != len(wanted):
             return float("inf")
-        return max((error_of(f, w) for f, w in zip(found, wanted)), default=0.0)
+        return max((error_of(f, w) for f, w in zip(found, wanted, strict=True)), default=0.0)
     return _number_error(found, wanted, wanted)
 
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from trainers.recipe import load_recipe
-from trainers.run import prepare
+from trainers.cluster.driver import prepare
+from trainers.recipe.recipe import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 

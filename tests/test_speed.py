@@ -24,8 +24,8 @@ from benchmarks.speed_step import (
 )
 from benchmarks.step_parts import QUICK
 from benchmarks.streaming import encoding_of, table_of, write_pictures
-from datasets_manifest.images import PictureViews
-from datasets_manifest.local import LocalStream
+from datasets_manifest.stream.images import PictureViews
+from datasets_manifest.stream.local_stream import LocalStream
 
 
 def test_the_other_side_takes_the_same_steps() -> None:

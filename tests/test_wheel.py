@@ -38,7 +38,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     for package in ("datasets_manifest", "trainers", "tuning", "services"):
         sources = {str(p.relative_to(ROOT)) for p in (ROOT / package).rglob("*.py") if "__pycache__" not in p.parts}
         assert sources <= set(names), sources - set(names)
-    assert {"trainers/recipes/demo.yaml", "datasets_manifest/catalog/AVA.yaml"} <= set(names)
+    assert {"trainers/recipe/recipes/demo.yaml", "datasets_manifest/manifest/catalog/AVA.yaml"} <= set(names)
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Sweeps: many Train runs, compared and chosen from without target labels."""
+"""Sweeps: search spaces, schedulers, trials and their report. One trial is one training run. Imports trainers."""

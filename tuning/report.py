@@ -14,10 +14,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from trainers.figures import BLUE, ORANGE, figure_file
-from tuning.ledger import Trial, result_tree, variant_rows
+from trainers.reports.figures import BLUE, ORANGE, figure_file
 from tuning.report_page import write_report
 from tuning.sweep import Choices, Sweep, SweepPlan
+from tuning.trial_results import Trial, result_tree, variant_rows
 
 _COLOURS = "viridis"
 
@@ -81,7 +81,7 @@ def score_over_epochs(trials: list[Trial], best: Trial | None, file: Path) -> No
             points = [(r.epoch, r.metrics["selection/score"]) for r in trial.records if "selection/score" in r.metrics]
             if points:
                 first = best is not None and trial.name == best.name
-                x, y = zip(*points)
+                x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=ORANGE if first else BLUE, alpha=1.0 if first else 0.4, marker="o", label=None)
         axes.set_xlabel("epoch" + (f" (orange: {best.name})" if best else ""))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -97,7 +97,7 @@ def parallel_coordinates(sweep: Sweep, finished: list[Trial], best: Trial | None
         axes.set_title("Trials by their values, coloured by score")
         heights = np.array([_heights(sweep, key, finished) for key in sweep.space] + [_unit(scores)]).T
         palette = ScalarMappable(norm, _COLOURS)
-        for trial, line in zip(finished, heights):
+        for trial, line in zip(finished, heights, strict=True):
             first = best is not None and trial.name == best.name
             axes.plot(
                 range(len(names)), line, color=palette.to_rgba(np.array(trial.score)), linewidth=3.5 if first else 1.5
@@ -195,7 +195,7 @@ def _ends(axes: Axes, position: int, low: str, high: str) -> None:
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in [head, *rows]]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
     lines.insert(1, " | ".join("-" * max(3, width) for width in widths))
     return "\n".join(f"| {line} |" for line in lines)
 

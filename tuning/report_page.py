@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets_manifest.html_page import REPORT, Html, bar, contents, details, html, page, section, table
-from trainers import charts
-from trainers.charts import Plot, Series, curves, figure, percent, plain, round_percent
-from trainers.provenance import code_version, environment
-from trainers.tracking_address import without_password
-from tuning.ledger import Trial, result_tree, variant_rows
+from trainers.reports import charts
+from trainers.reports.charts import Plot, Series, curves, figure, percent, plain, round_percent
+from trainers.reports.page import REPORT, Html, bar, contents, details, html, page, section, table
+from trainers.tracking.address import without_password
+from trainers.tracking.provenance import code_version, environment
 from tuning.sweep import Choices, Sweep, SweepPlan
+from tuning.trial_results import Trial, result_tree, variant_rows
 
 _SHOWN_CURVES = 8  # trials whose curves are drawn: as many as there are colours
 _NO_LABELS = "The target has no validation labels: its accuracy and the regret are not known."
@@ -142,7 +142,7 @@ def _values(sweep: Sweep, trials: list[Trial], best: Trial | None) -> Html:
             x_format=ticks,
             whole_x=isinstance(part, Choices),
         )
-        for trial, place in zip(done, places):
+        for trial, place in zip(done, places, strict=True):
             first = best is not None and trial.name == best.name
             title = f"{trial.name}: {key} {trial.config[key]}, score {plain(trial.score)}"
             plot.marker(place, trial.score, 1 if first else 0, 3 if first else 0, title)

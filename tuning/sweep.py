@@ -23,9 +23,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from datasets_manifest.errors import InputError, from_validation_error, nearest
-from trainers.recipe import Recipe, apply_override, make_recipe, read_tree
-from trainers.recipes import packaged_recipe
-from trainers.selection import Validator
+from trainers.recipe.recipe import Recipe, apply_override, make_recipe, read_tree
+from trainers.recipe.recipes import packaged_recipe
+from trainers.validators import Validator
 
 Count = Annotated[int, Field(ge=1)]
 LEAVE_ONE_SOURCE_OUT: Final = "leave_one_source_out"

@@ -17,16 +17,16 @@ import numpy as np
 from ray import tune
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import write_whole
-from trainers.journal import EpochRecord, Journal
-from trainers.mlflow_run import PARENT_TAG
-from trainers.publish import make_sender, publish, summary
-from trainers.recipe import Recipe
-from trainers.run import Outcome, RunFailed, RunStopped, prepare, read_evidence, set_threads
-from trainers.run import train as run_training
-from trainers.selection import choose_epoch, epoch_score
-from tuning.ledger import TRIAL_FILE
+from datasets_manifest.files import write_atomically
+from trainers.cluster.driver import Outcome, RunFailed, RunStopped, prepare, read_validator_inputs, set_threads
+from trainers.cluster.driver import train as run_training
+from trainers.pipeline import make_sender, publish, summary
+from trainers.recipe.recipe import Recipe
+from trainers.tracking.journal import EpochRecord, Journal
+from trainers.tracking.mlflow_run import PARENT_TAG
+from trainers.validators import choose_epoch, epoch_score
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
+from tuning.trial_results import TRIAL_FILE
 
 TRIAL_CPUS = 0.01  # of the process that drives a trial; the workers do the work
 Report = Callable[[dict[str, Any]], None]
@@ -94,12 +94,12 @@ def _work(config: dict[str, Any], job: TrialJob, name: str, report: Report, stop
     except RunStopped:
         content |= {"status": "stopped", "score": _score_so_far(job, name), "epochs": len(_journal(job, name).read())}
     except (RunFailed, InputError) as error:
-        write_whole(
+        write_atomically(
             job.folder / name / TRIAL_FILE, json.dumps(content | {"status": "failed", "error": str(error)}) + "\n"
         )
         raise
     content = {"status": "finished", **content, "seconds": time.monotonic() - started}
-    write_whole(job.folder / name / TRIAL_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(job.folder / name / TRIAL_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return content
 
 
@@ -112,7 +112,7 @@ def _target_run(
         report({"epoch": record.epoch, "score": _score_so_far(job, name), "finished": False})
 
     outcome, tags = train_and_track(job, recipe, on_epoch, stop)
-    score = epoch_score(recipe.selection.validator, read_evidence(outcome.checkpoint))
+    score = epoch_score(recipe.selection.validator, read_validator_inputs(outcome.checkpoint))
     return {"score": score, **_told(outcome), "tags": tags}
 
 

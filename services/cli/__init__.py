@@ -1,0 +1,1 @@
+"""The command `m2can`: one file a noun. Heavy imports happen inside the commands."""

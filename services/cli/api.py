@@ -28,13 +28,13 @@ def api(
     """Run the control plane: jobs, sweeps, models and data checks over HTTP; its document is at /docs."""
     import uvicorn
 
-    from services.api import make_api
-    from services.api_requests import ApiConfig, RayJobs
-    from services.guard import AuditLog, RateLimit
-    from services.http import Tokens, check_host
-    from services.job_request import refuse_passwords
+    from services.api.app import make_api
+    from services.api.guard import AuditLog, RateLimit
+    from services.api.requests import ApiConfig, RayJobs
+    from services.jobs.job_request import refuse_passwords
     from services.registry import client_for
-    from trainers.tracking_address import resolve_tracking_uri
+    from services.web.http import Tokens, check_host
+    from trainers.tracking.address import resolve_tracking_uri
 
     known = Tokens.read(tokens)
     check_host(host, known)

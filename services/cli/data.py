@@ -12,7 +12,7 @@ import typer
 from services.cli.output import print_json
 
 if TYPE_CHECKING:
-    from datasets_manifest.check import DataReport
+    from datasets_manifest.checks.data_check import DataReport
 
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder or URI of the catalog's data sets; default: M2CAN_DATA_ROOT.")
@@ -34,7 +34,7 @@ def generate(
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Write the generated data set: three domains of rendered postcards with captions."""
-    from datasets_manifest.generated import write_postcards
+    from datasets_manifest.postcards.generate import write_postcards
 
     manifests = [str(path) for path in write_postcards(out, seed=seed, train=train, val=val).values()]
     if json_:
@@ -45,8 +45,8 @@ def generate(
 
 def use_data_root(root: str | None) -> None:
     """Let the catalog look below `root` in this process and those it starts."""
-    from datasets_manifest.catalog import DATA_ROOT
-    from datasets_manifest.storage import is_uri
+    from datasets_manifest.manifest.catalog import DATA_ROOT
+    from datasets_manifest.manifest.storage import is_uri
 
     if root is not None:
         os.environ[DATA_ROOT] = root if is_uri(root) else os.path.abspath(os.path.expanduser(root))
@@ -55,7 +55,7 @@ def use_data_root(root: str | None) -> None:
 @app.command("list", epilog="Example:  m2can data list --json")
 def list_(json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False) -> None:
     """The data sets known by name."""
-    from datasets_manifest.catalog import entries
+    from datasets_manifest.manifest.catalog import entries
 
     if json_:
         print_json([entry.model_dump() for entry in entries().values()])
@@ -72,8 +72,8 @@ def show(
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """What is known of a data set, and where its files belong."""
-    from datasets_manifest import catalog
     from datasets_manifest.errors import InputError
+    from datasets_manifest.manifest import catalog
 
     use_data_root(data_root)
     entry = catalog.find(name)
@@ -111,12 +111,12 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Look at every record and picture. Exit code 1 if training would be harmed."""
-    from datasets_manifest import check as checking
-    from datasets_manifest.check_page import page
-    from datasets_manifest.files import write_whole
-    from datasets_manifest.picture_facts import IN_PROCESS
-    from datasets_manifest.schema import load_manifest
-    from trainers.connect import start_ray
+    from datasets_manifest.checks import data_check as checking
+    from datasets_manifest.checks.picture_facts import IN_PROCESS
+    from datasets_manifest.files import write_atomically
+    from datasets_manifest.manifest.schema import load_manifest
+    from trainers.cluster.local_cluster import start_ray
+    from trainers.reports.data_check_page import page
 
     use_data_root(data_root)
     loaded = [load_manifest(path) for path in manifests]
@@ -127,7 +127,7 @@ def check(
 
     report = checking.check(loaded, start=lambda: start_ray(address), on_done=progress)
     if html is not None:
-        write_whole(html, page(report, loaded))
+        write_atomically(html, page(report, loaded))
     if json_:
         print_json(report.as_dict())
     else:
@@ -150,9 +150,9 @@ def pack(
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Put pictures back to back into few large files that training reads by place."""
-    from datasets_manifest.pack import Packing
-    from datasets_manifest.pack import pack as run
-    from datasets_manifest.schema import load_manifest
+    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.packing.pack import Packing
+    from datasets_manifest.packing.pack import pack as run
 
     use_data_root(data_root)
     packed = run(load_manifest(manifest), out, Packing(shorter_side, quality))
@@ -171,8 +171,8 @@ def unpack(
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Write a packed data set as one file a picture again."""
-    from datasets_manifest.pack import unpack as run
-    from datasets_manifest.schema import load_manifest
+    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.packing.pack import unpack as run
 
     unpacked = str(run(load_manifest(manifest), out))
     if json_:

@@ -20,13 +20,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
 ) -> None:
     """The whole way on the generated data set: train on sources alone, train M2CAN, look the model up, predict."""
-    from datasets_manifest.generated import write_postcards
-    from datasets_manifest.readers import read_split
-    from datasets_manifest.schema import load_manifest
+    from datasets_manifest.manifest.readers import read_split
+    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.postcards.generate import write_postcards
     from services.cli.predict import load_predictor
     from services.cli.train import run_recipe
-    from trainers.connect import start_ray
-    from trainers.demo import demo_recipe
+    from trainers.cluster.local_cluster import start_ray
+    from trainers.recipe.demo import demo_recipe
 
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
@@ -46,7 +46,7 @@ def demo(
     card = read_split(load_manifest(list(manifests.values())[-1]), "val").table.slice(0, 1).to_pylist()[0]
     result = predictor.predict([card["texts"]], [card["images"]])
     typer.echo(f"  “{' '.join(card['texts'])}”  {card['images'][0]}")
-    probs = ", ".join(f"{name} {percent(p)}" for name, p in zip(predictor.classes, result.probs[0]))
+    probs = ", ".join(f"{name} {percent(p)}" for name, p in zip(predictor.classes, result.probs[0], strict=True))
     typer.echo(f"  predicted {result.labels[0]} ({probs}); true {predictor.classes[card['label']]}")
     typer.echo(f"\nReport of the run: {adapted['report_page']}")
     typer.echo(f"Pictures of the run: {adapted['report']}")

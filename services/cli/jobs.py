@@ -47,7 +47,7 @@ def submit(
 
     A run that was cut off goes on when it is submitted again with the same run.name.
     """
-    from services import jobs
+    from services.jobs import jobs
 
     identity = id_ or jobs.new_id(kind if kind in _KINDS else "job")
     request = _request(kind, identity, file, list(set_ or []), recipe)
@@ -82,7 +82,7 @@ def list_(
     json_: AsJson = False,
 ) -> None:
     """Jobs of this tool, newest first."""
-    from services import jobs
+    from services.jobs import jobs
 
     found = jobs.list_jobs(jobs.connect(address), status.upper() if status else None, run)
     if json_:
@@ -97,7 +97,7 @@ def list_(
 @app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
 def status(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
     """One job."""
-    from services import jobs
+    from services.jobs import jobs
 
     job = jobs.get(jobs.connect(address), identity)
     if json_:
@@ -115,7 +115,7 @@ def logs(
     json_: AsJson = False,
 ) -> None:
     """What a job printed."""
-    from services import jobs
+    from services.jobs import jobs
 
     client = jobs.connect(address)
     if follow and not json_:
@@ -133,7 +133,7 @@ def logs(
 @app.command(epilog="Example:  m2can jobs stop train-1123-1200-3fa1c2")
 def stop(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
     """End a job. Its run keeps what it has reached."""
-    from services import jobs
+    from services.jobs import jobs
 
     job = jobs.stop(jobs.connect(address), identity)
     if json_:
@@ -145,7 +145,7 @@ def stop(identity: Identity, address: Address = None, json_: AsJson = False) -> 
 @app.command(epilog="Example:  m2can jobs delete train-1123-1200-3fa1c2")
 def delete(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
     """Forget an ended job and its logs; checkpoints and MLflow run stay."""
-    from services import jobs
+    from services.jobs import jobs
 
     jobs.delete(jobs.connect(address), identity)
     if json_:
@@ -157,13 +157,13 @@ def delete(identity: Identity, address: Address = None, json_: AsJson = False) -
 def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe: Path | None) -> Any:
     """Raises InputError: no such kind, or the recipe or the sweep is not valid."""
     from datasets_manifest.errors import InputError
-    from services.job_request import train_request
-    from trainers.provenance import environment
-    from trainers.recipe import load_recipe
-    from trainers.recipes import packaged_recipe
+    from services.jobs.job_request import train_request
+    from trainers.recipe.recipe import load_recipe
+    from trainers.recipe.recipes import packaged_recipe
+    from trainers.tracking.provenance import environment
 
     if kind == "tune":
-        from services.sweep_request import tune_request
+        from services.jobs.sweep_request import tune_request
         from tuning.sweep import load_sweep
 
         return tune_request(identity, load_sweep(file, recipe, overrides), environment())
@@ -176,7 +176,7 @@ def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe:
 
 
 def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
-    from services import jobs
+    from services.jobs import jobs
 
     if not quiet:
         try:
@@ -187,7 +187,7 @@ def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
 
 
 async def _print_lines(client: Any, identity: str, *, err: bool) -> None:
-    from services import jobs
+    from services.jobs import jobs
 
     async for lines in jobs.follow(client, identity):
         typer.echo(lines, nl=False, err=err)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from trainers.journal import EpochRecord
+    from trainers.tracking.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0
 

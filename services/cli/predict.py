@@ -17,7 +17,7 @@ Model = Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME
 
 def load_predictor(model: str, tracking_uri: str | None, storage: Path) -> Any:
     """The predictor of a checkpoint folder or of a registered model."""
-    from trainers.predictor import Predictor
+    from trainers.model.predictor import Predictor
 
     return Predictor.load(find_bundle(model, tracking_uri, storage))
 
@@ -75,7 +75,7 @@ def predict(
     result = predictor.predict([list(text or [])], [[str(path) for path in image or []]])
     if result.bad[0]:
         raise InputError("cannot be used as a picture", field="--image", value=result.bad[0])
-    probs = dict(zip(predictor.classes, map(float, result.probs[0])))
+    probs = dict(zip(predictor.classes, map(float, result.probs[0]), strict=True))
     if json_:
         print_json({"label": result.labels[0], "probs": probs, "disagreement": float(result.disagreement[0])})
         return
@@ -88,8 +88,8 @@ def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from datasets_manifest.readers import read_split
-    from datasets_manifest.schema import load_manifest
+    from datasets_manifest.manifest.readers import read_split
+    from datasets_manifest.manifest.schema import load_manifest
 
     table = read_split(load_manifest(data), split).table
     result = predictor.predict(table["texts"].to_pylist(), table["images"].to_pylist())
@@ -115,7 +115,7 @@ def _predict_on_ray(
     from rich.progress import Progress
 
     from services.inference import predict_manifest
-    from trainers.connect import start_ray
+    from trainers.cluster.local_cluster import start_ray
 
     start_ray(address)
     console = Console(stderr=True)
@@ -159,5 +159,5 @@ def evaluate(
     typer.echo("  confusion (rows: true, columns: predicted)")
     width = max(map(len, predictor.classes)) + 2
     typer.echo("  " + " " * width + "".join(f"{name:>{width}}" for name in predictor.classes))
-    for name, row in zip(predictor.classes, metrics["confusion"]):
+    for name, row in zip(predictor.classes, metrics["confusion"], strict=True):
         typer.echo(f"  {name:{width}}" + "".join(f"{count:{width}}" for count in row))

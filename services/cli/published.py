@@ -28,9 +28,9 @@ def import_(
 ) -> None:
     """Make a model folder of a checkpoint that the published implementation wrote."""
     from datasets_manifest.errors import InputError
-    from trainers.published_checkpoint import CLASSES, import_published, read_published, recipe_of
-    from trainers.recipe import load_recipe, make_recipe
-    from trainers.vocabulary import encoder_vocabulary
+    from trainers.model.published_checkpoint import CLASSES, import_published, read_published, recipe_of
+    from trainers.model.vocabulary import encoder_vocabulary
+    from trainers.recipe.recipe import load_recipe, make_recipe
 
     found = read_published(checkpoint)
     names = [name.strip() for name in classes.split(",")] if classes else CLASSES.get(found.num_classes)
@@ -47,7 +47,7 @@ def import_(
     card = import_published(found, settings, encoder_vocabulary(settings), names, place)
     result = {"model": str(place), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
     if register is not None:
-        from trainers.publish import register_import
+        from trainers.pipeline import register_import
 
         tracked = register_import(place, card, register, tracking_uri, storage)
         result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}
@@ -71,7 +71,7 @@ def export(
     """Write a model as one file that the published implementation reads."""
     from datasets_manifest.errors import InputError
     from services.cli.predict import load_predictor
-    from trainers.published_checkpoint import export_published
+    from trainers.model.published_checkpoint import export_published
 
     if not published:
         raise InputError("is missing", field="--published", wanted="it: there is no other form so far")

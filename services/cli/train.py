@@ -18,8 +18,8 @@ from services.cli.data import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 if TYPE_CHECKING:
-    from trainers.run import Prepared
-    from trainers.tracking import Sender
+    from trainers.cluster.driver import Prepared
+    from trainers.tracking.sender import Sender
 
 
 def train(
@@ -44,8 +44,8 @@ def train(
     data_root: DataRoot = None,
 ) -> None:
     """Train a recipe on a Ray cluster, register the model in MLflow."""
-    from trainers.recipe import load_recipe
-    from trainers.recipes import packaged_recipe
+    from trainers.recipe.recipe import load_recipe
+    from trainers.recipe.recipes import packaged_recipe
 
     use_data_root(data_root)
     overrides = list(set_ or [])
@@ -55,7 +55,7 @@ def train(
         overrides.append(f"cluster.address={address}")
     file = recipe if recipe.is_file() else packaged_recipe(str(recipe)) or recipe
     if dry_run:
-        rehearse_recipe(load_recipe(file, overrides), as_json=json_)
+        dry_run_recipe(load_recipe(file, overrides), as_json=json_)
         return
     result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace, profile=profile)
     if json_:
@@ -64,18 +64,18 @@ def train(
         print_result(result)
 
 
-def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
+def dry_run_recipe(recipe: Any, *, as_json: bool) -> None:
     """What a run of the recipe would take, from a few of its steps."""
-    from trainers.disk import megabytes
-    from trainers.rehearsal import rehearse
-    from trainers.tracking_address import tracking_uri
+    from trainers.cluster.disk import megabytes
+    from trainers.cluster.dry_run import dry_run
+    from trainers.tracking.address import tracking_uri
 
     prepared = prepare_beside_ray(recipe)
     if recipe.tracking.enabled:
         tracking_uri(recipe)  # an address that MLflow does not know is refused
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
-    found = rehearse(prepared)
+    found = dry_run(prepared)
     if as_json:
         print_json({"event": "dry-run", **asdict(found)})
         return
@@ -93,14 +93,14 @@ def rehearse_recipe(recipe: Any, *, as_json: bool) -> None:
 
 
 def prepare_beside_ray(recipe: Any) -> Any:
-    """trainers.run.prepare, with Ray up at its end. A Ray of this machine starts meanwhile: both take seconds.
+    """trainers.cluster.driver.prepare, with Ray up at its end. A Ray of this machine starts meanwhile: both take seconds.
 
     Others' clusters are joined only once everything was found good.
     """
-    from trainers.connect import is_elsewhere, start_ray
+    from trainers.cluster.local_cluster import is_elsewhere, start_ray
 
     def work() -> Any:
-        from trainers.run import prepare, set_threads
+        from trainers.cluster.driver import prepare, set_threads
 
         set_threads()
         return prepare(recipe)
@@ -118,12 +118,12 @@ def run_recipe(
     recipe: Any, *, as_json: bool = False, trace: Path | None = None, profile: bool = False
 ) -> dict[str, Any]:
     """Prepare, train, publish; what came of it as plain values."""
-    from datasets_manifest.html_page import REPORT
     from trainers.failures import RunStopped
+    from trainers.reports.page import REPORT
 
     prepared = prepare_beside_ray(recipe)
-    from trainers.run import train as run_training
-    from trainers.tracking_address import tracking_uri
+    from trainers.cluster.driver import train as run_training
+    from trainers.tracking.address import tracking_uri
 
     tracking = Tracking(prepared) if recipe.tracking.enabled else None
     for note in prepared.notes:
@@ -150,7 +150,7 @@ def run_recipe(
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
             tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=10.0)
         raise
-    from trainers.publish import draw_report, publish, summary
+    from trainers.pipeline import draw_report, publish, summary
 
     tracked = publish(outcome, tracking.sender()) if tracking is not None else None
     report = outcome.folder / "report" if tracked else draw_report(outcome)
@@ -180,7 +180,7 @@ class Tracking:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        from trainers.tracking_address import tracking_uri
+        from trainers.tracking.address import tracking_uri
 
         tracking_uri(prepared.recipe)
         self.prepared = prepared
@@ -198,7 +198,7 @@ class Tracking:
         return self.begin().result()
 
     def _make(self) -> Sender:
-        from trainers.publish import make_sender
+        from trainers.pipeline import make_sender
 
         sender = make_sender(self.prepared)
         sender.start()

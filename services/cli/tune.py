@@ -37,10 +37,10 @@ def tune(
     if dry_run:
         _show_plan(plan)
         return
-    from datasets_manifest.html_page import REPORT
-    from trainers.run import set_threads
+    from trainers.cluster.driver import set_threads
+    from trainers.reports.page import REPORT
+    from tuning.driver import as_json, run_sweep
     from tuning.report import table
-    from tuning.run import as_json, run_sweep
 
     set_threads()
     outcome = run_sweep(plan)
@@ -60,8 +60,8 @@ def tune(
 
 
 def _show_plan(plan: Any) -> None:
-    from trainers.run import prepare
-    from tuning.run import planned_trials
+    from trainers.cluster.driver import prepare
+    from tuning.driver import planned_trials
 
     prepared = prepare(plan.recipe([]))
     sweep = plan.sweep

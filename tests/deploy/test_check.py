@@ -16,7 +16,7 @@ from deploy.check import HERE, check
 from deploy.commands import fault, shell_faults
 from deploy.locked import LOCK, ROOT, packages, select
 from deploy.make_secrets import make
-from services.http import Tokens
+from services.web.http import Tokens
 
 
 def test_no_fault_is_found() -> None:
@@ -58,7 +58,7 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/train.yaml", "submissionMode: K8sJobMode", "clusterSelector: {a: b}", "does not go with"),
         ("kuberay/base/train.yaml", "m2can train /etc", "m2can training /etc", "no command 'training'"),
         ("kuberay/base/train.yaml", "/etc/m2can/train.yaml --a", "/etc/train.yaml --a", "in no volume"),
-        ("kuberay/base/service.yaml", "services.serving:build", "services.serving:make", "does not exist"),
+        ("kuberay/base/service.yaml", "services.serving.deployment:build", "services.serving.deployment:make", "does not exist"),
         ("kuberay/base/service.yaml", "          replicas: 2", "          replica: 2", "serveConfigV2: args"),
         ("kuberay/base/api.yaml", "key: auth_token}}", "key: auth_token}}, value: x", "value"),
         ("kuberay/base/api.yaml", "claimName: m2can-data", "claimName: other", "claim other is not there"),

@@ -10,10 +10,10 @@ import torch
 from mlflow import MlflowClient
 
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.checkpoint import model_folder
-from trainers.mlflow_run import RunLink, open_client
-from trainers.registration import ModelToLog, register, signature_for
-from trainers.tracking_address import resolve_tracking_uri
+from trainers.model.checkpoint import model_folder
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.mlflow_run import RunLink, open_client
+from trainers.tracking.registration import ModelToLog, register, signature_for
 
 NAME = "m2can-mountain"
 

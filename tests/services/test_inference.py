@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.generated import write_postcards
-from datasets_manifest.readers import read_split
-from datasets_manifest.schema import load_manifest
+from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.postcards.generate import write_postcards
 from services import inference
 from tests.services.registered import Registered
-from trainers.predictor import Predictor
+from trainers.model.predictor import Predictor
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_every_record_has_one_row_and_bad_ones_are_marked(
     assert rows[0]["problem"] is None and len(rows[0]["bad_pictures"]) == 1
     kept = read_split(load_manifest(spoilt), "train").table
     single = Predictor.load(registered.bundles[0]).predict(kept["texts"].to_pylist(), kept["images"].to_pylist())
-    probs = dict(zip(kept["id"].to_pylist(), single.probs))
+    probs = dict(zip(kept["id"].to_pylist(), single.probs, strict=True))
     for row in rows:
         if row["problem"] is None:
             found = [row[f"prob_{name}"] for name in ("negative", "neutral", "positive")]

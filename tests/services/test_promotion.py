@@ -11,7 +11,7 @@ from datasets_manifest.errors import InputError
 from services import promotion, registry
 from services.promotion import Gate, PromotionRefused
 from tests.services.registered import NAME, Registered
-from trainers.mlflow_run import open_client
+from trainers.tracking.mlflow_run import open_client
 
 
 def holder(registered: Registered, alias: str) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from datasets_manifest.errors import InputError
-from services.job_request import VARIABLE, JobRequest
+from services.jobs.job_request import VARIABLE, JobRequest
 from tests.services.registered import Registered
-from trainers.connect import hide_token
-from trainers.predictor import Predictor
-from trainers.recipe import make_recipe
+from trainers.cluster.local_cluster import hide_token
+from trainers.model.predictor import Predictor
+from trainers.recipe.recipe import make_recipe
 
 
 class Malice:
@@ -38,7 +38,7 @@ def test_a_pickle_in_place_of_weights_is_not_run(registered: Registered, tmp_pat
 def test_encoder_weights_from_elsewhere_are_not_run(tmp_path: Path) -> None:
     import torch
 
-    from trainers.build import load_weights_file
+    from trainers.model.build import load_weights_file
 
     mark, file = tmp_path / "ran", tmp_path / "weights.pt"
     torch.save({"weight": Malice(mark)}, file)
@@ -57,7 +57,7 @@ def test_an_altered_request_is_refused_by_the_job(text: str) -> None:
 
 
 def test_yaml_tags_make_no_objects(tmp_path: Path) -> None:
-    from trainers.recipe import load_recipe
+    from trainers.recipe.recipe import load_recipe
 
     (tmp_path / "recipe.yaml").write_text(f"data: !!python/object/apply:os.mkdir [{tmp_path}/ran]")
     with pytest.raises(InputError, match="is not YAML"):

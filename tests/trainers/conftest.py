@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from trainers.journal import Journal
+    from trainers.tracking.journal import Journal
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder whose SQLite store is set up once: that takes seconds."""
-    from trainers.tracking import open_client, resolve_tracking_uri
+    from trainers.tracking.sender import open_client, resolve_tracking_uri
 
     storage = tmp_path_factory.mktemp("a storage")
     open_client(resolve_tracking_uri(None, storage))
@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    from trainers.journal import Journal
+    from trainers.tracking.journal import Journal
 
     return Journal(str(tmp_path / "journal"))
 

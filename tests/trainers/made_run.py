@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 from safetensors.numpy import save_file
 
-from datasets_manifest.corpus import Corpus, load_corpus
-from datasets_manifest.encode import Vocabulary
-from trainers.checkpoint import ModelCard
-from trainers.evidence import rows_of_evidence
-from trainers.journal import EpochRecord
-from trainers.recipe import make_recipe
-from trainers.run import Outcome
-from trainers.selection import Evidence
+from datasets_manifest.manifest.corpus import Corpus, load_corpus
+from datasets_manifest.stream.encode import Vocabulary
+from trainers.cluster.driver import Outcome
+from trainers.loop.validator_inputs import validator_rows
+from trainers.model.checkpoint import ModelCard
+from trainers.recipe.recipe import make_recipe
+from trainers.tracking.journal import EpochRecord
+from trainers.validators import ValidatorInputs
 
 CLASSES = ["bad", "middling", "good"]
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>'
@@ -95,7 +95,7 @@ def _record(epoch: int, classes: list[str], labelled: bool) -> EpochRecord:
 def _checkpoint(folder: Path, corpus: Corpus, epoch: int) -> Path:
     draw = np.random.default_rng(epoch)
     classes = len(corpus.classes)
-    targets, sources = rows_of_evidence(corpus, corpus.labels)
+    targets, sources = validator_rows(corpus, corpus.labels)
 
     def probs(rows: int) -> np.ndarray:
         return draw.dirichlet(np.ones(classes), rows).astype(np.float32)
@@ -103,7 +103,7 @@ def _checkpoint(folder: Path, corpus: Corpus, epoch: int) -> Path:
     def features(rows: int) -> np.ndarray:
         return draw.normal(size=(rows, 64)).astype(np.float32)
 
-    seen = Evidence(
+    seen = ValidatorInputs(
         probs(len(targets)),
         features(len(targets)),
         probs(len(sources)),

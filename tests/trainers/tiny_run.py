@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from datasets_manifest.generated import write_postcards
-from datasets_manifest.local import LocalStream
-from trainers.demo import demo_recipe
-from trainers.loop import Loop, Observer
+from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.stream.local_stream import LocalStream
+from trainers.cluster.driver import Prepared, prepare
+from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.recipe import Recipe
-from trainers.run import Prepared, prepare
+from trainers.recipe.demo import demo_recipe
+from trainers.recipe.recipe import Recipe
 
 SMALL = [
     "data.pictures.resize=72",

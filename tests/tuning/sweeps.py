@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from tests.trainers.tiny_run import small_recipe
-from trainers.journal import EpochRecord
-from tuning.ledger import Trial
+from trainers.tracking.journal import EpochRecord
 from tuning.sweep import SweepPlan, load_sweep
+from tuning.trial_results import Trial
 
 
 def write_sweep(folder: Path, content: dict[str, Any], overrides: list[str] | None = None) -> Path:

@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
-from trainers.checkpoint import read_json
-from tuning.ledger import Trial
+from trainers.model.checkpoint import read_json
+from tuning.driver import planned_trials, search_space, trials_at_once
 from tuning.report import draw_report, importances, table
 from tuning.report_page import write_report
-from tuning.run import planned_trials, search_space, trials_at_once
+from tuning.trial_results import Trial
 
 SPACE = {"uacr.start": {"low": 0.1, "high": 0.6}, "sam.rho": {"choices": [0, 0.05]}}
 
@@ -26,7 +26,7 @@ def searched(count=12):
     accuracy = [0.5 + i / 100 for i in range(count)]
     return [
         finished(f"trial-{i}", config, config["uacr.start"] ** 2, target_accuracy_chosen=a, target_accuracy_oracle=a)
-        for i, (config, a) in enumerate(zip(configs, accuracy))
+        for i, (config, a) in enumerate(zip(configs, accuracy, strict=True))
     ]
 
 

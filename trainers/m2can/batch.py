@@ -90,7 +90,9 @@ class Batch:
         """The slice in at most `parts` parts of nearly equal numbers of samples, each with all domains and views."""
         sizes = slice_sizes(self.size, min(parts, self.size))
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return [self._rows(start, size) for start, size in zip(starts, sizes)] if len(sizes) > 1 else [self]
+        return (
+            [self._rows(start, size) for start, size in zip(starts, sizes, strict=True)] if len(sizes) > 1 else [self]
+        )
 
     def _rows(self, start: int, size: int) -> Batch:
         def take(x_N: Tensor) -> Tensor:
@@ -162,5 +164,5 @@ class Outputs:
     @staticmethod
     def leaves(parts: list[Outputs]) -> Outputs:
         """The outputs of the parts of a batch, joined, cut from their graph, ready to take gradients."""
-        joined = (torch.cat(same, -2) for same in zip(*(part.tensors() for part in parts)))
+        joined = (torch.cat(same, -2) for same in zip(*(part.tensors() for part in parts), strict=True))
         return Outputs(*(x.detach().requires_grad_() for x in joined))

@@ -88,7 +88,7 @@ class DistributedCollective(Collective):
         found = list(tensors)
         for dtype in dict.fromkeys(x.dtype for x in tensors):
             places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
-            for i, summed in zip(places, self._sum_alike([tensors[i] for i in places])):
+            for i, summed in zip(places, self._sum_alike([tensors[i] for i in places]), strict=True):
                 found[i] = summed
         return found
 
@@ -98,8 +98,8 @@ class DistributedCollective(Collective):
         else:
             flat = torch.cat([x.flatten() for x in tensors])
             dist.all_reduce(flat, group=self.group)
-        parts = (part.view_as(x) for x, part in zip(tensors, flat.split([x.numel() for x in tensors])))
-        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts)]
+        parts = (part.view_as(x) for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True))
+        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts, strict=True)]
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self)
@@ -130,7 +130,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.sizes, ctx.collective = sizes, collective
         # Slices differ by at most one row: each is padded to the longest, because a gather wants equal shapes.
         parts = collective.gather_equal(F.pad(x_DBK, (0, 0, 0, max(sizes) - x_DBK.shape[1])))
-        return torch.cat([part[:, :size] for part, size in zip(parts, sizes)], dim=1)
+        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -39,7 +39,7 @@ class SharpnessAwareStep:
     def restore(self) -> None:
         """Copied back, not subtracted: w comes back to the last bit."""
         if self._before:
-            parameters, before = zip(*self._before)
+            parameters, before = zip(*self._before, strict=True)
             torch._foreach_copy_(list(parameters), list(before))
         self._before = []
 

@@ -24,7 +24,7 @@ def follow(teacher: M2CAN, network: M2CAN, decay: float, step: int) -> None:
         step: number of optimisation steps so far: the average starts short.
     """
     rate = 1 - min(decay, (1 + step) / (10 + step))
-    pairs = [(mine, p) for mine, p in zip(teacher.parameters(), network.parameters()) if p.requires_grad]
+    pairs = [(mine, p) for mine, p in zip(teacher.parameters(), network.parameters(), strict=True) if p.requires_grad]
     torch._foreach_lerp_([mine for mine, _ in pairs], [p for _, p in pairs], rate)
-    for mine, buffer in zip(teacher.buffers(), network.buffers()):
+    for mine, buffer in zip(teacher.buffers(), network.buffers(), strict=True):
         mine.copy_(buffer)

@@ -27,7 +27,7 @@ ONE = Collective()
 def same(found: Tensor, wanted: Tensor, outputs: Outputs) -> None:
     """Equal in value and in the gradient for every output of the network."""
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
-    for ours, theirs in zip(made.gradients(found, outputs), made.gradients(wanted, outputs)):
+    for ours, theirs in zip(made.gradients(found, outputs), made.gradients(wanted, outputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
 
 
@@ -117,7 +117,7 @@ def naive_adversarial(
 ) -> Tensor:
     """`reverse` multiplies what flows back to the features."""
     size = o.fused_DBK.shape[1]
-    of_pair = dict(zip(combinations(range(round((1 + math.sqrt(1 + 8 * len(modules))) / 2)), 2), modules))
+    of_pair = dict(zip(combinations(range(round((1 + math.sqrt(1 + 8 * len(modules))) / 2)), 2), modules, strict=True))
     total = torch.zeros((), dtype=torch.float64)
     for a, b in pairs:
         for domain, wanted in ((a, 1 - eps), (b, eps)):
@@ -148,7 +148,7 @@ def test_adversarial(discriminators, sources: int, domains: int, pairs: list[tup
     wanted = naive_adversarial(o, modules, pairs, 0.8, reverse=-(2 / (1 + math.exp(-calls / 1000)) - 1))
     same(found, wanted, o)
     for ours, theirs in zip(
-        *(torch.autograd.grad(x, list(modules.parameters()), allow_unused=True) for x in (found, wanted))
+        *(torch.autograd.grad(x, list(modules.parameters()), allow_unused=True) for x in (found, wanted)), strict=True
     ):
         assert (ours is None) == (theirs is None)  # a pair that takes no part gets no gradient at all
         if ours is not None:

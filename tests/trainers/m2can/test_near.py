@@ -62,7 +62,7 @@ def test_they_are_those_of_the_process_group(tmp_path: Path, world_size: int) ->
             )
             for near in (True, False)
         }
-    for ours, theirs in zip(found[True], found[False]):
+    for ours, theirs in zip(found[True], found[False], strict=True):
         assert ours.keys() == theirs.keys() and len(ours) == 122
         for name in ours:
             np.testing.assert_allclose(ours[name], theirs[name], **CLOSE["sum " in name])

@@ -60,12 +60,12 @@ def test_perturbation_is_rho_along_the_whole_gradient(parameters: list[nn.Parame
     assert float(global_norm(grads)) == pytest.approx(norm, rel=1e-14)
     sam = SharpnessAwareStep(parameters, 0.05)
     sam.perturb(global_norm(grads))
-    for p, w, g in zip(parameters[:2], before, grads):
+    for p, w, g in zip(parameters[:2], before[:2], grads, strict=True):
         torch.testing.assert_close(p.detach() - w, 0.05 * g / (norm + 1e-12), rtol=1e-10, atol=1e-15)
     assert torch.equal(parameters[2], before[2])
-    assert math.sqrt(sum(float(((p.detach() - w) ** 2).sum()) for p, w in zip(parameters, before))) == pytest.approx(
-        0.05
-    )
+    assert math.sqrt(
+        sum(float(((p.detach() - w) ** 2).sum()) for p, w in zip(parameters, before, strict=True))
+    ) == pytest.approx(0.05)
 
 
 def test_restore_is_exact_to_the_bit(parameters: list[nn.Parameter]) -> None:
@@ -75,7 +75,7 @@ def test_restore_is_exact_to_the_bit(parameters: list[nn.Parameter]) -> None:
     sam.perturb(torch.tensor(3.0, dtype=torch.float64))
     assert not torch.equal(parameters[1], before[1])
     sam.restore()
-    assert all(torch.equal(p, w) for p, w in zip(parameters, before))
+    assert all(torch.equal(p, w) for p, w in zip(parameters, before, strict=True))
     parameters[1].data += 1
     sam.restore()  # nothing left to bring back
     assert not torch.equal(parameters[1], before[1])

@@ -110,7 +110,7 @@ class Discriminators(nn.ModuleList):
 
     def recount(self, counts: list[int]) -> None:
         """Put back what `counts` gave."""
-        for discriminator, calls in zip(self._each(), counts):
+        for discriminator, calls in zip(self._each(), counts, strict=True):
             discriminator.recount(calls)
 
     def _each(self) -> list[PairDiscriminator]:

@@ -1,0 +1,281 @@
+"""The data report: what is in data sets, and what of it would harm training. Says it; changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, look_at_all
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
+from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.stream.images import PictureViews
+
+Severity = Literal["fatal", "warning", "note"]
+
+TINY, HUGE = 32, 40_000_000  # pixels: of the shorter side, of the whole picture
+MAX_BAD, MAX_LEAKED = 0.05, 0.01  # of a split's records; more is fatal
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """severity: `fatal` would harm training. kind: a stable name. examples: ids or paths, the first few of `count`."""
+
+    severity: Severity
+    kind: str
+    domain: str
+    split: str
+    count: int
+    message: str
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """Counts and distributions of one split. Distributions are {min, median, p95, max}, {} where there is nothing."""
+
+    domain: str
+    split: str
+    records: int
+    labels: dict[str, int]
+    unlabelled: int
+    words: dict[str, float]  # of a record's texts together
+    pictures: int
+    pictures_a_record: dict[str, float]
+    shorter_side: dict[str, float]  # of its pictures, in pixels
+    picture_bytes: int
+
+
+@dataclass(frozen=True)
+class DataReport:
+    splits: list[SplitReport]
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def harmful(self) -> bool:
+        return any(finding.severity == "fatal" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"harmful": self.harmful}
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """One split as read: its rows, and the facts of all pictures by path."""
+
+    manifest: LoadedManifest
+    split: str
+    read: ReadResult
+    ids: list[str]
+    texts: list[list[str]]
+    images: list[list[str]]
+    label: np.ndarray
+    facts: dict[str, PictureFacts]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.manifest.name, self.split
+
+    def contents(self) -> list[tuple[object, ...]]:
+        """Of each record, what it is made of: two records with the same are copies."""
+        return [
+            (*(" ".join(text.split()) for text in texts), *(self.facts[path].digest or path for path in images))
+            for texts, images in zip(self.texts, self.images, strict=True)
+        ]
+
+
+def check(
+    manifests: Sequence[LoadedManifest],
+    *,
+    start: Callable[[], object] = lambda: None,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> DataReport:
+    """Look at every record and picture of all splits of all manifests.
+
+    Args:
+        manifests: the domains that will be trained together, or one of them.
+        start: called before more than IN_PROCESS pictures are looked at: starts Ray.
+        on_done: called with the number of pictures looked at.
+    """
+    findings: list[Finding] = []
+    try:
+        class_sets_agree(manifests)
+    except InputError as error:
+        findings.append(Finding("fatal", "classes", manifests[-1].name, "", 1, str(error), []))
+    read: list[tuple[LoadedManifest, str, ReadResult]] = []
+    for manifest in manifests:
+        for split in manifest.splits:
+            try:
+                read.append((manifest, split, read_split(manifest, split)))
+            except InputError as error:
+                findings.append(Finding("fatal", "records", manifest.name, split, 1, str(error), []))
+    paths = [path for _, _, result in read for images in result.table["images"].to_pylist() for path in images]
+    if len(set(paths)) > IN_PROCESS:
+        start()
+    facts = look_at_all(paths, PictureViews().max_pixels, on_done)
+    rows = [_rows(manifest, split, result, facts) for manifest, split, result in read]
+    for one in rows:
+        findings += [*_of_records(one), *_of_pictures(one), *_of_labels(one), *_copies_within(one)]
+    findings += _copies_between(rows)
+    order = {"fatal": 0, "warning": 1, "note": 2}
+    return DataReport([_summary(one) for one in rows], sorted(findings, key=lambda f: order[f.severity]))
+
+
+def _rows(manifest: LoadedManifest, split: str, result: ReadResult, facts: dict[str, PictureFacts]) -> SplitRows:
+    table = result.table
+    return SplitRows(
+        manifest,
+        split,
+        result,
+        ids=table["id"].to_pylist(),
+        texts=table["texts"].to_pylist(),
+        images=table["images"].to_pylist(),
+        label=table["label"].to_numpy(),
+        facts=facts,
+    )
+
+
+def _summary(rows: SplitRows) -> SplitReport:
+    facts = [rows.facts[path] for images in rows.images for path in images]
+    sides = [min(f.width, f.height) for f in facts if f.problem is None]
+    counts = Counter(rows.label[rows.label >= 0].tolist())
+    return SplitReport(
+        *rows.place,
+        records=len(rows.ids),
+        labels={name: counts[c] for c, name in enumerate(rows.manifest.classes)},
+        unlabelled=int((rows.label < 0).sum()),
+        words=_distribution([sum(len(text.split()) for text in texts) for texts in rows.texts]),
+        pictures=len(facts),
+        pictures_a_record=_distribution([len(images) for images in rows.images]),
+        shorter_side=_distribution(sides),
+        picture_bytes=sum(f.size for f in facts),
+    )
+
+
+def _distribution(values: Sequence[float]) -> dict[str, float]:
+    if not len(values):
+        return {}
+    low, median, high, top = np.quantile(values, [0, 0.5, 0.95, 1])
+    return {"min": float(low), "median": float(median), "p95": float(high), "max": float(top)}
+
+
+def _finding(rows: SplitRows, severity: Severity, kind: str, message: str, found: Sequence[str]) -> Finding:
+    return Finding(severity, kind, *rows.place, len(found), message, list(found[:EXAMPLES]))
+
+
+def _of_records(rows: SplitRows) -> Iterator[Finding]:
+    total, read = len(rows.ids), rows.read
+    if read.without_content:
+        message = "records with neither text nor picture are left out"
+        yield Finding(
+            "warning",
+            "no-content",
+            *rows.place,
+            read.without_content,
+            message,
+            list(read.without_content_ids[:EXAMPLES]),
+        )
+    if read.repeated_ids:
+        yield Finding("warning", "repeated-ids", *rows.place, read.repeated_ids, "ids occur again; numbered", [])
+    for kind, column in (("no-text", rows.texts), ("no-picture", rows.images)):
+        lacking = [identity for identity, content in zip(rows.ids, column, strict=True) if not content]
+        if lacking:
+            severity: Severity = "warning" if len(lacking) > total / 2 else "note"
+            what = "text" if kind == "no-text" else "picture"
+            yield _finding(rows, severity, kind, f"records without a {what}: it counts as missing", lacking)
+
+
+def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
+    found: dict[str, list[str]] = defaultdict(list)
+    harmed = 0
+    for images in rows.images:
+        harmed += any(rows.facts[path].problem for path in images)
+        for path in images:
+            facts = rows.facts[path]
+            if facts.problem is not None:
+                found[facts.problem].append(path)
+            elif min(facts.width, facts.height) < TINY:
+                found["tiny"].append(path)
+            elif facts.width * facts.height > HUGE:
+                found["huge"].append(path)
+    fatal = harmed > MAX_BAD * len(rows.ids)
+    for problem, paths in found.items():
+        if problem == "tiny":
+            yield _finding(rows, "warning", "tiny", f"pictures with a side under {TINY} pixels", paths)
+        elif problem == "huge":
+            yield _finding(rows, "note", "huge", f"pictures of more than {HUGE // 10**6} million pixels: slow", paths)
+        else:
+            why = f"pictures are {problem}" if problem != "not an image" else "files are not images"
+            more = f"; {harmed} of {len(rows.ids)} records have one, more than {MAX_BAD:.0%}" if fatal else ""
+            kind = problem.replace(" ", "-")
+            yield _finding(rows, "fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
+
+
+def _of_labels(rows: SplitRows) -> Iterator[Finding]:
+    known = rows.label[rows.label >= 0]
+    if not len(known):
+        yield _finding(rows, "note", "unlabelled", "no record has a label: this can only be a target", rows.ids)
+        return
+    absent = [name for c, name in enumerate(rows.manifest.classes) if not (known == c).any()]
+    if len(absent) >= len(rows.manifest.classes) - 1:
+        yield _finding(rows, "fatal", "one-class", "all labels are of one class; these have no record", absent)
+    elif absent:
+        yield _finding(rows, "warning", "absent-classes", "classes without a record", absent)
+    shares = np.bincount(known, minlength=len(rows.manifest.classes)) / len(known)
+    if not absent and shares.max() > 10 * shares.min():
+        rare = rows.manifest.classes[int(shares.argmin())]
+        yield _finding(rows, "note", "imbalance", f"the rarest class has {shares.min():.1%} of the labels", [rare])
+
+
+def _copies_within(rows: SplitRows) -> Iterator[Finding]:
+    places: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for row, content in enumerate(rows.contents()):
+        places[content].append(row)
+    copies = [group for group in places.values() if len(group) > 1]
+    again = [rows.ids[row] for group in copies for row in group[1:]]
+    if again:
+        yield _finding(rows, "warning", "copies", "records are copies of others of the split", again)
+    torn = [group for group in copies if len({int(rows.label[row]) for row in group if rows.label[row] >= 0}) > 1]
+    if torn:
+        ids = [" = ".join(rows.ids[row] for row in group) for group in torn]
+        yield _finding(rows, "warning", "copies-disagree", "copies have different labels", ids)
+
+
+def _copies_between(splits: Iterable[SplitRows]) -> Iterator[Finding]:
+    """What a later split shares with an earlier one: whole records, pictures alone, ids of different records."""
+    records: dict[tuple[object, ...], tuple[SplitRows, int]] = {}
+    pictures: dict[bytes, SplitRows] = {}
+    ids: dict[tuple[str, str], tuple[SplitRows, tuple[object, ...]]] = {}
+    for rows in splits:
+        contents = rows.contents()
+        shared: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        for row, content in enumerate(contents):
+            if content in records:
+                shared["records", *records[content][0].place].append(rows.ids[row])
+            else:
+                for path in rows.images[row]:
+                    digest = rows.facts[path].digest
+                    if digest in pictures:
+                        shared["pictures", *pictures[digest].place].append(path)
+            identity = (rows.manifest.name, rows.ids[row])
+            if identity in ids and ids[identity][1] != content:
+                shared["ids", *ids[identity][0].place].append(rows.ids[row])
+        for (what, domain, split), found in shared.items():
+            fatal = what == "records" and len(found) > MAX_LEAKED * len(rows.ids)
+            severity: Severity = "fatal" if fatal else "note" if what == "ids" else "warning"
+            message = f"{what} are also in {domain}/{split}"
+            if fatal:
+                message += f", more than {MAX_LEAKED:.0%}: what is measured here was seen there"
+            yield _finding(rows, severity, f"shared-{what}", message, found)
+        for row, content in enumerate(contents):
+            records.setdefault(content, (rows, row))
+            ids.setdefault((rows.manifest.name, rows.ids[row]), (rows, content))
+            for path in rows.images[row]:
+                digest = rows.facts[path].digest
+                if digest is not None:
+                    pictures.setdefault(digest, rows)

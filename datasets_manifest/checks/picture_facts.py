@@ -1,0 +1,91 @@
+"""What is to be known of picture files before training: sizes, contents, damage. In process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from datasets_manifest.stream.images import BadPicture, inspect_picture, read_picture_bytes
+
+FACTS_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("problem", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("size", pa.int64()),
+        ("digest", pa.binary(16)),
+    ]
+)
+IN_PROCESS = 3_000  # pictures up to which starting a cluster costs more than it saves
+_BLOCK = 500
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """Of one file. problem: why it cannot be used, or None. digest: of its contents; None where it could not be read."""
+
+    problem: str | None
+    width: int
+    height: int
+    size: int  # bytes
+    digest: bytes | None
+
+
+def look_at(path: str, max_pixels: int) -> PictureFacts:
+    """Read and decode one picture, a JPEG at an eighth of its size."""
+    try:
+        data = read_picture_bytes(path)
+    except BadPicture as bad:
+        return PictureFacts(bad.reason, 0, 0, 0, None)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    try:
+        width, height = inspect_picture(data, max_pixels)
+    except BadPicture as bad:
+        return PictureFacts(bad.reason, 0, 0, len(data), digest)
+    return PictureFacts(None, width, height, len(data), digest)
+
+
+def look_at_all(
+    paths: Sequence[str], max_pixels: int, on_done: Callable[[int], None] = lambda count: None
+) -> dict[str, PictureFacts]:
+    """Facts by path. More than IN_PROCESS pictures are spread over the Ray cluster, which must be running then.
+
+    Args:
+        on_done: called with the number of pictures looked at so far.
+    """
+    distinct = list(dict.fromkeys(paths))
+    facts: dict[str, PictureFacts] = {}
+    blocks = (distinct[start : start + _BLOCK] for start in range(0, len(distinct), _BLOCK))
+    if len(distinct) <= IN_PROCESS:
+        tables = (facts_table(pa.table({"path": block}), max_pixels) for block in blocks)
+    else:
+        import ray.data
+
+        from datasets_manifest.stream.ray_stream import quiet
+
+        quiet()
+        dataset = ray.data.from_blocks([pa.table({"path": block}) for block in blocks])
+        mapped = dataset.map_batches(
+            facts_table, batch_size=None, batch_format="pyarrow", fn_kwargs={"max_pixels": max_pixels}, num_cpus=1
+        )
+        tables = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in tables:
+        columns = [table[name].to_pylist() for name in FACTS_SCHEMA.names]
+        for path, *rest in zip(*columns, strict=True):
+            facts[path] = PictureFacts(*rest)
+        on_done(len(facts))
+    return facts
+
+
+def facts_table(table: pa.Table, max_pixels: int) -> pa.Table:
+    """Of FACTS_SCHEMA, for a table with a column `path`."""
+    paths = table["path"].to_pylist()
+    found = [look_at(path, max_pixels) for path in paths]
+    columns = [paths, *([getattr(facts, name) for facts in found] for name in FACTS_SCHEMA.names[1:])]
+    return pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, FACTS_SCHEMA, strict=True)], schema=FACTS_SCHEMA
+    )

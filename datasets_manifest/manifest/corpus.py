@@ -1,0 +1,171 @@
+"""All domains of a run in one table, so that a row is one number everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest import packed_pictures as packed
+from datasets_manifest.manifest import storage
+from datasets_manifest.manifest.readers import class_sets_agree, read_split, remap_labels
+from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of one domain: rows start … stop − 1 of the table."""
+
+    domain: str
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.arange(self.start, self.stop, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sources first, target last.
+
+    Args:
+        table: of readers.TABLE_SCHEMA, all parts one after another.
+        classes: in the first source's order.
+        train: one part a domain.
+        val: one part a domain, None where a manifest has no such split.
+        notes: what was put right while reading, for people.
+    """
+
+    table: pa.Table
+    classes: list[str]
+    train: list[Part]
+    val: list[Part | None]
+    notes: list[str]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [rows]; -1 where unlabelled. The target's are for reports only."""
+        return self.table["label"].to_numpy().astype(np.int64)
+
+    @property
+    def num_sources(self) -> int:
+        return len(self.train) - 1
+
+    @property
+    def target(self) -> str:
+        return self.train[-1].domain
+
+
+def load_corpus(sources: Sequence[str], target: str, train_split: str = "train", val_split: str = "val") -> Corpus:
+    """Read all manifests and their splits.
+
+    Raises:
+        InputError: also if domains share a name, their classes differ, or a source teaches fewer than two classes.
+    """
+    manifests = [load_manifest(path) for path in [*sources, target]]
+    _distinct_names(manifests)
+    class_sets_agree(manifests)
+    classes = list(manifests[0].classes)
+    tables: list[pa.Table] = []
+    notes: list[str] = []
+    start = 0
+
+    def read(manifest: LoadedManifest, split: str) -> Part:
+        nonlocal start
+        result = read_split(manifest, split)
+        if result.repeated_ids:
+            notes.append(f"{manifest.name}, {split}: {result.repeated_ids} repeated ids were numbered")
+        if result.without_content:
+            some = ", ".join(result.without_content_ids)
+            notes.append(
+                f"{manifest.name}, {split}: {result.without_content} records without content left out ({some})"
+            )
+        tables.append(remap_labels(result.table, manifest.classes, classes))
+        part = Part(manifest.name, split, start, start + result.table.num_rows)
+        start = part.stop
+        return part
+
+    train = [read(manifest, train_split) for manifest in manifests]
+    val = [read(manifest, val_split) if val_split in manifest.splits else None for manifest in manifests]
+    corpus = Corpus(pa.concat_tables(tables).combine_chunks(), classes, train, val, notes)
+    for manifest, part in zip(manifests[:-1], corpus.train[:-1], strict=True):
+        _teaches(manifest, train_split, corpus.labels[part.start : part.stop], classes)
+    return corpus
+
+
+def _distinct_names(manifests: Sequence[LoadedManifest]) -> None:
+    seen: dict[str, LoadedManifest] = {}
+    for manifest in manifests:
+        if manifest.name in seen:
+            raise InputError(
+                f"another domain has this name ({seen[manifest.name].path})",
+                file=manifest.path,
+                field="name",
+                value=manifest.name,
+                wanted="a name of its own for every domain",
+            )
+        seen[manifest.name] = manifest
+
+
+def _teaches(manifest: LoadedManifest, split: str, labels: np.ndarray, classes: list[str]) -> None:
+    found = np.unique(labels[labels >= 0])
+    if len(found) < 2:
+        raise InputError(
+            "a source must have labels of at least two classes",
+            file=manifest.path,
+            field=f"splits.{split}",
+            value=[classes[c] for c in found],
+            wanted=f"labels among {', '.join(classes)}",
+        )
+
+
+def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
+    """Look whether the training pictures' files are there.
+
+    Returns:
+        a note for each domain that lacks some.
+
+    Raises:
+        InputError: more than `max_bad_fraction` of a domain's records lack a file.
+    """
+    notes = []
+    with ThreadPoolExecutor(16) as pool:
+        for part in corpus.train:
+            images = corpus.table["images"].slice(part.start, len(part)).to_pylist()
+            ids = corpus.table["id"].slice(part.start, len(part)).to_pylist()
+            missing = list(pool.map(_missing, images))
+            lacking = [(identity, paths[0]) for identity, paths in zip(ids, missing, strict=True) if paths]
+            if not lacking:
+                continue
+            identity, path = lacking[0]
+            message = f"{len(lacking)} of {len(part)} records lack a picture file, first record {identity}: {path}"
+            if len(lacking) > max_bad_fraction * len(part):
+                raise InputError(
+                    message,
+                    file=part.domain,
+                    field=f"splits.{part.split}",
+                    wanted=f"at most a part of {max_bad_fraction:g} (data.max_bad_fraction)",
+                )
+            notes.append(f"{part.domain}, {part.split}: {message}")
+    return notes
+
+
+def _is_there(file: str) -> bool:
+    return storage.is_file(file if storage.is_uri(file) else Path(file))
+
+
+def _missing(paths: list[str]) -> list[str]:
+    try:
+        return [path for path in paths if not _is_there(packed.file_of(path))]
+    except OSError as error:
+        raise InputError(f"the pictures' store cannot be reached ({error})", value=paths[0]) from None

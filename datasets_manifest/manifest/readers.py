@@ -1,0 +1,192 @@
+"""A split's records files → one Arrow table of (id, domain, texts, images, label).
+
+Messy input is either put right in one documented way (a missing modality is an empty list, a repeated id gets a number,
+a record with nothing in it is dropped and counted) or refused with an InputError that names file, record, field, value
+and what was wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.record_files import read_records
+from datasets_manifest.manifest.record_values import (
+    UNLABELLED,
+    LabelReader,
+    PathReader,
+    ValueFault,
+    read_id,
+    read_texts,
+)
+from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.storage import Location
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("domain", pa.string()),
+        ("texts", pa.list_(pa.string())),
+        ("images", pa.list_(pa.string())),
+        ("label", pa.int32()),
+    ]
+)
+
+_BATCH_ROWS = 65_536
+_NAMED_IDS = 10
+_MAX_CHUNK_BYTES = 2**31 - 1  # Arrow's string columns address no more than this within one chunk
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """A split's table and what had to be put right to make it.
+
+    table: of TABLE_SCHEMA; `images` are absolute paths that nobody has opened yet; label -1 is unlabelled.
+    repeated_ids: records whose id had been used before, and which got "#2", "#3", … appended to it.
+    without_content: records that were dropped because they have neither text nor image.
+    without_content_ids: the first ten ids of these.
+    """
+
+    table: pa.Table
+    repeated_ids: int
+    without_content: int
+    without_content_ids: tuple[str, ...]
+
+
+def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False) -> ReadResult:
+    """Reads all records of a split, in the order of its files.
+
+    Args:
+        keep_empty: keep records without content, as rows with two empty lists; they are counted either way.
+
+    A record without an id gets `<split>-<n>`, where n counts all records of the split from 1.
+
+    Raises:
+        InputError: no such split, no record with content, or a file, record or value that cannot be used.
+    """
+    settings = manifest.split(split)
+    labels = LabelReader(manifest.classes)
+    paths = PathReader(
+        manifest.image_root(split),
+        template=settings.image_template,
+        allow_absolute=settings.allow_absolute,
+        allow_outside_root=settings.allow_outside_root,
+    )
+
+    def read_images(file: Location, value: Any) -> list[str]:
+        try:
+            return paths.read(value)
+        except OSError as error:
+            raise InputError(f"the pictures' store cannot be reached ({error})", file=file) from None
+
+    ids, rows = _UniqueIds(), _TableBuilder(manifest.name)
+    dropped: list[str] = []
+    number = 0
+    for file in manifest.record_paths(split):
+        for record in read_records(file, settings.format, settings.columns):
+            number += 1
+            try:
+                identity = ids.claim(read_id(record.id) or f"{split}-{number}")
+                texts, images = read_texts(record.text), read_images(file, record.image)
+                label = labels.read(record.label)
+            except ValueFault as fault:
+                raise fault.located(file, record) from None
+            if not texts and not images:
+                dropped.append(identity)
+            if texts or images or keep_empty:
+                rows.add(identity, texts, images, label)
+    if len(dropped) == number:
+        found = f"{number} records, none with a text or an image" if number else "no record"
+        raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")
+    return ReadResult(rows.table(), ids.repeated, len(dropped), tuple(dropped[:_NAMED_IDS]))
+
+
+def class_sets_agree(manifests: Sequence[LoadedManifest]) -> None:
+    """Checks that all data sets have the same classes, in whatever order (`remap_labels` brings them into one).
+
+    Raises InputError naming the first pair of manifests that differ, and the difference.
+    """
+    for other in manifests[1:]:
+        first = manifests[0]
+        missing = [name for name in first.classes if name not in other.classes]
+        extra = [name for name in other.classes if name not in first.classes]
+        if missing or extra:
+            parts = [f"only {first.path} has {', '.join(missing)}"] if missing else []
+            parts += [f"only {other.path} has {', '.join(extra)}"] if extra else []
+            problem = f"the classes differ from those of {first.path} ({'; '.join(parts)})"
+            wanted = f"{first.classes} in any order"
+            raise InputError(problem, file=other.path, field="classes", value=other.classes, wanted=wanted)
+
+
+def remap_labels(table: pa.Table, from_classes: Sequence[str], to_classes: Sequence[str]) -> pa.Table:
+    """The table with labels that index `from_classes` turned into labels that index `to_classes`; -1 stays.
+
+    Raises ValueError if a class of `from_classes` is not among `to_classes`.
+    """
+    # Label -1 picks the last entry, which is -1.
+    targets = np.array([*(list(to_classes).index(name) for name in from_classes), UNLABELLED], dtype=np.int32)
+    column = table.schema.get_field_index("label")
+    labels = pa.array(targets[table.column(column).to_numpy()], pa.int32())
+    return table.set_column(column, table.schema.field(column), labels)
+
+
+class _UniqueIds:
+    """Ids as they are used; one that was used before gets a number appended."""
+
+    def __init__(self) -> None:
+        self.repeated = 0
+        self._uses: dict[str, int] = {}
+
+    def claim(self, identity: str) -> str:
+        uses = self._uses
+        if identity not in uses:
+            uses[identity] = 1
+            return identity
+        self.repeated += 1
+        count = uses[identity] + 1
+        while f"{identity}#{count}" in uses:  # the user may have such an id, too
+            count += 1
+        uses[identity] = count
+        uses[f"{identity}#{count}"] = 1
+        return f"{identity}#{count}"
+
+
+class _TableBuilder:
+    """Rows → table, in batches, so that only a batch's worth of rows exists as Python objects."""
+
+    def __init__(self, domain: str) -> None:
+        self._domain = domain
+        self._batches: list[pa.RecordBatch] = []
+        self._start_batch()
+
+    def add(self, identity: str, texts: list[str], images: list[str], label: int) -> None:
+        self._ids.append(identity)
+        self._texts.append(texts)
+        self._images.append(images)
+        self._labels.append(label)
+        if len(self._ids) == _BATCH_ROWS:
+            self._finish_batch()
+
+    def table(self) -> pa.Table:
+        """The table of all rows, in one chunk if Arrow can address it so: look-ups in one chunk are far faster."""
+        self._finish_batch()
+        table = pa.Table.from_batches(self._batches, schema=TABLE_SCHEMA)
+        return table.combine_chunks() if table.nbytes <= _MAX_CHUNK_BYTES else table
+
+    def _start_batch(self) -> None:
+        self._ids: list[str] = []
+        self._texts: list[list[str]] = []
+        self._images: list[list[str]] = []
+        self._labels: list[int] = []
+
+    def _finish_batch(self) -> None:
+        domains = [self._domain] * len(self._ids)
+        columns = (self._ids, domains, self._texts, self._images, self._labels)
+        arrays = [pa.array(values, kind.type) for values, kind in zip(columns, TABLE_SCHEMA, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=TABLE_SCHEMA))
+        self._start_batch()

@@ -1,0 +1,270 @@
+"""The manifest: what a data set is called, which classes it has, and where each split's records are.
+
+A manifest is a YAML or JSON file written by the user. `load_manifest` turns it into typed objects or says, as an
+InputError, which file, field and value are wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from datasets_manifest.errors import InputError, from_validation_error, nearest
+from datasets_manifest.manifest import catalog, storage
+from datasets_manifest.manifest.image_template import check_template
+from datasets_manifest.manifest.storage import Location
+
+RecordFormat = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "folders"]
+
+# Guards against a records file given by mistake: YAML takes about five seconds a megabyte.
+MAX_MANIFEST_BYTES = 2**20
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    # Strict: YAML has types of its own, and `sample: "12"` or `classes: [yes, no]` (two booleans) is a slip to report.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Columns(_Section):
+    """Which column (or JSON key) of a record holds what. A column named here must exist in every records file."""
+
+    id: NonEmpty | None = None  # None: the column "id" if there is one
+    text: NonEmpty = "text"
+    image: NonEmpty = "image"
+    label: NonEmpty = "label"
+
+
+class Split(_Section):
+    """One split: its records files and how to read them. Relative paths are relative to the manifest's folder.
+
+    Files and folders may be local or `s3://`, `gs://` and `hf://` URIs. With `format: folders`, `records` is a folder with
+    a subfolder of pictures for each class; pictures beside these subfolders are unlabelled.
+    """
+
+    records: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)]
+    format: RecordFormat = "auto"
+    columns: Columns = Columns()
+    image_root: NonEmpty | None = None  # None: the manifest's folder; of `folders`: the records folder
+    image_template: NonEmpty | None = None  # e.g. "photos/{first2}/{stem}.jpg"; None: records name the files themselves
+    sample: Annotated[int, Field(gt=0)] | None = None  # samples drawn per epoch; None: the trainer decides
+    allow_absolute: bool = False  # records may name absolute image paths and URIs
+    allow_outside_root: bool = False  # records may leave the image root by ".." and symbolic links
+
+    @field_validator("image_template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        return template if template is None else check_template(template)
+
+    @property
+    def record_files(self) -> tuple[str, ...]:
+        """The records files as written, always as a tuple."""
+        return (self.records,) if isinstance(self.records, str) else tuple(self.records)
+
+
+class Manifest(_Section):
+    """A data set of one domain."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    classes: Annotated[list[NonEmpty], Field(min_length=2)]
+    splits: Annotated[dict[Name, Split], Field(min_length=1)]
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: list[str]) -> list[str]:
+        for name in classes:
+            if name != name.strip():
+                raise ValueError(f"the class name {name!r} begins or ends with white space")
+        repeated = sorted({name for name in classes if classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the class {repeated[0]!r} is named twice")
+        return classes
+
+
+@dataclass(frozen=True)
+class LoadedManifest:
+    """A manifest and the absolute path (or URI) of the file it came from, to which its relative paths refer."""
+
+    manifest: Manifest
+    path: Location
+
+    @property
+    def folder(self) -> Location:
+        # A catalog's manifest is no file; all its places are absolute.
+        return Path.cwd() if catalog.is_reference(str(self.path)) else storage.parent(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def classes(self) -> list[str]:
+        return self.manifest.classes
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return self.manifest.splits
+
+    def split(self, name: str) -> Split:
+        """The split called `name`. Raises InputError, naming the nearest split, if there is none."""
+        if name not in self.splits:
+            close = nearest(name, self.splits)
+            hint = f" (nearest: {close})" if close is not None else ""
+            wanted = f"one of {', '.join(self.splits)}{hint}"
+            raise InputError("no such split", file=self.path, field="splits", value=name, wanted=wanted)
+        return self.splits[name]
+
+    def record_paths(self, split: str) -> tuple[Location, ...]:
+        """The split's records files as absolute paths or URIs, in the order of the manifest."""
+        return tuple(storage.locate(self.folder, name) for name in self.split(split).record_files)
+
+    def image_root(self, split: str) -> Location:
+        """The absolute folder or URI to which the split's image paths are relative."""
+        settings = self.split(split)
+        if settings.format == "folders":
+            return self.record_paths(split)[0]
+        return storage.locate(self.folder, settings.image_root or ".")
+
+
+def load_manifest(path: str | Path) -> LoadedManifest:
+    """Reads and checks a manifest (YAML, or JSON if the name ends in .json).
+
+    Args:
+        path: of a local file, a URI, or `catalog:NAME` (see datasets_manifest.manifest.catalog).
+
+    Raises:
+        InputError: the file is missing, a folder, not UTF-8, not YAML or JSON, or not a manifest; or a records file or
+            an image root that it names does not exist.
+    """
+    file = _manifest_place(str(path))
+    known = catalog.resolve(file) if isinstance(file, str) and catalog.is_reference(file) else file
+    if not isinstance(known, dict):
+        file = known
+    content = known if isinstance(known, dict) else _parse(_read_text(file), file)
+    if not isinstance(content, dict):
+        raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise from_validation_error(error, Manifest, file) from None
+    loaded = LoadedManifest(manifest, file)
+    for split in manifest.splits:
+        _check_files(loaded, split)
+    return loaded
+
+
+def _manifest_place(written: str) -> Location:
+    if catalog.is_reference(written) or storage.is_uri(written):
+        return written
+    return Path(os.path.expanduser(written)).absolute()
+
+
+def _read_text(file: Location) -> str:
+    try:
+        if storage.is_folder(file):
+            raise InputError("the manifest is a folder", file=file, wanted="a YAML or JSON file")
+        if storage.size(file) > MAX_MANIFEST_BYTES:
+            wanted = f"at most {MAX_MANIFEST_BYTES // 2**20} MiB; is this a records file?"
+            raise InputError("too large for a manifest", file=file, value=storage.size(file), wanted=wanted)
+        return storage.read_bytes(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 at byte {error.start}", file=file, wanted="a YAML or JSON file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(_os_problem(error), file=file, wanted="a readable manifest file") from None
+
+
+def _os_problem(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return f"cannot be read ({(isinstance(error, OSError) and error.strerror) or error})"
+
+
+def _parse(text: str, file: Location) -> Any:
+    try:
+        if storage.suffix(file) == ".json":
+            return json.loads(text)
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark is not None else None
+        raise InputError(f"not YAML: {error.problem}", file=file, field=line) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error.msg}", file=file, field=f"line {error.lineno}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot be parsed: {problem}", file=file) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key written twice, of which YAML would silently keep the last: a lost split or class list."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value!r} is written twice"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _check_files(loaded: LoadedManifest, split: str) -> None:
+    settings = loaded.split(split)
+    folders = settings.format == "folders"
+    if folders:
+        _check_folders(loaded, split)
+    for number, written in enumerate(settings.record_files):
+        listed = isinstance(settings.records, list)
+        field = f"splits.{split}.records" + (f".{number}" if listed else "")
+        with _naming(loaded, field, written):
+            place = storage.locate(loaded.folder, written)
+            found = storage.is_folder(place) if folders else storage.is_file(place)
+        if not found:
+            kind = "folder" if folders else "file"
+            wanted = f"a {kind} at {place}"
+            raise InputError(f"no such {kind}", file=loaded.path, field=field, value=written, wanted=wanted)
+    written_root, field = settings.image_root, f"splits.{split}.image_root"
+    if written_root is None:
+        return
+    with _naming(loaded, field, written_root):
+        root = storage.locate(loaded.folder, written_root)
+        found = storage.is_folder(root)
+    if not found:
+        wanted = f"a folder at {root}"
+        raise InputError("no such folder", file=loaded.path, field=field, value=written_root, wanted=wanted)
+
+
+def _check_folders(loaded: LoadedManifest, split: str) -> None:
+    """Refuses what does not go with `format: folders`."""
+    settings = loaded.split(split)
+    for name in ("image_root", "image_template", "columns"):
+        if name in settings.model_fields_set:
+            raise InputError("does not go with `format: folders`", file=loaded.path, field=f"splits.{split}.{name}")
+    if len(settings.record_files) != 1:
+        field = f"splits.{split}.records"
+        raise InputError("more than one folder", file=loaded.path, field=field, value=settings.records, wanted="one")
+
+
+@contextmanager
+def _naming(loaded: LoadedManifest, field: str, written: str) -> Iterator[None]:
+    """Says of which field a place was that is malformed or whose store is away."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.problem, file=loaded.path, field=field, value=written, wanted=error.wanted) from None
+    except OSError as error:
+        raise InputError(f"cannot be reached ({error})", file=loaded.path, field=field, value=written) from None

@@ -1,0 +1,1 @@
+"""The generated data set: rendered postcards in three styles. Imports errors only."""

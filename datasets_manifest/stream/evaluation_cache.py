@@ -1,0 +1,67 @@
+"""Evaluation reads the same weak views after every epoch: those that fit stay in memory and are not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.plan import StepSlice
+
+
+class Source(Protocol):
+    """datasets_manifest.stream.ray_stream.Stream or datasets_manifest.stream.local_stream.LocalStream."""
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]: ...
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]: ...
+
+
+class EvaluationCache:
+    """`source`, whose evaluated batches are kept from one call to the next, the first ones that fit.
+
+    Args:
+        most_bytes: of encoded rows; what does not fit is read and encoded each time.
+    """
+
+    def __init__(self, source: Source, most_bytes: int) -> None:
+        self.source, self.most_bytes = source, most_bytes
+        self.bytes = 0
+        self._kept: dict[bytes, HostBatch] = {}
+        self._encoding: Encoding | None = None
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
+        """As `source` does it: strong views are new in every epoch."""
+        return self.source.train(slices, encoding)
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+        """The weak views of rows, batch by batch; a batch that was kept is the very same one."""
+        if encoding != self._encoding:
+            self._kept, self._encoding, self.bytes = {}, encoding, 0
+        names = [rows.tobytes() for rows in batches]
+        fresh = self.source.evaluate(
+            [rows for rows, name in zip(batches, names, strict=True) if name not in self._kept], encoding
+        )
+        for name in names:
+            host = self._kept.get(name)
+            if host is None:
+                host = next(fresh)
+                self._keep(name, host)
+            yield host
+
+    def bytes_of(self, batches: int) -> int:
+        """What so many batches like those that are kept will take."""
+        return min(self.most_bytes, self.bytes * batches // max(1, len(self._kept)))
+
+    def _keep(self, name: bytes, host: HostBatch) -> None:
+        size = host_bytes(host)
+        if self.bytes + size <= self.most_bytes:
+            self._kept[name] = host
+            self.bytes += size
+
+
+def host_bytes(host: HostBatch) -> int:
+    """Bytes of a batch's arrays."""
+    return sum(array.nbytes for array in (host.tokens, host.mask, host.pictures, host.owner, host.rows))

@@ -1,0 +1,101 @@
+"""Bodies of the control plane, with the examples its OpenAPI document shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from services.jobs.job_request import ID_PATTERN
+
+NAME_PATTERN = r"^[^/:@'\s%\\]{1,200}$"
+MAX_DEPTH = 32
+_EXAMPLE_RECIPE = {
+    "preset": "recommended",
+    "data": {"sources": ["/data/reviews/manifest.yaml"], "target": "/data/shop/manifest.yaml"},
+    "train": {"epochs": 10},
+}
+_EXAMPLE_SWEEP = {"name": "thresholds", "trials": 20, "space": {"uacr.start": {"choices": [0.2, 0.3]}}}
+
+
+def _is_flat_enough(tree: dict[str, Any]) -> dict[str, Any]:
+    """What is nested deeper than any recipe would end Python's stack somewhere on its way."""
+    level: list[Any] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return tree
+    raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+Tree = Annotated[dict[str, Any], AfterValidator(_is_flat_enough)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
+
+
+class JobIn(_Body):
+    """A recipe to train; `run.name` of a run that was cut off goes on with it."""
+
+    recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
+
+
+class SweepIn(_Body):
+    """A sweep, and the recipe it starts from."""
+
+    sweep: Tree = Field(description="What a sweep file holds, without `recipe`.", examples=[_EXAMPLE_SWEEP])
+    recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
+
+
+class CheckIn(_Body):
+    """Manifests to look at."""
+
+    manifests: Annotated[list[str], Field(min_length=1, max_length=64)] = Field(examples=[["/data/shop/manifest.yaml"]])
+
+
+class PromoteIn(_Body):
+    version: str = Field(pattern=r"^[0-9]{1,9}$", examples=["3"])
+    alias: str = Field("champion", pattern=r"^[a-z][a-z0-9_-]{0,40}$")
+
+
+class JobOut(BaseModel):
+    id: str = Field(pattern=ID_PATTERN, examples=["train-1123-120000-3fa1c2"])
+    kind: str
+    status: str = Field(examples=["RUNNING"])
+    run_name: str
+    message: str
+    submitted: str
+    ended: str | None
+    metadata: dict[str, str]
+
+
+class JobPage(BaseModel):
+    """`next`: the cursor of the page after this one; null on the last."""
+
+    jobs: list[JobOut]
+    next: str | None
+
+
+class ModelOut(BaseModel):
+    name: str
+    version: str
+    aliases: list[str]
+    run_id: str | None
+    created: str
+    tags: dict[str, str]
+
+
+class ModelPage(BaseModel):
+    models: list[ModelOut]
+    next: str | None
+
+
+class PromotionOut(BaseModel):
+    alias: str
+    action: str
+    before: str | None
+    after: str
+    by: str
+    time: str

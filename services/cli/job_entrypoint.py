@@ -1,0 +1,73 @@
+"""What a job runs: `python -m services.cli.job_entrypoint`, always these words. What to do stands in its environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from services.jobs.job_request import JobRequest
+
+
+def run() -> None:
+    """Check what the job needs, then run `m2can` in this process; its exit code is the job's."""
+    try:
+        from datasets_manifest.errors import InputError
+        from services.cli.main import main
+        from services.jobs.job_request import VARIABLE, JobRequest, command_line
+    except ModuleNotFoundError as error:
+        wanted = "the folder of the environment's `python` must come first in PATH where Ray is started"
+        sys.exit(f"m2can: {sys.executable} on the cluster lacks {error.name}: {wanted}")
+
+    try:
+        request = JobRequest.decoded(os.environ.get(VARIABLE, ""))
+        for note in environment_differences(request.environment):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        for line in look_ahead(request):
+            print(f"preflight: {line}", file=sys.stderr, flush=True)
+    except InputError as error:
+        print(f"m2can: {error}", file=sys.stderr)
+        sys.exit(2)
+    with tempfile.TemporaryDirectory(prefix="m2can-job-") as folder:
+        sys.argv = ["m2can", *command_line(request, Path(folder))]
+        main()
+
+
+def look_ahead(request: JobRequest) -> list[str]:
+    """What was found right before a run or a sweep begins. Raises InputError: what is wrong."""
+    from services.jobs.job_request import VARIABLE
+    from services.jobs.preflight import preflight, refuse_finished
+    from trainers.recipe.recipe import make_recipe
+
+    if request.kind == "train":
+        recipe = make_recipe(request.content, VARIABLE)
+        refuse_finished(recipe)
+        return preflight(recipe)
+    if request.kind == "tune":
+        from services.jobs.sweep_request import read_plan
+
+        return preflight(read_plan(request.content).recipe([]))
+    return []
+
+
+def environment_differences(there: dict[str, Any]) -> list[str]:
+    """Packages whose version here is not that of the place of submission."""
+    from trainers.tracking.provenance import environment
+
+    here = environment()
+    if not there or here["hash"] == there.get("hash"):
+        return []
+    named = {"python": here["python"], **here["packages"]}
+    submitted = {"python": there.get("python"), **there.get("packages", {})}
+    return [
+        f"{name} is {named.get(name, 'missing')} on the cluster, {value} where the job was submitted"
+        for name, value in submitted.items()
+        if named.get(name) != value
+    ]
+
+
+if __name__ == "__main__":
+    run()

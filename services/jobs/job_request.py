@@ -1,0 +1,146 @@
+"""What a job is told: validated where it is submitted, carried as one JSON string in its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datasets_manifest.errors import InputError, from_validation_error
+from datasets_manifest.manifest.catalog import is_reference
+from trainers.recipe.recipe import Recipe
+
+VARIABLE = "M2CAN_JOB"
+# Linux takes no longer string than 128 KiB in an environment.
+MAX_BYTES = 100_000
+ID_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
+Kind = Literal["train", "tune", "data-check"]
+_WORDS = ("tiny", "pretrained", "random")  # in place of a path
+_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
+
+
+class JobRequest(BaseModel):
+    """One job.
+
+    id: ours, also the name of the run unless the recipe names one.
+    content: a whole recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
+    environment: hash and versions at the place of submission.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(pattern=ID_PATTERN)]
+    kind: Kind
+    content: dict[str, Any]
+    environment: dict[str, Any] = {}
+
+    @property
+    def run_name(self) -> str:
+        """What is given again to go on after a death: the name of the run or of the sweep."""
+        if self.kind == "train":
+            return str(self.content["run"]["name"])
+        return str(self.content["name"]) if self.kind == "tune" else self.id
+
+    def encoded(self) -> str:
+        """Raises InputError: too long for an environment."""
+        text = self.model_dump_json()
+        if len(text.encode()) > MAX_BYTES:
+            wanted = f"at most {MAX_BYTES} bytes"
+            raise InputError(
+                "is too long to travel with a job", field="RECIPE", value=len(text.encode()), wanted=wanted
+            )
+        return text
+
+    @classmethod
+    def decoded(cls, text: str) -> JobRequest:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise from_validation_error(error, cls, VARIABLE) from None
+
+
+def check_id(identity: str) -> str:
+    """Ids become file names on the cluster, so they are ours. Raises InputError."""
+    if re.fullmatch(ID_PATTERN.strip("^$"), identity) is None:
+        wanted = "a lower-case letter, then at most 40 lower-case letters, digits or hyphens"
+        raise InputError("cannot be a job's id", field="ID", value=identity, wanted=wanted)
+    return identity
+
+
+def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | None = None) -> JobRequest:
+    """A recipe as it travels: named, with absolute paths, without an address of a cluster (it is the job's own).
+
+    Raises:
+        InputError: a password stands in it.
+    """
+    check_id(identity)
+    placed = place(recipe)
+    run = placed.run.model_copy(update={"name": recipe.run.name or identity})
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    tracking = recipe.tracking.model_copy(update={"uri": uri})
+    cluster = recipe.cluster.model_copy(update={"address": None})
+    content = placed.model_copy(update={"run": run, "tracking": tracking, "cluster": cluster}).model_dump(mode="json")
+    refuse_passwords(content)
+    return JobRequest(id=identity, kind="train", content=content, environment=environment or {})
+
+
+def place(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths. A name that is no file or folder here stays: it may be a hub's or a weights' name."""
+
+    def here(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if name not in _WORDS and path.exists() else name
+
+    text, picture = recipe.encoders.text, recipe.encoders.picture
+    text = text.model_copy(update={"name": here(text.name), "weights": here(text.weights)})
+    picture = picture.model_copy(update={"weights": here(picture.weights)})
+    storage = _absolute(recipe.run.storage, Path.cwd())
+    return recipe.model_copy(
+        update={
+            "encoders": recipe.encoders.model_copy(update={"text": text, "picture": picture}),
+            "run": recipe.run.model_copy(update={"storage": storage}),
+        }
+    )
+
+
+def refuse_passwords(tree: Any, path: str = "") -> None:
+    """What travels with a job can be read by all who see the cluster: secrets stay in the cluster's own environment.
+
+    Raises:
+        InputError: an address with a password.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            refuse_passwords(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            refuse_passwords(value, f"{path}.{number}")
+    elif isinstance(tree, str) and _PASSWORD.search(tree):
+        raise InputError(
+            "has a password in it, which all who see the cluster could read",
+            field=path,
+            wanted="an address without it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster",
+        )
+
+
+def command_line(request: JobRequest, folder: Path) -> list[str]:
+    """Arguments of `m2can` for this job; files it needs are written into `folder`."""
+    if request.kind == "train":
+        file = folder / "recipe.json"
+        file.write_text(json.dumps(request.content), encoding="utf-8")
+        return ["train", str(file)]
+    if request.kind == "tune":
+        file = folder / "sweep.yaml"
+        # Not as JSON: YAML would read its 1e-05 as a string.
+        file.write_text(yaml.safe_dump(request.content), encoding="utf-8")
+        return ["tune", str(file)]
+    return ["data", "check", *request.content["manifests"], "--json"]
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if "://" in path or is_reference(path) else str((folder / path).resolve())

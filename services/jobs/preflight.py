@@ -1,0 +1,182 @@
+"""Before a job trains: does every node reach storage and data, does MLflow answer, can the resources ever be had?"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from pathlib import Path
+from typing import Any
+
+import ray
+from mlflow.exceptions import MlflowException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from sqlalchemy.exc import SQLAlchemyError
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest import storage
+from datasets_manifest.manifest.catalog import is_reference
+from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest.schema import load_manifest
+from trainers.cluster.local_cluster import start_ray
+from trainers.cluster.resources import autoscaled_resources
+from trainers.recipe.recipe import Recipe
+from trainers.tracking.address import tracking_uri, without_password
+from trainers.tracking.mlflow_run import open_client
+
+NODE_TIMEOUT_S = 60.0
+MLFLOW_TIMEOUT_S = 30.0
+_PICTURES_LOOKED_AT = 8
+
+
+def preflight(recipe: Recipe) -> list[str]:
+    """Look at everything a run needs, cheapest first.
+
+    Returns:
+        what was found right, for people.
+
+    Raises:
+        InputError: what is wrong, and where.
+    """
+    if recipe.tracking.enabled:
+        mlflow_answers(tracking_uri(recipe))
+    samples = sample_files(recipe)
+    start_ray(recipe.cluster.address)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    can_be_satisfied(recipe, [node["Resources"] for node in nodes], autoscaled_resources())
+    every_node_reaches(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
+    return [
+        f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
+        f"MLflow answers at {without_password(tracking_uri(recipe))}" if recipe.tracking.enabled else "MLflow is off",
+    ]
+
+
+def refuse_finished(recipe: Recipe) -> None:
+    """A run that ended is not begun again under its name; one that was cut off goes on."""
+    summary = Path(recipe.run.storage) / str(recipe.run.name) / "report" / "summary.json"
+    if summary.is_file():
+        raise InputError(
+            "a run of this name has ended", file=summary, field="run.name", value=recipe.run.name, wanted="a new name"
+        )
+
+
+def mlflow_answers(uri: str, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
+    """Raises InputError: MLflow does not answer in time."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        pool.submit(lambda: open_client(uri).search_experiments(max_results=1)).result(timeout_s)
+    except TimeoutError:
+        raise _no_mlflow(uri, f"no answer in {timeout_s:g} s") from None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise _no_mlflow(uri, (str(error).splitlines() or [""])[0][:200]) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _no_mlflow(uri: str, why: str) -> InputError:
+    return InputError(
+        f"MLflow does not answer ({without_password(why)})",
+        field="tracking.uri",
+        value=without_password(uri),
+        wanted="an address the cluster reaches, or tracking.enabled=false",
+    )
+
+
+def sample_files(recipe: Recipe) -> list[str]:
+    """Files that every node must be able to read: the manifests, and some pictures of each training split."""
+    files = []
+    for path in [*recipe.data.sources, recipe.data.target]:
+        manifest = load_manifest(path)
+        pictures = [p for row in read_split(manifest, recipe.data.train_split).table["images"].to_pylist() for p in row]
+        if not is_reference(str(manifest.path)):  # a catalog's manifest comes with the code
+            files.append(str(manifest.path))
+        files += [p for p in pictures[:_PICTURES_LOOKED_AT] if _is_there(p)]
+    return files
+
+
+def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: dict[str, float]) -> None:
+    """Whether the nodes together have a place for each worker, were they empty, or the cluster could grow to it.
+
+    Args:
+        autoscaled: what an autoscaler may bring the whole cluster to; empty where there is none.
+
+    Raises:
+        InputError: they have not; names what one worker needs and how many fit.
+    """
+    workers = recipe.cluster.fewest_workers
+    gpus = max(sum(node.get("GPU", 0.0) for node in nodes), autoscaled.get("GPU", 0.0))
+    needs = (
+        {"GPU": 1.0} if recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers) else {}
+    )
+    if recipe.cluster.cpus_per_worker:
+        needs["CPU"] = recipe.cluster.cpus_per_worker
+    if not needs:
+        return
+
+    def places(resources: dict[str, float]) -> int:
+        return math.floor(min(resources.get(name, 0.0) / amount for name, amount in needs.items()) + 1e-9)
+
+    fit = max(sum(map(places, nodes)), places(autoscaled))
+    if fit < workers:
+        each = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        raise InputError(
+            f"the cluster can never hold so many workers of {each} each",
+            field="cluster.workers",
+            value=workers,
+            wanted=f"at most {fit}",
+        )
+
+
+def every_node_reaches(folder: Path, files: list[str], node_ids: list[str]) -> None:
+    """Small tasks on every node read `files` and, in `folder`, what the driver wrote there.
+
+    Raises:
+        InputError: a node that does not, and what it found.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_hex(8)
+        mark = folder / f".preflight-{token}"
+        mark.write_text(token)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(folder)) from None
+    try:
+        found: dict[str, Any] = {
+            node: _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                str(mark), token, files
+            )
+            for node in node_ids
+        }
+        done, _ = ray.wait(list(found.values()), num_returns=len(found), timeout=NODE_TIMEOUT_S)
+        for node, reference in found.items():
+            problem = ray.get(reference) if reference in done else f"no answer in {NODE_TIMEOUT_S:g} s"
+            if problem:
+                raise InputError(
+                    f"node {node[:12]}: {problem}",
+                    field="run.storage, data",
+                    wanted="storage and data that every node mounts at the same path",
+                )
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+@ray.remote(num_cpus=0)
+def _look(mark: str, token: str, files: list[str]) -> str | None:
+    """What is wrong on this node, or None."""
+    try:
+        if Path(mark).read_text() != token:
+            return f"{mark} holds something else: storage is not shared"
+        answer = Path(f"{mark}-{os.getpid()}")
+        answer.write_text(token)
+        answer.unlink()
+        for file in files:
+            if not _is_there(file):
+                return f"{file}: No such file"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _is_there(file: str) -> bool:
+    return storage.is_file(file if storage.is_uri(file) else Path(file))

@@ -1,0 +1,105 @@
+"""A sweep as it travels with a job: whole, tried against its recipe where it is submitted, its paths absolute."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datasets_manifest.errors import InputError
+from services.jobs.job_request import JobRequest, check_id, place, refuse_passwords
+from trainers.recipe.recipe import Recipe
+from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
+
+_PATHS = (
+    "data.sources",
+    "data.target",
+    "run.storage",
+    "encoders.text.name",
+    "encoders.text.weights",
+    "encoders.picture.weights",
+)
+
+
+def tune_request(
+    identity: str, plan: SweepPlan, environment: dict[str, Any] | None = None, tracking_uri: str | None = None
+) -> JobRequest:
+    """A sweep with its recipe inside it. `tracking_uri`: in place of the recipe's, or of MLFLOW_TRACKING_URI.
+
+    Raises:
+        InputError: a password stands in it.
+    """
+    check_id(identity)
+    placed = place(plan.recipe([]))
+    tree = copy.deepcopy(plan.tree)
+    for key in _PATHS:
+        _set(tree, key, _get(placed, key))
+    tracked = tracking_uri or placed.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    _set(tree, "tracking.uri", tracked)
+    _set(tree, "cluster.address", None)
+    # The overrides for all trials are in the tree by now.
+    content = plan.sweep.model_dump(mode="json") | {"set": [], "recipe": tree}
+    content["variants"] = {
+        name: [_placed_override(plan, overrides, one) for one in overrides]
+        for name, overrides in plan.sweep.variants.items()
+    }
+    for key, axis in plan.sweep.space.items():
+        if key in _PATHS and isinstance(axis, Choices):
+            values = [_get(place(plan.recipe([as_override(key, value)])), key) for value in axis.choices]
+            content["space"][key] = {"choices": values}
+    refuse_passwords(content)
+    return JobRequest(id=identity, kind="tune", content=content, environment=environment or {})
+
+
+def read_plan(content: dict[str, Any]) -> SweepPlan:
+    """The plan of a sweep that came from elsewhere, its recipe inside it.
+
+    Raises:
+        InputError: names the field, but no file: there is none that the sender knows.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="m2can-sweep-") as folder:
+            # Not as JSON: YAML would read its 1e-05 as a string.
+            (Path(folder) / "sweep.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+            plan = load_sweep(Path(folder) / "sweep.yaml")
+    except InputError as error:
+        raise InputError(error.problem, field=error.field, value=error.value, wanted=error.wanted) from None
+    return replace(plan, file=Path("sweep"), anchor=Path("/sweep"))
+
+
+def recipes_of(plan: SweepPlan) -> Iterator[Recipe]:
+    """The sweep's recipe, and what each variant and each listed choice makes of it: all paths a trial may ask for."""
+    yield plan.recipe([])
+    for overrides in plan.sweep.variants.values():
+        yield plan.recipe(overrides)
+    for key, axis in plan.sweep.space.items():
+        if isinstance(axis, Choices):
+            for value in axis.choices:
+                yield plan.recipe([as_override(key, value)])
+
+
+def _placed_override(plan: SweepPlan, overrides: list[str], one: str) -> str:
+    key = one.partition("=")[0].strip()
+    return as_override(key, _get(place(plan.recipe(overrides)), key)) if key in _PATHS else one
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for name in sections:
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+    tree[last] = value

@@ -1,0 +1,1 @@
+"""Online inference: the application and its Ray Serve deployment."""

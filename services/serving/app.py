@@ -1,0 +1,146 @@
+"""The HTTP side of online inference: an ASGI app around anything that resolves names and predicts. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from services.serving.samples import Limits, Sample, read_samples
+from services.web.http import BodyLimit, Problem, Tokens, install_problems, require_scope
+
+_REFERENCE = re.compile(r"[^@:/'\s]{1,200}(?:@[\w.-]{1,64}|:\d{1,9})?")
+
+
+class Backend(Protocol):
+    """What serves the models.
+
+    resolve: `name`, `name@alias` or `name:version` → (name, version); raises Problem 404.
+    predict: one dict a sample, for `name:version`; raises Problem 503.
+    """
+
+    names: list[str]
+
+    async def resolve(self, reference: str) -> tuple[str, str]: ...
+
+    async def predict(self, model_id: str, samples: list[Sample]) -> list[dict[str, Any]]: ...
+
+    async def ready(self, model_id: str) -> None: ...
+
+
+class _Meters:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("m2can_requests", "Answers by status", ["status"], registry=self.registry)
+        self.samples = Counter("m2can_samples", "Samples predicted", ["model"], registry=self.registry)
+        self.seconds = Histogram("m2can_request_seconds", "Time to answer", registry=self.registry)
+        self.in_flight = Gauge("m2can_in_flight", "Predictions under way", registry=self.registry)
+
+
+def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> FastAPI:
+    """The app. `/healthz` and `/readyz` ask for no token and tell nothing but yes or no."""
+    limits = limits or Limits()
+    app = FastAPI(title="M2CAN inference", openapi_url=None)
+    meters = _Meters()
+    under_way = 0
+    install_problems(app)
+
+    @app.middleware("http")
+    async def _measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        response = await call_next(request)
+        if request.url.path.endswith("/predict"):
+            meters.seconds.observe(time.perf_counter() - started)
+            meters.requests.labels(response.status_code).inc()
+        return response
+
+    app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
+
+    @app.post("/v1/models/{reference}/predict")
+    async def predict(reference: str, request: Request) -> JSONResponse:
+        nonlocal under_way
+        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        if under_way >= limits.in_flight:
+            raise Problem(429, f"{limits.in_flight} predictions are under way; try again", {"Retry-After": "1"})
+        under_way += 1
+        meters.in_flight.set(under_way)
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                samples = await read_samples(request, limits)
+                name, version = await backend.resolve(check_reference(reference))
+                predictions = await backend.predict(f"{name}:{version}", samples)
+        except TimeoutError:
+            raise Problem(504, f"no answer within {limits.timeout_s:g} s; send fewer samples or try again") from None
+        finally:
+            under_way -= 1
+            meters.in_flight.set(under_way)
+        _refuse_unreadable(predictions)
+        meters.samples.labels(name).inc(len(predictions))
+        return JSONResponse({"model": {"name": name, "version": version}, "predictions": predictions})
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        found = [await backend.resolve(name) for name in backend.names]
+        return {"models": [{"name": name, "version": version} for name, version in found]}
+
+    @app.get("/healthz")
+    async def healthz() -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @app.get("/readyz")
+    async def readyz() -> PlainTextResponse:
+        for name in backend.names:
+            found, version = await backend.resolve(name)
+            await backend.ready(f"{found}:{version}")
+        return PlainTextResponse("ready")
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def check_reference(reference: str) -> str:
+    """Raises Problem: 404, no name at all."""
+    if _REFERENCE.fullmatch(reference) is None:
+        raise Problem(404, "no such model; wanted NAME, NAME@alias or NAME:version")
+    return reference
+
+
+def answer(predictor: Any, samples: list[Sample]) -> list[dict[str, Any]]:
+    """The predictor's answer for each sample, as it is sent."""
+    result = predictor.predict([sample.texts for sample in samples], [sample.images for sample in samples])
+    most = predictor.card.recipe.data.pictures.max_pictures
+    answers = []
+    for number, sample in enumerate(samples):
+        probs = dict(zip(predictor.classes, map(float, result.probs[number]), strict=True))
+        unreadable = not any(text.strip() for text in sample.texts) and len(result.bad[number]) == min(
+            len(sample.images), most
+        )
+        answers.append(
+            {
+                "label": result.labels[number],
+                "confidence": max(probs.values()),
+                "probs": probs,
+                "disagreement": float(result.disagreement[number]),
+                "head_labels": result.head_labels[number],
+                "bad_pictures": result.bad[number],
+                "unreadable": unreadable,
+            }
+        )
+    return answers
+
+
+def _refuse_unreadable(predictions: list[dict[str, Any]]) -> None:
+    for number, prediction in enumerate(predictions):
+        if prediction.pop("unreadable"):
+            raise Problem(422, f"samples.{number}: no picture can be read ({prediction['bad_pictures'][0]})")

@@ -1,0 +1,144 @@
+"""Samples as they come over HTTP → texts and pictures for the predictor, within limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Request
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from starlette.datastructures import UploadFile
+
+from services.web.http import Problem, describe
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request. body_bytes: as received. pixels: of one picture, by its header. text_chars: of one sample."""
+
+    body_bytes: int = 16 * 2**20
+    samples: int = 32
+    pictures: int = 16
+    pixels: int = 40_000_000
+    text_chars: int = 20_000
+    in_flight: int = 64
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    texts: list[str]
+    images: list[bytes]
+
+
+class SampleIn(BaseModel):
+    """One sample: a text or several, pictures as base64 (with or without `data:image/…;base64,`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | list[str] = []
+    images: list[str] = []
+
+    @model_validator(mode="after")
+    def _has_content(self) -> SampleIn:
+        if not self.images and not any(text.strip() for text in self.texts):
+            raise ValueError("has neither text nor picture")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if isinstance(self.text, str) else self.text
+
+
+class PredictIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    samples: Annotated[list[SampleIn], Field(min_length=1)]
+
+
+_ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+async def read_samples(request: Request, limits: Limits) -> list[Sample]:
+    """The samples of a request's body.
+
+    Raises:
+        Problem: 400 no JSON or form, 413 more than the limits, 415 another media type, 422 no valid sample.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        samples = [_decode(sample, n) for n, sample in enumerate(_parse(await request.body()))]
+    elif kind == "multipart/form-data":
+        samples = [await _from_form(request, limits)]
+    else:
+        raise Problem(415, "send application/json, or multipart/form-data with fields text and image")
+    check_limits(samples, limits)
+    return samples
+
+
+def check_limits(samples: list[Sample], limits: Limits) -> None:
+    """Raises Problem: 413 beyond a limit, 422 a picture that is none."""
+    if len(samples) > limits.samples:
+        raise Problem(413, f"{len(samples)} samples in one request; at most {limits.samples}")
+    for number, sample in enumerate(samples):
+        place = f"samples.{number}"
+        if len(sample.images) > limits.pictures:
+            raise Problem(413, f"{place}: {len(sample.images)} pictures; at most {limits.pictures}")
+        if sum(map(len, sample.texts)) > limits.text_chars:
+            raise Problem(413, f"{place}: more than {limits.text_chars} characters of text")
+        for picture, data in enumerate(sample.images):
+            pixels = _pixels(data, f"{place}.images.{picture}")
+            if pixels > limits.pixels:
+                raise Problem(413, f"{place}.images.{picture}: {pixels} pixels; at most {limits.pixels}")
+
+
+def _parse(body: bytes) -> list[SampleIn]:
+    """Either `{"samples": [...]}` or one sample by itself."""
+    try:
+        # Whether it is JSON at all comes first: another answer than for JSON of a wrong form.
+        content: Any = _ANY.validate_json(body)
+    except (ValidationError, RecursionError):
+        raise Problem(400, "the body is not a JSON object") from None
+    try:
+        if "samples" in content:
+            return PredictIn.model_validate(content).samples
+        return [SampleIn.model_validate(content)]
+    except ValidationError as error:
+        raise Problem(422, describe(error.errors(include_input=False))) from None
+
+
+def _decode(sample: SampleIn, number: int) -> Sample:
+    images = []
+    for position, text in enumerate(sample.images):
+        coded = text.partition(",")[2] if text.startswith("data:") else text
+        try:
+            images.append(base64.b64decode(coded, validate=True))
+        except (binascii.Error, ValueError):
+            raise Problem(422, f"samples.{number}.images.{position}: is not base64") from None
+    return Sample(sample.texts, images)
+
+
+async def _from_form(request: Request, limits: Limits) -> Sample:
+    form = await request.form(max_files=limits.pictures + 1, max_fields=1000, max_part_size=limits.body_bytes)
+    unknown = sorted(set(form) - {"text", "image"})
+    if unknown:
+        raise Problem(422, f"unknown field {unknown[0]!r}; wanted text and image")
+    texts = [value for value in form.getlist("text") if isinstance(value, str)]
+    images = [await value.read() for value in form.getlist("image") if isinstance(value, UploadFile)]
+    if not images and not any(text.strip() for text in texts):
+        raise Problem(422, "samples.0: has neither text nor picture")
+    return Sample(texts, images)
+
+
+def _pixels(data: bytes, place: str) -> int:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height
+    except Image.DecompressionBombError:
+        raise Problem(413, f"{place}: far too many pixels") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise Problem(422, f"{place}: is not a picture that can be read") from None

@@ -1,0 +1,165 @@
+"""The data report finds what is wrong, and only that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets_manifest.checks import picture_facts
+from datasets_manifest.checks.data_check import DataReport, check
+from datasets_manifest.checks.picture_facts import PictureFacts, look_at_all
+from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from trainers.reports.data_check_page import page
+
+Records = list[dict[str, Any]]
+CLASSES = ["bad", "good"]
+
+
+def picture(folder: Path, name: str, seed: int, side: int = 40) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / name), np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8))
+    return name
+
+
+def domain(folder: Path, splits: dict[str, Records]) -> LoadedManifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, records in splits.items():
+        (folder / f"{split}.json").write_text(json.dumps(records))
+    listed = "".join(f"\n  {split}: {{records: {split}.json}}" for split in splits)
+    (folder / "manifest.yaml").write_text(f"name: {folder.name}\nclasses: [bad, good]\nsplits:{listed}\n")
+    return load_manifest(folder / "manifest.yaml")
+
+
+def records(folder: Path, start: int, count: int) -> Records:
+    return [
+        {
+            "id": f"r{n}",
+            "text": [f"text number {n}"],
+            "image": [picture(folder, f"{n}.png", n)],
+            "label": CLASSES[n % 2],
+        }
+        for n in range(start, start + count)
+    ]
+
+
+def kinds(report: DataReport) -> dict[str, tuple[str, int]]:
+    return {finding.kind: (finding.severity, finding.count) for finding in report.findings}
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> dict[str, Records]:
+    folder = tmp_path / "shop"
+    return {"train": records(folder, 0, 40), "val": records(folder, 40, 20)}
+
+
+def test_clean_data_have_no_findings(tmp_path: Path, clean: dict[str, Records]) -> None:
+    report = check([domain(tmp_path / "shop", clean)])
+    assert report.findings == []
+    train = report.splits[0]
+    assert (train.records, train.labels, train.pictures) == (40, {"bad": 20, "good": 20}, 40)
+    assert train.shorter_side == {"min": 40, "median": 40, "p95": 40, "max": 40}
+    assert train.words["median"] == 3
+    assert not report.harmful
+
+
+def cut(folder: Path, split: Records) -> None:
+    file = folder / split[0]["image"][0]
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def no_image(folder: Path, split: Records) -> None:
+    (folder / split[0]["image"][0]).write_text("words")
+
+
+def away(folder: Path, split: Records) -> None:
+    for record in split[:10]:
+        (folder / record["image"][0]).unlink()
+
+
+def tiny(folder: Path, split: Records) -> None:
+    picture(folder, split[0]["image"][0], 1, side=9)
+
+
+def copied(folder: Path, split: Records) -> None:
+    split.append(split[0] | {"id": "another", "label": "good"})
+
+
+def only_one_class(folder: Path, split: Records) -> None:
+    for record in split:
+        record["label"] = "bad"
+
+
+def wrong_label(folder: Path, split: Records) -> None:
+    split[3]["label"] = "gud"
+
+
+def empty(folder: Path, split: Records) -> None:
+    split[5] |= {"text": [], "image": []}
+    split[6]["text"] = ["  "]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wanted", "harmful"),
+    [
+        (cut, {"truncated": ("warning", 1)}, False),
+        (no_image, {"not-an-image": ("warning", 1)}, False),
+        (away, {"missing": ("fatal", 10)}, True),
+        (tiny, {"tiny": ("warning", 1)}, False),
+        (copied, {"copies": ("warning", 1), "copies-disagree": ("warning", 1)}, False),
+        (only_one_class, {"one-class": ("fatal", 1)}, True),
+        (wrong_label, {"records": ("fatal", 1)}, True),
+        (empty, {"no-content": ("warning", 1), "no-text": ("note", 1)}, False),
+    ],
+)
+def test_findings(
+    tmp_path: Path,
+    clean: dict[str, Records],
+    spoil: Callable[[Path, Records], None],
+    wanted: dict[str, tuple[str, int]],
+    harmful: bool,
+) -> None:
+    spoil(tmp_path / "shop", clean["train"])
+    report = check([domain(tmp_path / "shop", clean)])
+    assert kinds(report) == wanted
+    assert report.harmful == harmful
+
+
+def test_leaks_between_splits_and_domains(tmp_path: Path, clean: dict[str, Records]) -> None:
+    shop = tmp_path / "shop"
+    clean["val"][:2] = [dict(record) for record in clean["train"][:2]]
+    clean["val"][2]["id"] = "r7"
+    other = records(tmp_path / "forum", 100, 10)
+    (tmp_path / "forum" / other[0]["image"][0]).write_bytes((shop / clean["train"][9]["image"][0]).read_bytes())
+    report = check([domain(shop, clean), domain(tmp_path / "forum", {"train": other})])
+    found = {(f.kind, f.domain, f.split): (f.severity, f.count) for f in report.findings}
+    assert found == {
+        ("shared-records", "shop", "val"): ("fatal", 2),
+        ("shared-ids", "shop", "val"): ("note", 1),
+        ("shared-pictures", "forum", "train"): ("warning", 1),
+    }
+
+
+def test_the_page_shows_every_split_and_escapes(tmp_path: Path, clean: dict[str, Records]) -> None:
+    clean["train"][0]["text"] = ["<script>alert(1)</script>"]
+    clean["train"][1]["image"] = ["<b>.png"]
+    manifest = domain(tmp_path / "shop", {"train": clean["train"][:8], "val": clean["val"]})
+    html = page(check([manifest]), [manifest])
+    assert "shop / train" in html
+    assert "shop / val" in html
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert html.count("data:image/jpeg;base64,") == 7 + 12
+
+
+def test_a_cluster_finds_the_same(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / picture(tmp_path, f"{n}.png", n)) for n in range(30)] + [str(tmp_path / "none.png")]
+    here = look_at_all(paths, 10**6)
+    assert here[paths[-1]] == PictureFacts("missing", 0, 0, 0, None)
+    monkeypatch.setattr(picture_facts, "IN_PROCESS", 5)
+    assert look_at_all(paths, 10**6) == here

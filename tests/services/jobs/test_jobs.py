@@ -1,0 +1,192 @@
+"""Jobs on a real Ray head with its dashboard."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from benchmarks.stack_parts import free_ports
+from datasets_manifest.errors import InputError
+from datasets_manifest.postcards.generate import write_postcards
+from services.jobs import jobs
+from services.jobs.job_request import train_request
+from services.registry import client_for, find_model
+from trainers.recipe.recipe import make_recipe
+from trainers.tracking.journal import Journal
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """The address of a head of its own, with the session's token; ended by its process id."""
+    port, board, agent, grpc, metrics, client = free_ports(6)
+    changes = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (
+        tempfile.TemporaryDirectory(prefix="m2r", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in changes.items():
+            patch.setenv(name, value)
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
+            f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={board}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+            f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
+            "--object-store-memory=100000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        log = Path(folder) / "head.log"
+        with log.open("w") as stream:
+            head = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, "PATH": path})
+        address = f"http://127.0.0.1:{board}"
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    jobs.list_jobs(jobs.connect(address))
+                    break
+                except jobs.JobsUnavailable:
+                    assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.5)
+            yield address
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(60)
+
+
+@pytest.mark.slow
+def test_a_job_is_submitted_found_read_and_forgotten(dashboard: str, tmp_path: Path) -> None:
+    client = jobs.connect(dashboard)
+    missing = {"sources": [str(tmp_path / "a.yaml")], "target": str(tmp_path / "b.yaml")}
+    recipe = make_recipe({"data": missing, "run": {"name": "a-run", "storage": str(tmp_path / "runs")}})
+    request = train_request("first-job", recipe)
+    sizes = []
+    assert jobs.submit(client, request, on_code=lambda code: sizes.append(code.bytes)).run_name == "a-run"
+    assert 0 < sizes[0] < 5_000_000
+    with pytest.raises(InputError, match="there is a job of this id"):
+        jobs.submit(client, request)
+    job = jobs.wait(client, "first-job")
+    # The recipe was valid, the data are missing: the preflight on the cluster says so, before training.
+    assert job.status == "FAILED"
+    assert "a.yaml: no such file" in jobs.logs(client, "first-job")
+    assert "exit code 2" in job.message
+    assert [found.id for found in jobs.list_jobs(client, "FAILED", "a-run")] == ["first-job"]
+    assert jobs.list_jobs(client, "RUNNING") == jobs.list_jobs(client, run_name="b-run") == []
+    with pytest.raises(InputError, match="--status: is no status; found 'GONE'; wanted PENDING"):
+        jobs.list_jobs(client, "GONE")
+    assert jobs.stop(client, "first-job").status == "FAILED"
+    jobs.delete(client, "first-job")
+    assert jobs.list_jobs(client) == []
+    with pytest.raises(InputError, match="there is no such job"):
+        jobs.get(client, "first-job")
+
+
+@pytest.mark.slow
+def test_without_the_token_the_job_server_stays_shut(dashboard: str) -> None:
+    program = "from services import jobs; import sys; jobs.connect(sys.argv[1])"
+    environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([sys.executable, "-c", program, dashboard], env=environment, capture_output=True, text=True)
+    assert "JobsUnavailable" in done.stderr and "token" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_address_that_is_given_goes_before_that_of_the_environment(
+    dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own client does it the other way round, and a job would go to another cluster than the one named."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
+    monkeypatch.setenv("RAY_ADDRESS", dashboard)
+    jobs.list_jobs(jobs.connect())
+    with pytest.raises(jobs.JobsUnavailable, match=r"at http://127\.0\.0\.1:9"):
+        jobs.connect("http://127.0.0.1:9")
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == dashboard
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    jobs.list_jobs(jobs.connect(dashboard))
+
+
+def test_a_log_that_breaks_off_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        async def tail_job_logs(self, identity: str) -> AsyncIterator[str]:
+            yield "a line"
+            raise aiohttp.ClientConnectionError("away")
+
+    async def read() -> list[str]:
+        return [lines async for lines in jobs.follow(Client(), "a")]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "get", lambda client, identity: None)
+    with pytest.raises(jobs.JobsUnavailable, match="away"):
+        asyncio.run(read())
+
+
+def test_an_address_where_nobody_answers() -> None:
+    with pytest.raises(jobs.JobsUnavailable, match="is the dashboard up"):
+        jobs.connect("http://127.0.0.1:9")
+    with pytest.raises(InputError, match="--address"):
+        jobs.connect("ray://somewhere:10001")
+
+
+@pytest.mark.slow
+def test_a_job_whose_driver_is_killed_goes_on_when_it_is_sent_again(dashboard: str, tmp_path: Path) -> None:
+    manifests = [str(path) for path in write_postcards(tmp_path / "data", train=24, val=9).values()]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "data": {"sources": manifests[:-1], "target": manifests[-1], "pictures": {"resize": 36, "crop": 32}},
+                "encoders": {
+                    "text": {"name": "tiny", "weights": "random"},
+                    "picture": {"name": "tiny", "width": 4, "head": "none", "weights": "random"},
+                },
+                "train": {"epochs": 24, "batch_size": 4},
+                "cluster": {"workers": 1},
+                "run": {"name": "twice", "storage": str(tmp_path / "runs")},
+                "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "register_as": "m2can-twice"},
+            }
+        )
+    )
+
+    def command(*words: str) -> list[str]:
+        return [sys.executable, "-m", "services.cli.main", "jobs", *words, "--address", dashboard]
+
+    def submit(identity: str) -> None:
+        done = subprocess.run(command("submit", "train", str(file), "--id", identity), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    client = jobs.connect(dashboard)
+    submit("before")
+    printed = ""
+    with subprocess.Popen(command("logs", "before", "--follow"), stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout
+        for line in follower.stdout:
+            printed += line
+            if "epoch 2/24" in line:
+                break
+        assert jobs.get(client, "before").status == "RUNNING", printed  # the lines came while it ran
+        driver = client.get_job_info("before").driver_info
+        assert driver is not None, printed
+        os.kill(int(driver.pid), signal.SIGKILL)
+        follower.communicate(timeout=120)  # ends with the job
+    assert follower.returncode == 0
+    assert jobs.wait(client, "before").status == "FAILED"
+    journal = Journal(str(tmp_path / "runs" / "twice" / "journal"))
+    assert 1 <= len(journal.read()) < 24
+
+    submit("after")
+    ended = jobs.wait(client, "after")
+    text = jobs.logs(client, "after")
+    assert ended.status == "SUCCEEDED", text
+    assert "epoch 1/24" not in text and "epoch 24/24" in text
+    assert [record.epoch for record in journal.read()] == list(range(1, 25))
+    assert [job.id for job in jobs.list_jobs(client, run_name="twice")] == ["after", "before"]
+    registered = find_model(client_for(f"sqlite:///{tmp_path}/mlflow.db"), "m2can-twice")
+    assert registered.version == "1" and registered.tags["m2can.job"] == "after"

@@ -1,0 +1,309 @@
+"""Online inference: the same probabilities as `predict`, and every door that must stay shut."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from benchmarks.stack_parts import free_ports
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest.schema import load_manifest
+from services import promotion
+from services.serving.app import answer, make_app
+from services.serving.deployment import Resolver, ServeBackend, ServeConfig, start, stop
+from services.serving.samples import Limits, Sample
+from services.web.http import Problem, Tokens, check_host, new_token
+from tests.services.registered import NAME, Registered
+from trainers.model.predictor import Predictor
+
+PREDICT = f"/v1/models/{NAME}/predict"
+TOKEN, LINE = new_token("caller", ["predict"])
+
+
+class LocalBackend:
+    """In place of Ray Serve: one predictor in this process."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.names = [NAME]
+        self.predictor = predictor
+        self.hold: asyncio.Event | None = None
+
+    async def resolve(self, reference: str) -> tuple[str, str]:
+        if reference.partition("@")[0].partition(":")[0] != NAME:
+            raise Problem(404, "not served here")
+        return NAME, "1"
+
+    async def predict(self, model_id: str, samples: list[Sample]) -> list[dict[str, Any]]:
+        assert model_id == f"{NAME}:1"
+        if self.hold is not None:
+            await self.hold.wait()
+        return answer(self.predictor, samples)
+
+    async def ready(self, model_id: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def backend(registered: Registered) -> LocalBackend:
+    return LocalBackend(Predictor.load(registered.bundles[0]))
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    file = tmp_path / "tokens.yaml"
+    file.write_text(LINE)
+    file.chmod(0o600)
+    return Tokens.read(file)
+
+
+def client_of(backend: LocalBackend, tokens: Tokens, limits: Limits | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(backend, tokens, limits), raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return httpx.AsyncClient(transport=transport, base_url="http://serving", headers=headers)
+
+
+def ask(backend: LocalBackend, tokens: Tokens, limits: Limits | None = None, **request: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with client_of(backend, tokens, limits) as client:
+            return await client.request(request.pop("method", "POST"), request.pop("url", PREDICT), **request)
+
+    return asyncio.run(send())
+
+
+def records(registered: Registered) -> list[dict[str, Any]]:
+    table = read_split(load_manifest(registered.manifest), "val").table
+    return table.select(["texts", "images"]).to_pylist()
+
+
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
+    return {"text": row["texts"], "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in row["images"]]}
+
+
+def probs_of(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.array([list(prediction["probs"].values()) for prediction in response.json()["predictions"]])
+
+
+def test_json_and_forms_give_the_probabilities_of_predict(
+    registered: Registered, backend: LocalBackend, tokens: Tokens
+) -> None:
+    rows = records(registered)
+    wanted = backend.predictor.predict([r["texts"] for r in rows], [r["images"] for r in rows]).probs
+    many = ask(backend, tokens, json={"samples": [as_json(row) for row in rows]})
+    np.testing.assert_allclose(probs_of(many), wanted, atol=1e-5)
+    assert many.json()["model"] == {"name": NAME, "version": "1"}
+    row = next(row for row in rows if row["texts"] and row["images"])
+    files = [("image", ("p", Path(path).read_bytes())) for path in row["images"]]
+    form = ask(backend, tokens, data={"text": row["texts"]}, files=files)
+    np.testing.assert_allclose(probs_of(form)[0], wanted[rows.index(row)], atol=1e-5)
+    one = ask(backend, tokens, json=as_json(row))
+    np.testing.assert_allclose(probs_of(one)[0], wanted[rows.index(row)], atol=1e-5)
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes whose header claims 30,000 × 30,000 pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9000))
+        + chunk(b"IEND", b"")
+    )
+
+
+JSON_TYPE = {"Content-Type": "application/json"}
+SMALL = Limits(body_bytes=4000, samples=2, pictures=2, text_chars=50)
+
+
+@pytest.mark.parametrize(
+    ("status", "request_"),
+    [
+        (400, {"content": b"{not json", "headers": JSON_TYPE}),
+        (400, {"content": b"[1, 2]", "headers": JSON_TYPE}),
+        (400, {"content": b'{"text": "\\ud800"}', "headers": JSON_TYPE}),
+        (400, {"content": b"[" * 3000, "headers": JSON_TYPE}),
+        (401, {"json": {"text": "x"}, "headers": {"Authorization": "Bearer wrong"}}),
+        (401, {"json": {"text": "x"}, "headers": {"Authorization": f"Basic {TOKEN}"}}),
+        (404, {"json": {"text": "x"}, "url": "/v1/models/other/predict"}),
+        (404, {"json": {"text": "x"}, "url": "/v1/models/..%2F..%2Fetc/predict"}),
+        (404, {"json": {"text": "x"}, "url": f"/v1/models/{NAME}%27%20OR%201=1/predict"}),
+        (405, {"method": "GET"}),
+        (413, {"json": {"text": "x" * 5000}}),
+        (413, {"json": {"text": "x" * 51}}),
+        (413, {"json": {"samples": [{"text": "x"}] * 3}}),
+        (413, {"json": {"text": "x", "images": [base64.b64encode(bomb()).decode()]}}),
+        (415, {"content": b"text", "headers": {"Content-Type": "text/plain"}}),
+        (422, {"json": {}}),
+        (422, {"json": {"samples": []}}),
+        (422, {"json": {"text": "  "}}),
+        (422, {"json": {"text": "x", "image": "y"}}),
+        (422, {"json": {"text": "x", "images": ["***"]}}),
+        (422, {"json": {"text": "x", "images": [base64.b64encode(b"no picture").decode()]}}),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong(
+    backend: LocalBackend, tokens: Tokens, status: int, request_: dict[str, Any]
+) -> None:
+    response = ask(backend, tokens, SMALL, **dict(request_))
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status and body["detail"]
+    assert "Traceback" not in response.text
+
+
+def test_a_body_of_untold_length_is_cut_off(backend: LocalBackend, tokens: Tokens) -> None:
+    sent = 0
+
+    async def endless() -> Any:
+        nonlocal sent
+        while True:
+            sent += 1000
+            yield b" " * 1000
+
+    response = ask(backend, tokens, SMALL, content=endless(), headers=JSON_TYPE)
+    assert response.status_code == 413
+    assert sent <= 6000
+
+
+def test_too_many_at_once_and_too_slow(backend: LocalBackend, tokens: Tokens) -> None:
+    async def crowd() -> tuple[list[int], int]:
+        backend.hold = asyncio.Event()
+        async with client_of(backend, tokens, Limits(in_flight=2, timeout_s=20)) as client:
+            waiting = [asyncio.create_task(client.post(PREDICT, json={"text": "x"})) for _ in range(2)]
+            while (await client.get("/metrics")).text.find("m2can_in_flight 2.0") < 0:
+                await asyncio.sleep(0)
+            refused = await client.post(PREDICT, json={"text": "x"})
+            assert refused.headers["retry-after"] == "1"
+            backend.hold.set()
+            answered = [response.status_code for response in await asyncio.gather(*waiting)]
+        backend.hold = asyncio.Event()
+        async with client_of(backend, tokens, Limits(timeout_s=0.05)) as client:
+            late = await client.post(PREDICT, json={"text": "x"})
+        backend.hold = None
+        return [refused.status_code, *answered], late.status_code
+
+    assert asyncio.run(crowd()) == ([429, 200, 200], 504)
+
+
+def test_health_is_open_and_metrics_are_not(backend: LocalBackend, tokens: Tokens) -> None:
+    nobody = {"Authorization": ""}
+    for url, status in (("/healthz", 200), ("/readyz", 200), ("/metrics", 401), ("/v1/models", 401)):
+        assert ask(backend, tokens, url=url, method="GET", headers=nobody).status_code == status, url
+    assert ask(backend, tokens, url="/v1/models", method="GET").json() == {"models": [{"name": NAME, "version": "1"}]}
+
+
+def test_a_promotion_is_seen_and_a_lost_registry_is_not(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.promote(registered.client, f"{NAME}:1", "served")
+    resolver = Resolver([f"{NAME}@served"], registered.uri, ttl_s=0.0)
+    assert resolver.resolve(NAME) == (NAME, "1")
+    promotion.promote(registered.client, f"{NAME}:2", "served")
+    assert resolver.resolve(NAME) == (NAME, "2")
+    assert resolver.resolve(f"{NAME}:1") == (NAME, "1")
+
+    def away(reference: str) -> str:
+        raise OSError("away")
+
+    monkeypatch.setattr(resolver, "_look_up", away)
+    assert resolver.resolve(NAME) == (NAME, "2")
+    with pytest.raises(Problem) as unknown:
+        resolver.resolve(f"{NAME}@unheard")
+    assert unknown.value.status == 503
+    with pytest.raises(Problem) as other:
+        resolver.resolve("other")
+    assert other.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BackPressureError(1, 1), "all replicas are busy"),
+        (InputError("is damaged", file="model.safetensors"), "cannot be loaded"),
+        (RayActorError(), "a replica was lost"),
+    ],
+)
+def test_a_replica_that_cannot_answer_is_503(
+    registered: Registered, tokens: Tokens, error: Exception, told: str
+) -> None:
+    class Handle:
+        def options(self, **_: Any) -> Handle:
+            return self
+
+        async def remote(self, *_: Any) -> None:
+            raise error
+
+    backend = ServeBackend(ServeConfig([NAME], registered.uri, tokens))
+    backend._handle = Handle()
+    with pytest.raises(Problem, match=told) as caught:
+        asyncio.run(backend.predict(f"{NAME}:1", []))
+    assert caught.value.status == 503
+
+
+def test_nobody_listens_to_others_without_a_token(tokens: Tokens, tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check_host(host, Tokens([]))
+    check_host("0.0.0.0", tokens)
+    for host in ("0.0.0.0", "::", "10.1.2.3", "example.org"):
+        with pytest.raises(InputError, match="is reached by others"):
+            check_host(host, Tokens([]))
+    (tmp_path / "tokens.yaml").chmod(0o644)
+    with pytest.raises(InputError, match="others may read it"):
+        Tokens.read(tmp_path / "tokens.yaml")
+
+
+@pytest.fixture
+def served(registered: Registered, ray_cluster: None) -> Any:
+    promotion.promote(registered.client, f"{NAME}:1", "live")
+    (port,) = free_ports(1)
+    start(ServeConfig([f"{NAME}@live"], registered.uri, Tokens([]), alias_ttl_s=0.1), "127.0.0.1", port)
+    yield f"http://127.0.0.1:{port}"
+    stop()
+
+
+@pytest.mark.slow
+def test_ray_serve_answers_as_predict_does_through_a_promotion(served: str, registered: Registered) -> None:
+    """No answer is lost or mixed: each is that of the version it names, and both versions occur."""
+    rows = records(registered)
+    bodies = [as_json(row) for row in rows]
+    wanted = {
+        str(n + 1): Predictor.load(bundle).predict([r["texts"] for r in rows], [r["images"] for r in rows]).probs
+        for n, bundle in enumerate(registered.bundles)
+    }
+    assert np.abs(wanted["1"] - wanted["2"]).max() > 1e-4
+    with pytest.raises(InputError, match="--address: serves already; found 'm2can'"):
+        start(ServeConfig([NAME], registered.uri, Tokens([])), "127.0.0.1", free_ports(1)[0])
+
+    async def one(client: httpx.AsyncClient, n: int) -> str:
+        response = await client.post(PREDICT, json=bodies[n % len(bodies)])
+        assert response.status_code == 200, response.text
+        version = response.json()["model"]["version"]
+        np.testing.assert_allclose(probs_of(response)[0], wanted[version][n % len(bodies)], atol=1e-5)
+        return str(version)
+
+    async def load() -> list[str]:
+        async with httpx.AsyncClient(base_url=served, timeout=60) as client:
+            assert (await client.get("/readyz")).status_code == 200
+            versions = [*await asyncio.gather(*(one(client, n) for n in range(24)))]
+            await asyncio.to_thread(promotion.promote, registered.client, f"{NAME}:2", "live")
+            while versions[-1] != "2":
+                versions += await asyncio.gather(*(one(client, n) for n in range(8)))
+            return versions
+
+    versions = asyncio.run(load())
+    assert set(versions) == {"1", "2"}

@@ -1,0 +1,35 @@
+"""Workers whose second step runs out of memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from trainers.cluster import worker
+from trainers.loop.loop import Loop
+
+
+def gpu_full(config: dict[str, ray.ObjectRef]) -> None:
+    _run(config, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
+
+
+def process_full(config: dict[str, ray.ObjectRef]) -> None:
+    _run(config, MemoryError())
+
+
+def _run(config: dict[str, ray.ObjectRef], error: BaseException) -> None:
+    run_step = Loop.run_step
+
+    def failing(loop: Loop, slice_: Any, host: Any) -> Any:
+        if slice_.step == 1 and loop.rank == loop.world_size - 1:  # the others wait for this one's gradients
+            raise error
+        return run_step(loop, slice_, host)
+
+    Loop.run_step = failing  # type: ignore[method-assign]
+    try:
+        worker.train_worker(ray.get(config["worker"]))
+    finally:
+        Loop.run_step = run_step  # type: ignore[method-assign]

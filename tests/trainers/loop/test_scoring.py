@@ -1,0 +1,46 @@
+"""What a worker keeps of a scored target, however large it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.loop.scoring import COLUMNS, gather_columns
+from trainers.loop.validator_inputs import ValidatorInputsCollector
+from trainers.m2can.collective import Collective
+from trainers.validators.inputs import MOST_ROWS
+
+
+def test_sixteen_bytes_a_row(tmp_path: Path) -> None:
+    loop = make_loop(prepared_run(tmp_path))
+    _, scored = loop.run_epoch()
+    rows = sum(map(len, scored.parts))
+    assert set(scored.columns) == set(COLUMNS)
+    assert sum(column.nbytes for column in scored.columns.values()) == 16 * rows
+
+
+def test_nothing_larger_stays_behind_the_columns() -> None:
+    rows = 1000
+    columns = {name: [torch.rand(rows // 4) for _ in range(4)] for name in COLUMNS}
+    columns["label"] = [torch.zeros(rows // 4, dtype=torch.int32) for _ in range(4)]
+    found = gather_columns(columns, rows, Collective(), device=torch.device("cpu"), dtype=torch.float32)
+    storages = {name: torch.from_numpy(column).untyped_storage().nbytes() for name, column in found.items()}
+    assert sum(storages.values()) == 16 * rows
+    assert not any(columns.values())  # the batches' own are let go
+
+
+def test_evidence_does_not_grow_with_the_target(tmp_path: Path) -> None:
+    network = make_loop(prepared_run(tmp_path)).network
+    sizes = []
+    for rows in (MOST_ROWS, 1_000_000):
+        labels = np.zeros(2 * rows, np.int64)
+        collector = ValidatorInputsCollector(np.arange(rows), np.arange(rows, 2 * rows), labels, network)
+        tensors = [x for x in vars(collector).values() if isinstance(x, torch.Tensor)]
+        arrays = [x for x in vars(collector).values() if isinstance(x, np.ndarray)]
+        sizes.append(sum(x.nbytes for x in tensors) + sum(x.nbytes for x in arrays))
+        assert all(len(x) <= 2 * MOST_ROWS for x in [*tensors, *arrays])
+        assert max((x.base.nbytes for x in arrays if x.base is not None), default=0) <= 2 * MOST_ROWS * 8
+    assert sizes[0] == sizes[1]

@@ -1,0 +1,185 @@
+"""What a step computes in: parts, recomputed activations, half precision, memory layouts. The result is the same step."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream.plan import EpochPlan, StepSlice
+from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.loop.loop import Loop, Observer
+from trainers.m2can.encoders.wrappers import subsample_before_pointwise
+from trainers.model.precision import LossScale
+from trainers.recipe.recipe import make_recipe
+
+EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
+
+
+def first_epoch(folder: Path, *settings: str) -> dict[str, float]:
+    metrics, _ = make_loop(prepared_run(folder, list(settings))).run_epoch()
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "speed/", "lr/"))}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cards")
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path) -> dict[str, float]:
+    return first_epoch(folder, *EXACT)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.accumulate=3"],
+        ["encoders.picture.activation_checkpointing=true", "encoders.text.activation_checkpointing=true"],
+        ["train.accumulate=2", "encoders.picture.activation_checkpointing=true"],
+        ["train.channels_last=true"],
+    ],
+    ids=" ".join,
+)
+def test_an_epoch_is_the_same(folder: Path, exact: dict[str, float], settings: list[str]) -> None:
+    found = first_epoch(folder, *EXACT, *settings)
+    assert list(found) == list(exact)
+    for name, value in exact.items():
+        assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(folder: Path, precision: str) -> None:
+    single = first_epoch(folder, "train.epochs=1", "sam.rho=0.05")
+    half = first_epoch(folder, "train.epochs=1", "sam.rho=0.05", f"train.precision={precision}")
+    assert half["loss/total"] != single["loss/total"]
+    assert half["loss/total"] == pytest.approx(single["loss/total"], rel=0.05)
+
+
+def test_parts_need_statistics_of_their_own(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.accumulate.*per_sample"):
+        prepared_run(folder, ["train.accumulate=2"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="no C++ compiler")
+def test_compiled_encoders_give_the_same_losses(folder: Path) -> None:
+    settings = ["train.epochs=1", "data.samples_per_epoch=12", "encoders.text.layers=1"]
+    plain, compiled = (first_epoch(folder, *settings, f"train.compile={on}") for on in ("false", "true"))
+    assert list(plain) == list(compiled)
+    for name in (name for name in plain if name.startswith("loss/")):
+        assert compiled[name] == pytest.approx(plain[name], rel=1e-5), name
+    loop = make_loop(prepared_run(folder, [*settings, "train.compile=true"]))
+    assert loop.network.text_encoder.model._compiled_call_impl is not None
+    assert loop.network.state_dict().keys() == make_loop(prepared_run(folder, settings)).network.state_dict().keys()
+
+
+def test_compiling_without_a_compiler_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"train\.compile.*C\+\+ compiler"):
+        prepared_run(folder, ["train.compile=true", "cluster.device=cpu"])
+
+
+def test_what_the_device_lacks_is_refused(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(InputError, match=r"train\.tf32"):
+        prepared_run(folder, ["train.tf32=true"])
+    with pytest.raises(InputError, match=r"cluster\.device"):
+        prepared_run(folder, ["cluster.device=cuda"])
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_a_while() -> None:
+    scale = LossScale(value=4.0)
+    gradient = torch.full((3,), 8.0)
+    scale.unscale([gradient])
+    assert gradient.tolist() == [2.0] * 3
+    assert scale.lower()
+    assert scale.value == 2
+    for _ in range(2000):
+        scale.went_well()
+    assert (scale.value, scale.steady) == (4, 0)
+    scale.value = 1
+    assert not scale.lower()
+
+
+def test_rates_follow_the_batch_by_the_stated_rule(folder: Path) -> None:
+    rates = {}
+    for rule, reference in (("none", None), ("linear", 3), ("sqrt", 3)):
+        keys = [f"optimizer.scale_lr={rule}", f"optimizer.reference_batch={reference or 'null'}"]
+        loop = make_loop(prepared_run(folder, keys))
+        rates[rule] = loop.optimizers["network"].param_groups[0]["base_lr"]
+    np.testing.assert_allclose([rates["linear"], rates["sqrt"]], [2 * rates["none"], 2**0.5 * rates["none"]])
+    with pytest.raises(InputError, match="go together"):
+        make_recipe({"data": {"sources": ["a"], "target": "b"}, "optimizer": {"scale_lr": "linear"}})
+
+
+@pytest.mark.parametrize(("channels", "padding"), [(3, 0), (16, 0), (3, 1)])
+def test_strided_pointwise_convolutions_with_channels_last(channels: int, padding: int) -> None:
+    """torch's own gradient of such a convolution's weights was wrong, or ended the process."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 64, 1, stride=2, padding=padding)
+    subsampled = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    subsample_before_pointwise(subsampled)
+    pictures = torch.randn(4, channels, 33, 32)
+    upstream = torch.randn_like(plain(pictures))
+    for conv in (plain, subsampled):
+        conv(pictures).backward(upstream)
+    assert plain.weight.grad is not None and plain.bias is not None and plain.bias.grad is not None
+    torch.testing.assert_close(subsampled.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(subsampled.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels_last"),
+    [
+        ([], True),
+        (["train.channels_last=false"], False),
+        (["preset=published", "encoders.picture.head=none"], False),
+        (["preset=published", "encoders.picture.head=none", "train.channels_last=true"], True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_the_layout_follows_batch_norm_unless_it_is_given(
+    folder: Path, settings: list[str], channels_last: bool
+) -> None:
+    network = make_loop(prepared_run(folder, settings)).network
+    weights = [w for w in network.picture_encoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)
+
+
+class Passes(Observer):
+    """Notes the passes of every step, and saves a checkpoint before one of them."""
+
+    def __init__(self, save_at: int | None = None, folder: Path | None = None) -> None:
+        self.save_at, self.folder = save_at, folder
+        self.seen: list[dict[str, dict[str, float]]] = []
+
+    def step(self, slice_: StepSlice, plan: EpochPlan, passes: dict[str, dict[str, torch.Tensor]]) -> None:
+        self.seen.append({name: {k: float(v) for k, v in terms.items()} for name, terms in passes.items()})
+
+    def between_steps(self, loop: Loop) -> None:
+        if loop.steps_done == self.save_at:
+            assert self.folder is not None
+            loop.save(self.folder, {})
+
+
+def test_sharpness_in_every_third_step(folder: Path, tmp_path: Path) -> None:
+    """The steps between climb nowhere: they are those of a run without SAM."""
+    observer = Passes(save_at=1, folder=tmp_path / "checkpoint")
+    make_loop(prepared_run(folder, ["sam.rho=0.05", "sam.every=3"]), observer).run_epoch()
+    assert [("first" in passes) for passes in observer.seen] == [n % 3 == 0 for n in range(len(observer.seen))]
+    plain = Passes()
+    loop = make_loop(prepared_run(folder, ["sam.rho=0"]), plain)
+    loop.load(tmp_path / "checkpoint")
+    loop.run_epoch()
+    assert plain.seen[:2] == observer.seen[1:3]
+    assert plain.seen[2]["second"] != observer.seen[3]["second"]

@@ -1,0 +1,76 @@
+"""Sweeps for real: trials on Ray, runs in MLflow, a driver that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tuning.sweeps import plan_of, write_sweep
+from trainers.recipe.recipe import load_recipe
+from trainers.tracking.mlflow_run import PARENT_TAG, open_client
+from trainers.tracking.provenance import JOB_ID_VARIABLE
+from tuning.driver import as_json, run_sweep
+
+_GRID = {"algorithm": "grid", "space": {"optimizer.lr.encoders": {"choices": [1e-5, 2e-3]}}}
+
+
+@pytest.mark.slow
+def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tune-1")
+    plan = plan_of(tmp_path, _GRID | {"max_concurrent": 1, "set": ["selection.gate=1", "train.epochs=1"]})
+    outcome = run_sweep(plan)
+    assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
+    assert outcome.best is not None and outcome.best.score == max(trial.score for trial in outcome.trials)
+
+    best = load_recipe(outcome.best_recipe)
+    assert best.optimizer.lr.encoders == outcome.best.config["optimizer.lr.encoders"] and best.run.name is None
+
+    client = open_client(outcome.tracking_uri)
+    runs = client.search_runs([client.get_experiment_by_name("m2can").experiment_id])
+    nested = [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent_run]
+    assert client.get_run(outcome.parent_run).data.tags["m2can.job"] == "tune-1"
+    assert len(runs) == 3 and len(nested) == 2 and {run.info.status for run in runs} == {"FINISHED"}
+    versions = client.search_model_versions("name = 'm2can-mountain'")
+    assert len(versions) == 1 and versions[0].tags["m2can.run_name"] == outcome.best.name
+    names = {item.path for item in client.list_artifacts(outcome.parent_run, "report")}
+    assert {"report/table.md", "report/parallel_coordinates.png"} <= names
+    assert json.loads(json.dumps(as_json(outcome, plan)))["best"] == outcome.best.name
+
+    again = run_sweep(plan)  # nothing is left to do, and nothing is done twice
+    assert [trial.content for trial in again.trials] == [trial.content for trial in outcome.trials]
+    assert len(client.search_model_versions("name = 'm2can-mountain'")) == 1
+
+
+@pytest.mark.slow
+def test_sweep_goes_on_after_its_driver_was_killed(tmp_path):
+    file = write_sweep(tmp_path, _GRID, ["tracking.enabled=false", "train.epochs=1"])
+    command = [sys.executable, "-m", "services.cli.main", "tune", str(file), "--json"]
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    trials = tmp_path / "runs" / "trial" / "trials"
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    ended = _wait_for(lambda: sorted(trials.glob("*/trial.json")), first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {path: path.read_bytes() for path in ended}
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert second.returncode == 0, second.stderr[-2000:]
+    result = json.loads(second.stdout.splitlines()[-1])
+    assert sorted(row["status"] for row in result["trials"]) == ["finished", "finished"]
+    assert {row["config"]["optimizer.lr.encoders"] for row in result["trials"]} == {1e-5, 2e-3}
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def _wait_for(found, process: subprocess.Popen, limit_s: float = 280) -> list[Path]:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and process.poll() is None:
+        if paths := found():
+            return paths
+        time.sleep(0.2)
+    raise AssertionError(f"no trial ended; the command's exit code: {process.poll()}")

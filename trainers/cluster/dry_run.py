@@ -1,0 +1,101 @@
+"""`m2can train --dry-run`: a few real steps on the recipe's workers, and what the whole run will take. Nothing stays."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from trainers.cluster.disk import evaluation_bytes, most_at_once
+from trainers.cluster.driver import Prepared, RunFailed, ended_with, require_own_name, start_workers
+from trainers.cluster.worker_entrypoint import dry_run_worker
+from trainers.model.precision import dtype_of
+
+LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
+SECONDS = 5.0
+EVAL_BATCHES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What was measured and what follows from it.
+
+    workers, steps: of the rehearsal. steps_per_epoch, eval_batches: of the run, for each worker.
+    memory_mib: the most that one worker held, by kind (`process`, and `gpu` where there is one).
+    step_s, eval_batch_s: without the first, which warms up. epoch_s: estimated, of an epoch in which the whole target takes
+    part. checkpoint_bytes: of a real checkpoint. disk_bytes: of all that lie in the run's folder at a time, at most.
+    free_bytes: on that disk.
+    """
+
+    workers: int
+    device: str
+    steps: int
+    steps_per_epoch: int
+    eval_batches: int
+    memory_mib: dict[str, float]
+    step_s: float
+    eval_batch_s: float
+    epoch_s: float
+    checkpoint_bytes: int
+    checkpoints: int
+    disk_bytes: int
+    free_bytes: int
+
+
+def dry_run(prepared: Prepared) -> DryRun:
+    """Run the rehearsal. Ray must be running. The run's folder is not made.
+
+    Raises:
+        InputError: the recipe, the data, or a cluster that lacks what the recipe asks for.
+        RunFailed: the steps failed.
+    """
+    require_own_name(prepared)
+    storage = prepared.folder.parent
+    made = _make_folder(storage)
+    name = f".dry-run-{uuid.uuid4().hex[:12]}"
+    try:
+        trainer, listener = start_workers(
+            dataclasses.replace(prepared, name=name, folder=storage / name), dry_run_worker, restarts=0
+        )
+        with ended_with(listener, prepared), listener:
+            trainer.fit()
+        if listener.measured is None:
+            raise RunFailed("the workers ended without a measurement")
+        return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # another run has come
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """The folders that had to be made, innermost first."""
+    missing = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
+    size = int(found["checkpoint_bytes"]) + evaluation_bytes(prepared.corpus, dtype_of(prepared.recipe).itemsize)
+    checkpoints = most_at_once(prepared.recipe, prepared.checkpoint_bytes)
+    kinds = {"process": "memory/process_peak_mib", "gpu": "memory/gpu_peak_mib"}
+    return DryRun(
+        workers=int(found["workers"]),
+        device=found["device"],
+        steps=int(found["steps"]),
+        steps_per_epoch=int(found["steps_per_epoch"]),
+        eval_batches=int(found["eval_batches"]),
+        memory_mib={kind: found[key] for kind, key in kinds.items() if key in found},
+        step_s=found["step_s"],
+        eval_batch_s=found["eval_batch_s"],
+        epoch_s=found["steps_per_epoch"] * found["step_s"] + found["eval_batches"] * found["eval_batch_s"],
+        checkpoint_bytes=size,
+        checkpoints=checkpoints,
+        disk_bytes=checkpoints * size,
+        free_bytes=free,
+    )

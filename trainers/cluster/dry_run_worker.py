@@ -1,0 +1,138 @@
+"""What the workers of `m2can train --dry-run` do: a few real steps and scored batches, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.train
+import torch
+
+from datasets_manifest.stream.evaluation_cache import EvaluationCache
+from datasets_manifest.stream.plan import EpochPlan, StepSlice
+from trainers.cluster.log_context import LogContext
+from trainers.cluster.worker import WorkerConfig, end_for_good, make_loop, memory_metrics
+from trainers.loop.loop import Loop
+from trainers.model.device_batches import make_encoding, to_batch
+
+LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
+SECONDS = 5.0
+EVAL_BATCHES = 3
+
+
+def dry_run_on_worker(given: WorkerConfig) -> None:
+    """What each Ray Train worker does; rank 0 tells the most of what any of them took."""
+    try:
+        loop = make_loop(given, LogContext(given.folder.name, ray.train.get_context().get_world_rank()))
+        found = _measure(loop, ray.get(given.table))
+        if loop.rank == 0:
+            told = found | {"workers": loop.world_size, "device": str(loop.device)}
+            ray.get(given.monitor.post.remote("measured", told))
+    except Exception as error:
+        if not end_for_good(error, given):
+            raise
+
+
+def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:
+    target = loop.corpus.train[-1]
+    # As in a late epoch, when all of the target has pseudo labels: before that a step has a domain less.
+    loop.kept_rows, loop.kept_labels = target.rows, np.arange(len(target)) % len(loop.corpus.classes)
+    loop.kept_probs = np.full((len(target), len(loop.corpus.classes)), 1 / len(loop.corpus.classes), np.float32)
+    plan = loop.plan()
+    steps = _timed_steps(loop, plan, pc.list_value_length(table["images"]).to_numpy())
+    batches, scored = _timed_batches(loop)
+    size = _checkpoint_bytes(loop)
+    seconds = {"step_s": _usual(steps), "eval_batch_s": _usual(scored)}
+    memory = memory_metrics(loop.device)
+    if isinstance(loop.source, EvaluationCache):  # a run keeps those of all batches
+        memory["memory/process_peak_mib"] += (loop.source.bytes_of(batches) - loop.source.bytes) / 2**20
+    most = _most_of_all(loop, seconds | memory | {"checkpoint_bytes": float(size)})
+    return most | {"steps": len(steps), "steps_per_epoch": plan.num_steps, "eval_batches": batches}
+
+
+def _timed_steps(loop: Loop, plan: EpochPlan, pictures: np.ndarray) -> list[float]:
+    """Seconds of each step, its wait for data included. The first one has the samples with the most pictures."""
+    numbers = itertools.islice(itertools.cycle(range(plan.num_steps)), MOST_STEPS)
+    slices = [plan.worker_step(number, loop.rank, loop.world_size) for number in numbers]
+    slices[0] = _fullest(slices[0], plan, pictures)
+    encoding = make_encoding(loop.recipe, loop.card.vocabulary, strong=True)
+    times: list[float] = []
+    asked = time.perf_counter()
+    for slice_, host in zip(slices, loop.source.train(slices, encoding), strict=True):
+        loop.run_step(slice_, host)
+        if loop.device.type == "cuda":
+            torch.cuda.synchronize(loop.device)
+        times.append(time.perf_counter() - asked)
+        if len(times) >= LEAST_STEPS and _all_have_enough(loop, sum(times[1:]) > SECONDS):
+            break
+        asked = time.perf_counter()
+    return times
+
+
+def _all_have_enough(loop: Loop, enough: bool) -> bool:
+    """All workers stop after the same step."""
+    votes = loop.collective.sum_(torch.tensor([float(enough)], device=loop.device))
+    return bool(votes > 0)
+
+
+def _fullest(slice_: StepSlice, plan: EpochPlan, pictures: np.ndarray) -> StepSlice:
+    """The slice with each domain's samples of the most pictures in place of its own."""
+    rows = [np.unique(rows) for rows in plan.rows_DN]
+    order = [own[np.argsort(-pictures[own], kind="stable")] for own in rows]
+    width = slice_.rows_DB.shape[1]
+    return dataclasses.replace(slice_, rows_DB=np.stack([np.resize(own[:width], width) for own in order]))
+
+
+@torch.inference_mode()
+def _timed_batches(loop: Loop) -> tuple[int, list[float]]:
+    """How many batches this worker scores after an epoch, and the seconds that some of them took."""
+    batches = list(loop.eval_plan()[1].worker_batches(loop.rank, loop.world_size))
+    loop.network.eval()
+    times: list[float] = []
+    asked = time.perf_counter()
+    encoding = make_encoding(loop.recipe, loop.card.vocabulary)
+    for host in loop.source.evaluate(batches[:EVAL_BATCHES], encoding):
+        labels = np.full((1, len(host.rows)), -1)
+        loop.network(to_batch(host, labels, device=loop.device, dtype=loop.dtype)).logits_HQDBC.sum().item()
+        times.append(time.perf_counter() - asked)
+        asked = time.perf_counter()
+    loop.network.train()
+    return len(batches), times
+
+
+def _usual(times: list[float]) -> float:
+    """Mean without the first, which waits for the pipeline and the kernels."""
+    later = times[1:] or times
+    return sum(later) / len(later) if later else 0.0
+
+
+def _checkpoint_bytes(loop: Loop) -> int:
+    """Of a real checkpoint, which is removed again; its evaluation is not there yet."""
+    state = loop.state()
+    if loop.rank != 0:
+        return 0
+    with _scratch() as folder:
+        loop.save(folder / "checkpoint", {}, state)
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="m2can-") as made:
+        yield Path(made)
+
+
+def _most_of_all(loop: Loop, values: dict[str, float]) -> dict[str, float]:
+    """The largest of each value over the workers."""
+    table = torch.zeros(loop.world_size, len(values), dtype=torch.float64, device=loop.device)
+    table[loop.rank] = torch.tensor(list(values.values()), dtype=torch.float64)
+    return dict(zip(values, loop.collective.sum_(table).amax(0).tolist(), strict=True))

@@ -1,0 +1,189 @@
+"""What workers tell the driver while they run: a small actor takes messages, a thread of the driver reads them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainers.tracking.journal import EpochRecord, Journal
+
+Message = tuple[str, Any]
+
+
+@ray.remote(num_cpus=0)
+class Monitor:
+    """Keeps messages, in the order of each worker, until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._beats: dict[int, tuple[int, int]] = {}
+        self._stop = False
+        self._over = False
+
+    def post(self, kind: str, content: Any) -> None:
+        self._over |= kind in ("fatal", "memory")
+        self._messages.append((kind, content))
+
+    def is_over(self) -> bool:
+        """Whether something happened that no restart can mend."""
+        return self._over
+
+    def beat(self, rank: int, epoch: int, step: int) -> bool:
+        """A worker is at this step; the answer is whether it is to stop."""
+        self._beats[rank] = (epoch, step)
+        return self._stop
+
+    def beats(self) -> dict[int, tuple[int, int]]:
+        """Rank → the epoch and step where it was last heard of."""
+        return self._beats
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def drain(self) -> list[Message]:
+        taken, self._messages = self._messages, []
+        return taken
+
+
+def start_monitor() -> Any:
+    """A Monitor on the driver's own node: it must outlive the others."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class Listener:
+    """Takes messages and new epoch records about once a second and hands them on.
+
+    Args:
+        monitor: handle of a Monitor.
+        journal: of the run.
+        on_step: called with a step's message.
+        on_epoch: called with each epoch's record, once.
+        stop: once it is set the workers are asked to stop.
+        run_folder: local folder for what workers found: bad pictures, the samples of a step that was not finite.
+        trace: file that gets every step's terms as a line of JSON, or None.
+    """
+
+    def __init__(
+        self,
+        monitor: Any,
+        journal: Journal,
+        *,
+        on_step: Callable[[dict[str, Any]], None],
+        on_epoch: Callable[[EpochRecord], None],
+        stop: threading.Event,
+        run_folder: Path,
+        trace: Path | None,
+    ) -> None:
+        self.monitor, self.journal = monitor, journal
+        self.on_step, self.on_epoch = on_step, on_epoch
+        self.run_folder, self.trace_file = run_folder, trace
+        self.fatal: str | None = None
+        self.out_of_memory: str | None = None  # which worker
+        self.stopped: dict[str, int] | None = None
+        self.measured: dict[str, Any] | None = None  # by a rehearsal
+        self._stop_workers = stop
+        self._asked_to_stop = False
+        self._trace: TextIO | None = None
+        self._traced: set[tuple[int, int]] = set()
+        self._bad: set[tuple[str, str]] = set()
+        self._notes: set[str] = set()
+        self._seen = {record.epoch for record in journal.read()}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="m2can-listener")
+
+    def __enter__(self) -> Listener:
+        if self.trace_file is not None:
+            self.trace_file.parent.mkdir(parents=True, exist_ok=True)
+            self._trace = self.trace_file.open("w", encoding="utf-8")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._take()
+        if self._trace is not None:
+            self._trace.close()
+
+    @property
+    def bad_pictures(self) -> int:
+        return len(self._bad)
+
+    def _listen(self) -> None:
+        while not self._stop.wait(0.5):
+            self._take()
+
+    def _take(self) -> None:
+        if self._stop_workers.is_set() and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.monitor.request_stop.remote()
+        try:
+            messages = ray.get(self.monitor.drain.remote(), timeout=30)
+        except RayError:
+            messages = []  # the cluster is on its way out; the journal still speaks
+        for kind, content in messages:
+            getattr(self, f"_take_{kind}")(content)
+        for record in self.journal.read():
+            if record.epoch not in self._seen:
+                self._seen.add(record.epoch)
+                self.on_epoch(record)
+
+    def _take_step(self, content: dict[str, Any]) -> None:
+        # A restarted worker repeats steps since its checkpoint; they are the same.
+        number = (content["epoch"], content["step"])
+        if self._trace is not None and number not in self._traced:
+            self._traced.add(number)
+            line = {"epoch": content["epoch"], "step": content["step"], **content["passes"]}
+            print(json.dumps(line), file=self._trace, flush=True)
+        self.on_step(content)
+
+    def _take_bad(self, content: list[tuple[str, str]]) -> None:
+        new = [(identity, problem) for identity, problem in content if (identity, problem) not in self._bad]
+        if new:
+            self._bad.update(new)
+            with (self.run_folder / "bad_pictures.jsonl").open("a", encoding="utf-8") as file:
+                for identity, problem in new:
+                    print(json.dumps({"id": identity, "problem": problem}, ensure_ascii=False), file=file)
+
+    def _take_nonfinite(self, content: dict[str, Any]) -> None:
+        file = self.run_folder / f"nonfinite-epoch{content['epoch']}-step{content['step']}-rank{content['rank']}.json"
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _take_note(self, content: str) -> None:
+        if content not in self._notes:  # every rank says it
+            self._notes.add(content)
+            print(f"note: {content}", file=sys.stderr, flush=True)
+
+    def _take_stopped(self, content: dict[str, int]) -> None:
+        self.stopped = content
+
+    def where(self) -> str:
+        """Where each rank was last heard of; a rank that lags names itself."""
+        try:
+            beats = ray.get(self.monitor.beats.remote(), timeout=30)
+        except RayError:
+            return "where the workers were is not known"
+        if not beats:
+            return "no worker had finished a step"
+        last = max(beats.values())
+        told = [f"rank {rank} at epoch {epoch} step {step}" for rank, (epoch, step) in sorted(beats.items())]
+        late = [str(rank) for rank, place in sorted(beats.items()) if place < last]
+        return ", ".join(told) + (f"; behind: rank {', '.join(late)}" if late else "")
+
+    def _take_measured(self, content: dict[str, Any]) -> None:
+        self.measured = content
+
+    def _take_memory(self, content: str) -> None:
+        self.out_of_memory = self.out_of_memory or content
+
+    def _take_fatal(self, content: str) -> None:
+        self.fatal = self.fatal or content

@@ -1,0 +1,54 @@
+"""What the workers take of a cluster, and what is left to prepare their data."""
+
+from __future__ import annotations
+
+import ray
+from ray._private.state import state
+from ray.train import ScalingConfig
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream.ray_stream import CpuBudget
+from trainers.recipe.recipe import Recipe
+
+
+def autoscaled_resources() -> dict[str, float]:
+    """The most that an autoscaler may bring the cluster to; empty where there is none. Ray has no public call for it."""
+    return {name: float(most) for name, most in (state.get_max_resources_from_cluster_config() or {}).items()}
+
+
+def most_resources() -> dict[str, float]:
+    """What the cluster has or, if that is more, may come to have."""
+    now, later = ray.cluster_resources(), autoscaled_resources()
+    return {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in now | later}
+
+
+def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, CpuBudget]:
+    """Half of this part of the cluster's CPUs trains, half prepares data, unless the recipe says otherwise.
+
+    Raises:
+        InputError: the cluster has too little.
+    """
+    total = most_resources()
+    cpus, gpus, workers = part * total.get("CPU", 1.0), total.get("GPU", 0.0), recipe.cluster.most_workers
+    use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
+    if use_gpu and gpus < workers:
+        raise InputError(
+            "the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}"
+        )
+    each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
+    left = (cpus - each * workers) / workers
+    if left <= 0:
+        raise InputError(
+            f"{workers} workers take all of the {cpus:g} CPUs there are for the run and none is left to prepare data",
+            field="cluster.cpus_per_worker",
+            value=each,
+            wanted=f"less than {cpus / workers:g}",
+        )
+    scaling = ScalingConfig(
+        num_workers=recipe.cluster.workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": each, "GPU": int(use_gpu)},
+        elastic_resize_monitor_interval_s=recipe.cluster.resize_interval_s,
+    )
+    memory = part * total.get("object_store_memory", 0.0)
+    return scaling, CpuBudget(cpus=left, object_store=memory / 2 / workers if memory else None)

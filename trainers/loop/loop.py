@@ -1,0 +1,369 @@
+"""The training loop, one worker's view: plan → stream → step → score → select. Knows torch, and neither Ray nor MLflow.
+
+Everything random is named by (seed, epoch, row, position) or (seed, epoch, step, rank), so a loop that is given back its
+state goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.corpus import Corpus, Part
+from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
+from trainers.loop.pseudo_labels import (
+    TargetCollector,
+    class_prior,
+    estimated_prior,
+    needs_view,
+    pseudo_labels,
+    selection_metrics,
+)
+from trainers.loop.scoring import Scored, score_parts, validation_metrics
+from trainers.loop.step import NonFiniteLoss, Step, data_parallel
+from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
+from trainers.m2can.collective import Collective
+from trainers.m2can.network import M2CAN
+from trainers.m2can.pseudo_labels import select, selection_rate
+from trainers.m2can.teacher import follow, make_teacher
+from trainers.model import checkpoint
+from trainers.model.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
+from trainers.model.checkpoint import ModelCard, TrainingState
+from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.model.precision import LossScale, autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
+from trainers.validators import epoch_score
+
+Passes = dict[str, dict[str, torch.Tensor]]
+
+
+class BatchSource(Protocol):
+    """Where encoded rows come from: ray_stream.Stream, or local_stream.LocalStream (both in datasets_manifest.stream)."""
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
+
+
+class Observer:
+    """What a loop tells while it runs; does nothing."""
+
+    def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None: ...
+
+    def between_steps(self, loop: Loop) -> None:
+        """After a step that is not an epoch's last: `loop.save` writes a checkpoint from which this very step follows."""
+
+    def bad_pictures(self, bad: list[tuple[int, str]]) -> None: ...
+
+    def not_finite(self, slice_: StepSlice) -> None: ...
+
+
+class Loop:
+    """Network, optimizers and the state that moves from epoch to epoch.
+
+    Args:
+        card: the recipe and what the data are.
+        corpus: its parts; its table may be empty.
+        labels: of all rows of the table, -1 where unlabelled. The target's reach metrics only.
+        source: gives the batches.
+        collective: exchange with the other workers.
+        device: where the network lives.
+        observer: is told what happens.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        corpus: Corpus,
+        labels: np.ndarray,
+        source: BatchSource,
+        collective: Collective,
+        device: torch.device,
+        observer: Observer,
+    ) -> None:
+        self.card, self.recipe, self.corpus, self.labels = card, card.recipe, corpus, labels
+        self.source, self.collective, self.device, self.observer = source, collective, device, observer
+        self.rank, self.world_size = collective.rank, collective.world_size
+        self.dtype = dtype_of(self.recipe)
+        self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
+        self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
+        self.epoch = 0  # epochs completed
+        self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
+        self.kept_labels = np.empty(0, np.int64)
+        self.kept_probs = np.empty((0, len(corpus.classes)), np.float32)  # where labels are soft
+        # Class shares of the target, estimated until its pseudo labels take part. A later estimate would see what the
+        # selection by the first one has taught: classes that it gave little vanish within a few epochs.
+        self.prior = np.empty(0)
+        self.bad_rows = np.zeros(len(labels), bool)
+        self.steps_done = 0  # of the running epoch
+        self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
+        self._build()
+
+    def _build(self) -> None:
+        recipe, num_classes = self.recipe, len(self.corpus.classes)
+        torch.manual_seed(recipe.train.seed)
+        self.network = self.make_network().to(self.device, self.dtype).train()
+        choose_kernels(recipe, self.device)
+        choose_layout(self.network, recipe, self.device)
+        if recipe.train.compile:
+            compile_encoders(self.network, self.device)
+        discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)
+        self.discriminators = discriminators.to(self.device, self.dtype)
+        # What a checkpoint holds beside the network.
+        self.modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
+        self.teacher = None
+        if recipe.uacr.enabled and recipe.uacr.teacher == "ema":
+            self.teacher = self.modules["teacher"] = make_teacher(self.network)
+        optimizer, discriminator_optimizer = build_optimizers(
+            self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
+        )
+        self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
+        self.step = Step(
+            network=self.network,
+            model=data_parallel(self.network, self.collective),
+            discriminators=self.discriminators,
+            objective=build_objective(recipe),
+            optimizer=optimizer,
+            discriminator_optimizer=discriminator_optimizer,
+            schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
+            rho=recipe.sam.rho,
+            every=recipe.sam.every,
+            collective=self.collective,
+            autocast=autocast_of(recipe, self.device),
+            parts=recipe.train.accumulate,
+            scope=recipe.sam.scope,
+            loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
+        )
+
+    def make_network(self) -> M2CAN:
+        return build_network(self.recipe, self.card.text_config, len(self.corpus.classes), load_weights=True)
+
+    def run_epoch(self) -> tuple[dict[str, float], Scored]:
+        """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
+
+        Raises:
+            NonFiniteLoss: on every worker, before the optimizers moved.
+            InputError: on every worker: too many pictures of a domain cannot be read.
+        """
+        started = time.perf_counter()
+        metrics = self._train_epoch(self.plan())
+        trained = time.perf_counter()
+        scored = self._score()
+        metrics |= self._select(scored) | validation_metrics(scored, self.corpus, self.labels)
+        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
+        metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
+        metrics["data/bad_records"] = self._require_good_pictures()
+        self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
+        return metrics, scored
+
+    def state(self) -> TrainingState:
+        """What moves beside the weights and the optimizers. All workers call it together."""
+        arrays = {
+            "kept_rows": torch.from_numpy(self.kept_rows),
+            "kept_labels": torch.from_numpy(self.kept_labels),
+            "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
+        }
+        arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
+        if self.recipe.uacr.prior == "estimated":
+            arrays["prior"] = torch.from_numpy(self.prior)
+        if self.recipe.uacr.labels == "soft":
+            arrays["kept_probs"] = torch.from_numpy(self.kept_probs)
+        values: dict[str, Any] = {"steps_done": self.steps_done}
+        if self.step.loss_scale is not None:
+            values["loss_scale"] = vars(self.step.loss_scale)
+        return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
+
+    def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
+        """Write a checkpoint; see checkpoint.save. With several workers one of them writes, given everyone's `state`."""
+        checkpoint.save(
+            folder,
+            network=self.network,
+            card=self.card,
+            modules=self.modules,
+            optimizers=self.optimizers,
+            state=state or self.state(),
+            evaluation=evaluation,
+        )
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint, of an epoch's end or from between two steps; see checkpoint.load.
+
+        The number of workers may be another one.
+        """
+        state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
+        self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
+        self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
+        if "prior" in state.arrays:
+            self.prior = state.arrays["prior"].numpy()
+        if "kept_probs" in state.arrays:
+            self.kept_probs = state.arrays["kept_probs"].numpy()
+        if self.step.loss_scale is not None and "loss_scale" in state.values:
+            self.step.loss_scale = LossScale(**state.values["loss_scale"])
+        self.bad_rows[:] = False
+        if "bad_rows" in state.arrays:  # schema version 1 did not keep them
+            self.bad_rows[state.arrays["bad_rows"].numpy()] = True
+        named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
+        self.totals = {name: total.to(self.device) for name, total in named}
+
+    def plan(self) -> EpochPlan:
+        """The running epoch's plan."""
+        recipe, target = self.recipe, self.corpus.train[-1]
+        pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
+        if recipe.train.target_labels == "oracle":
+            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
+        elif recipe.uacr.enabled and recipe.uacr.unselected == "drop":
+            if len(self.kept_rows):
+                pools.append(DomainPool(self.kept_rows, self.kept_labels))
+        elif recipe.target_takes_part:
+            pseudo = np.full(len(target), -1)
+            pseudo[self.kept_rows - target.start] = self.kept_labels
+            pools.append(DomainPool(target.rows, pseudo))
+        return EpochPlan.build(
+            seed=recipe.train.seed,
+            epoch=self.epoch,
+            pools=pools,
+            samples_per_epoch=self.samples_per_epoch,
+            batch_size=recipe.train.batch_size,
+        )
+
+    def _train_epoch(self, plan: EpochPlan) -> dict[str, float]:
+        slices = list(plan.worker_steps(self.rank, self.world_size, self.steps_done))
+        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=self.epoch, strong=True)
+        started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
+        for slice_, host in zip(slices, self.source.train(slices, encoding), strict=True):
+            waited += time.perf_counter() - asked
+            self.bad_rows[[row for row, _ in host.bad]] = True
+            self.observer.bad_pictures(host.bad)
+            passes = self.run_step(slice_, host)
+            for name, value in passes["second"].items():
+                self.totals[name] = self.totals.get(name, 0) + value
+            self.steps_done += 1
+            self.observer.step(slice_, plan, passes)
+            if self.steps_done < plan.num_steps:
+                self.observer.between_steps(self)
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - started
+        metrics = {
+            f"loss/{name}" if name != "grad_norm" else name: float(value) / plan.num_steps
+            for name, value in self.totals.items()
+        }
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        metrics |= {f"lr/{group['name']}": group["lr"] for group in groups}
+        return metrics | {
+            "speed/steps_per_s": len(slices) / seconds,
+            "speed/samples_per_s": plan.num_domains * sum(s.global_batch for s in slices) / seconds,
+            "speed/data_wait_fraction": waited / seconds,
+        }
+
+    def run_step(self, slice_: StepSlice, host: HostBatch | FeatureBatch) -> Passes:
+        """One optimisation step on the encoded rows of `slice_`. Raises NonFiniteLoss: on every worker."""
+        batch = to_batch(
+            host,
+            slice_.labels_DB,
+            device=self.device,
+            dtype=self.dtype,
+            offset=slice_.offset,
+            global_batch=slice_.global_batch,
+            pseudo_BC=self._soft_labels(slice_),
+        )
+        self._seed(slice_.step)
+        try:
+            passes = self.step(batch)
+        except NonFiniteLoss:
+            self.observer.not_finite(slice_)
+            raise
+        if self.teacher is not None:
+            follow(self.teacher, self.network, self.recipe.uacr.ema_decay, self.step.number)
+        return passes
+
+    def _soft_labels(self, slice_: StepSlice) -> np.ndarray | None:
+        """Of the target's rows of a step, [B, C]; any distribution where a row has no pseudo label."""
+        if (
+            self.recipe.uacr.labels == "hard"
+            or not len(self.kept_rows)
+            or len(slice_.rows_DB) == self.corpus.num_sources
+        ):
+            return None
+        place = np.searchsorted(self.kept_rows, slice_.rows_DB[-1]).clip(max=len(self.kept_rows) - 1)
+        return self.kept_probs[place]
+
+    def _seed(self, step: int) -> None:
+        """Dropout draws from what names the step and the rank: there is no generator to carry along."""
+        sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def eval_plan(self) -> tuple[list[Part], EvalPlan]:
+        """What is scored after an epoch: the target's training rows and all validation rows."""
+        parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
+        return parts, EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
+
+    def _score(self) -> Scored:
+        parts, plan = self.eval_plan()
+        encoding = make_encoding(self.recipe, self.card.vocabulary)
+        batches = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
+        return score_parts(
+            batches,
+            parts,
+            self.network,
+            self.collective,
+            device=self.device,
+            dtype=self.dtype,
+            collector=self._collector(),
+            target=self._target_collector(),
+            teacher=self.teacher,
+        )
+
+    def _collector(self) -> ValidatorInputsCollector:
+        return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)
+
+    def _target_collector(self) -> TargetCollector | None:
+        uacr = self.recipe.uacr
+        if not needs_view(uacr):
+            return None
+        return TargetCollector(self.corpus.train[-1], len(self.corpus.classes), features=uacr.refine != "none")
+
+    def _select(self, scored: Scored) -> dict[str, float]:
+        """UACR: the pseudo labels of the next epoch, the same on every worker."""
+        if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
+            return {}
+        uacr, target = self.recipe.uacr, self.corpus.train[-1]
+        since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
+        rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
+        if uacr.prior == "estimated" and scored.view is not None and (since <= 0 or not len(self.prior)):
+            taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
+            self.prior = estimated_prior(scored.view, scored.evidence, taught)
+        prior = class_prior(uacr, self.prior, len(self.corpus.classes))
+        pseudo = pseudo_labels(uacr, scored.of(target), scored.view, prior, self.collective)
+        kept = select(pseudo.label_N, pseudo.score_N, rate, prior, uacr.threshold)
+        self.kept_rows, self.kept_labels = kept + target.start, pseudo.label_N[kept].astype(np.int64)
+        if uacr.labels == "soft" and pseudo.probs_NC is not None:
+            self.kept_probs = pseudo.probs_NC[kept]
+        shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior, strict=True)}
+        true = self.labels[target.start : target.stop]
+        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true, self.corpus.classes)
+
+    def _require_good_pictures(self) -> float:
+        """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""
+        bad = self._bad_anywhere()
+        for part in self.corpus.train:
+            count, limit = int(bad[part.start : part.stop].sum()), self.recipe.data.max_bad_fraction
+            if count > limit * len(part):
+                first = part.start + int(bad[part.start : part.stop].argmax())
+                raise InputError(
+                    f"{count} of {len(part)} records have a picture that cannot be read, "
+                    f"the first is record {first - part.start + 1}; all are in bad_pictures.jsonl of the run",
+                    file=part.domain,
+                    field=f"splits.{part.split}",
+                    wanted=f"at most a part of {limit:g} (data.max_bad_fraction)",
+                )
+        return float(bad.sum())
+
+    def _bad_anywhere(self) -> np.ndarray:
+        """Of each row, whether any worker found a picture of it bad."""
+        return self.collective.sum_(torch.from_numpy(self.bad_rows.astype(np.int32)).to(self.device)).cpu().numpy() > 0

@@ -1,0 +1,149 @@
+"""After an epoch: every target sample and every validation sample is scored once, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_manifest.manifest.corpus import Corpus, Part
+from datasets_manifest.stream.encode import HostBatch
+from trainers.loop.evaluation import classification_metrics
+from trainers.loop.pseudo_labels import TargetCollector
+from trainers.loop.validator_inputs import ValidatorInputsCollector
+from trainers.m2can.collective import Collective
+from trainers.m2can.neighbourhood import TargetView
+from trainers.m2can.network import M2CAN
+from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.device_batches import FeatureBatch, to_batch
+from trainers.validators import ValidatorInputs
+
+COLUMNS = ("label", "score", "prob", "variance")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of the rows of some parts, on every worker the same.
+
+    columns: COLUMNS by name, [rows of all parts]; 16 bytes a row in float32.
+    parts: in the order of the columns' rows.
+    target_mean_probs_C, target_mean_entropy: over the target's training rows.
+    evidence: what the validators read.
+    view: the target's training rows as whoever labels them sees them, None if that was not wanted.
+    """
+
+    columns: dict[str, np.ndarray]
+    parts: list[Part]
+    target_mean_probs_C: np.ndarray
+    target_mean_entropy: float
+    evidence: ValidatorInputs
+    view: TargetView | None
+
+    def of(self, part: Part) -> dict[str, np.ndarray]:
+        """The columns of one part."""
+        start = 0
+        for other in self.parts:
+            if other is part:
+                return {name: column[start : start + len(part)] for name, column in self.columns.items()}
+            start += len(other)
+        raise KeyError(f"{part.domain}/{part.split}")
+
+
+@torch.inference_mode()
+def score_parts(
+    batches: Iterable[HostBatch | FeatureBatch],
+    parts: list[Part],
+    network: M2CAN,
+    collective: Collective,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    collector: ValidatorInputsCollector,
+    target: TargetCollector | None = None,
+    teacher: M2CAN | None = None,
+) -> Scored:
+    """Score this worker's share of the rows of `parts` and exchange the results.
+
+    A worker keeps 16 bytes a row in float32, and what `target` keeps.
+
+    Args:
+        batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
+        parts: the target's training part first.
+        collector: takes what the validators read.
+        target: takes what pseudo labels are refined by.
+        teacher: labels the target's training rows in the network's place; nothing else is the teacher's.
+    """
+    training = network.training
+    network.eval()
+    target_stop = parts[0].stop
+    scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
+    for host in batches:
+        labels = np.full((1, len(host.rows)), -1)
+        batch = to_batch(host, labels, device=device, dtype=dtype)
+        outputs = network(batch)
+        collector.add(host.rows, outputs)
+        logits_HBC = outputs.logits_HQDBC[:, 0, 0]
+        in_target = torch.from_numpy((host.rows >= parts[0].start) & (host.rows < target_stop))
+        labelling = logits_HBC
+        if in_target.any():
+            labeller = outputs if teacher is None else teacher(batch)
+            mine_B1 = in_target.to(device).unsqueeze(-1)
+            labelling = torch.where(mine_B1, labeller.logits_HQDBC[:, 0, 0], logits_HBC)
+            if target is not None:
+                target.add(host.rows, labeller)
+            probs_BC = logits_HBC.mean(0).softmax(-1).double().cpu()[in_target]
+            entropy = torch.special.entr(probs_BC).sum()
+            sums += torch.cat([probs_BC.sum(0), entropy[None], torch.tensor([float(len(probs_BC))])])
+        scores = score_samples(labelling)
+        for name, column in scored.items():
+            value = getattr(scores, name)
+            column.append(value.to(torch.int32 if name == "label" else dtype).cpu())
+    evidence = collector.finish(collective, device)
+    network.train(training)
+
+    def total(x: np.ndarray) -> np.ndarray:
+        return collective.sum_(torch.from_numpy(x.copy()).to(device)).cpu().numpy()
+
+    mean = total(sums.numpy())
+    mean = mean[:-1] / max(mean[-1], 1.0)
+    view = None if target is None else target.finish(collective, device)
+    columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
+    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence, view)
+
+
+def gather_columns(
+    scored: dict[str, list[Tensor]], rows: int, collective: Collective, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, np.ndarray]:
+    """All workers' rows, in rank order, a column at a time: beside the result, at most two columns are held."""
+    columns = {}
+    for name, mine in scored.items():
+        local = torch.cat(mine) if mine else torch.empty(0, dtype=torch.int32 if name == "label" else dtype)
+        mine.clear()
+        columns[name] = collective.gather(local.to(device)[None, :, None], rows)[0, :, 0].cpu().numpy()
+    return columns
+
+
+def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of every domain's validation part that has labels, by name, and the sources' mean.
+
+    Args:
+        labels: of all rows, -1 where unlabelled.
+    """
+    metrics: dict[str, float] = {}
+    of_sources = []
+    for domain, part in enumerate(corpus.val):
+        if part is None:
+            continue
+        found = classification_metrics(labels[part.start : part.stop], scored.of(part)["label"])
+        is_target = domain == corpus.num_sources
+        name = "target/val" if is_target else f"source/{part.domain}/val"
+        metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        if found and not is_target:
+            of_sources.append(found)
+    for key in ("accuracy", "macro_f1") if of_sources else ():
+        metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
+    return metrics

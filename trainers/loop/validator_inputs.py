@@ -1,0 +1,93 @@
+"""Gathers what the validators need while an epoch is scored (see trainers.validators.inputs)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_manifest.manifest.corpus import Corpus
+from trainers.m2can.batch import Outputs
+from trainers.m2can.collective import Collective
+from trainers.m2can.network import FUSED, M2CAN, PROJECTED
+from trainers.validators.inputs import ValidatorInputs, spread
+from trainers.validators.mixing import SHARE
+
+
+def validator_rows(corpus: Corpus, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that evidence is taken from: the target's training rows, the sources' labelled validation rows."""
+    of_sources = [part.rows for part in corpus.val[:-1] if part is not None]
+    rows = np.concatenate(of_sources) if of_sources else np.empty(0, np.int64)
+    return corpus.train[-1].rows, rows[labels[rows] >= 0]
+
+
+class ValidatorInputsCollector:
+    """Takes the outputs of the rows set aside, batch by batch; afterwards every worker holds them all.
+
+    Args:
+        target_rows: ascending, of which at most MOST_ROWS are looked at.
+        source_rows: labelled validation rows of the sources, likewise.
+        labels: of all rows; only those of `source_rows` are read.
+        network: the one that is scored.
+    """
+
+    def __init__(self, target_rows: np.ndarray, source_rows: np.ndarray, labels: np.ndarray, network: M2CAN) -> None:
+        self.network = network
+        self.target_rows, self.source_rows = spread(target_rows), spread(source_rows)
+        self.source_labels = labels[self.source_rows]
+        # Rows apart from the target's own may lie between its parts: one sorted list finds the place of each.
+        self._rows = np.concatenate([self.target_rows, self.source_rows])
+        self._order = np.argsort(self._rows, kind="stable")
+        width = network.num_classes + FUSED
+        self._seen = torch.zeros(len(self._rows), width, dtype=torch.float32)
+        self._projected = torch.zeros(len(self.target_rows), 2 * PROJECTED, dtype=torch.float32)
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        """Keep what is wanted of a batch of one view and one domain."""
+        place = np.searchsorted(self._rows, rows, sorter=self._order).clip(max=len(self._rows) - 1)
+        place = self._order[place]
+        wanted = self._rows[place] == rows
+        if not wanted.any():
+            return
+        at, mine = torch.from_numpy(place[wanted]), torch.from_numpy(wanted).to(outputs.fused_DBK.device)
+        probs_BC = outputs.fused_logits_DBC[0].softmax(-1)
+        self._seen[at] = torch.cat([probs_BC, outputs.fused_DBK[0]], 1)[mine].float().cpu()
+        projected = torch.cat([outputs.text_VDBK[0, 0], outputs.picture_VDBK[0, 0]], 1)[mine].float().cpu()
+        in_target = at < len(self.target_rows)
+        self._projected[at[in_target]] = projected[in_target]
+
+    @torch.inference_mode()
+    def finish(self, collective: Collective, device: torch.device) -> ValidatorInputs:
+        """Exchange with the other workers and look at the mixtures; the network must be in eval mode."""
+        seen = collective.sum_(self._seen.to(device)).cpu()
+        projected = collective.sum_(self._projected.to(device))
+        classes, targets = self.network.num_classes, len(self.target_rows)
+        probs, features = seen[:, :classes].numpy(), seen[:, classes:].numpy()
+        label = probs[:targets].argmax(1)
+        first, second = _pairs(targets)
+        return ValidatorInputs(
+            target_probs_NC=probs[:targets],
+            target_features_NK=features[:targets],
+            source_probs_MC=probs[targets:],
+            source_features_MK=features[targets:],
+            source_labels_M=self.source_labels,
+            mixed_probs_RC=self._predict_mixtures(projected, first, second),
+            mixed_dominant_R=label[first],
+            mixed_other_R=label[second],
+        )
+
+    def _predict_mixtures(self, projected_NK: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Pairs are mixed behind the encoders, where texts can be mixed too, and brought back to unit length."""
+        a, b = torch.from_numpy(first), torch.from_numpy(second)
+        mixed = SHARE * projected_NK[a] + (1 - SHARE) * projected_NK[b]
+        dtype = next(self.network.parameters()).dtype
+        text, picture = (torch.nn.functional.normalize(x, dim=-1).to(dtype) for x in mixed.split(PROJECTED, 1))
+        fused = self.network.fusion(text[None, None], picture[None, None])[0, 0]
+        logits = torch.stack([head(fused) for head in self.network.heads]).mean(0)
+        return logits.softmax(-1).float().cpu().numpy()
+
+
+def _pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row and its partner, the same for every epoch and run: half way round the list of rows."""
+    rows = np.arange(number)
+    return rows, np.roll(rows, -(number // 2))

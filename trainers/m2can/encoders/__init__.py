@@ -1,0 +1,1 @@
+"""Text and picture encoders: ragged batches around any backbone, batch normalisation, packed texts."""

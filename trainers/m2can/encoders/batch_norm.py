@@ -1,0 +1,252 @@
+"""Batch normalisation over groups of pictures, the same on any number of workers, in four modes.
+
+per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
+            once a sample. All groups go through one call; the running averages move as if the calls had come one
+            after another (order: domain → weak samples → strong samples), in closed form.
+batch       all pictures of the global batch are one group (synchronised over the workers).
+ghost       the global batch is cut into a fixed number of parts, each with its rows of all domains and views; the
+            pictures of one are a group (Hoffer et al., "Train longer, generalize better", NIPS 2017). A worker that
+            holds whole parts normalises without an exchange, where `batch` takes two a layer. The running averages
+            move by the groups' mean, weighed by their pictures.
+frozen      the running averages are used and do not move.
+
+The running averages move once a pass, in PictureGroups.commit: a forward pass only leaves what it saw in `pending`, by
+part of the batch, so that a forward pass that is computed again (activation checkpointing, the second pass over a part)
+leaves the same. per_sample and frozen are exact for a batch in parts; the others cannot be and are refused (Step).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.m2can.batch import Batch
+from trainers.m2can.collective import Collective, slice_sizes
+
+BatchNormMode = Literal["per_sample", "batch", "ghost", "frozen"]
+
+
+class PictureGroups:
+    """Which pictures are normalised together; shared by the layers of one encoder and set before each training pass."""
+
+    def __init__(self, mode: BatchNormMode, ghosts: int = 1) -> None:
+        self.mode, self.ghosts = mode, ghosts
+        self.collective = Collective()
+        self.layers: list[GroupedBatchNorm2d] = []
+        self.part = 0  # where the part of the worker's slice starts that is in the encoder now
+        self._ordered: Batch | None = None  # the batch whose order of calls is known; both passes of a step ask for it
+        self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # of the groups, by momentum
+
+    @property
+    def one_ghost(self) -> bool:
+        """Whether all pictures here are one group, without a placeholder."""
+        return self.mode == "ghost" and self.num_groups == 2 and self.real_P is None
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether a part of a batch would be normalised by other statistics than the batch."""
+        return self.mode in ("batch", "ghost") and any(layer.weight.requires_grad for layer in self.layers)
+
+    def begin(self, batch: Batch) -> None:
+        """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
+        assert batch.picture_owner is not None
+        self._weights = {}
+        self.owner_P = batch.picture_owner
+        self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
+        count_G = batch.pictures_of_rows()
+        self.count_G = count_G.to(self.owner_P.device, non_blocking=True)
+        counts = count_G.numpy()
+        self.real_P = (self.owner_P < batch.num_rows) if counts[-1] else None
+        self.one_picture_each = bool((counts[:-1] == 1).all()) and self.real_P is None
+        whole = batch.whole or batch
+        self.part = batch.offset - whole.offset
+        if self.mode == "per_sample":
+            if self._ordered is not whole:
+                self._order_groups(whole)
+            mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
+            self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
+            self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(
+                self.owner_P.device, non_blocking=True
+            )
+        elif self.mode == "ghost":
+            self._by_ghost(batch, count_G)
+        if self.mode in ("batch", "ghost"):
+            pictures = count_G[:-1].sum().to(self.owner_P.device, non_blocking=True)
+            self.global_pictures = self.collective.sum_(pictures)
+            self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
+
+    def _by_ghost(self, batch: Batch, count_G: Tensor) -> None:
+        """Put the rows' ghosts in the place of the rows as groups."""
+        stops = torch.tensor(slice_sizes(batch.global_batch, self.ghosts)).cumsum(0)
+        if not {batch.offset, batch.offset + batch.size} <= {0, *stops.tolist()}:
+            raise ValueError(f"rows {batch.offset} to {batch.offset + batch.size} cut one of {self.ghosts} ghosts")
+        ghost_B = torch.searchsorted(stops, torch.arange(batch.offset, batch.offset + batch.size), right=True)
+        ghost_B = ghost_B - ghost_B[0]
+        self.num_groups = int(ghost_B.numpy()[-1]) + 2
+        ghost_N = torch.cat([ghost_B.repeat(batch.num_views * batch.num_domains), torch.tensor([self.num_groups - 1])])
+        by_ghost_G = count_G.new_zeros(self.num_groups).index_add(0, ghost_N, count_G)
+        self.owner_P = ghost_N.to(self.owner_P.device)[self.owner_P]
+        self.count_G = by_ghost_G.to(self.owner_P.device, non_blocking=True)
+        self.one_picture_each = False
+
+    def _order_groups(self, whole: Batch) -> None:
+        """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
+        rows = whole.num_views * whole.num_domains
+        exists_RB = (whole.pictures_of_rows()[:-1] > 0).view(rows, whole.size, 1).to(self.owner_P.device)
+        everyone = self.collective.gather(exists_RB.double(), whole.global_batch).squeeze(-1)
+        ordered_DVB = everyone.view(whole.num_views, whole.num_domains, -1).transpose(0, 1)
+        later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1
+        self.calls_after_VDB = later_DVB.transpose(0, 1)
+        self.total_calls = ordered_DVB.sum()
+        self._ordered = whole
+
+    def group_weights(self, momentum: float, dtype: torch.dtype) -> Tensor:
+        """How much of a group's statistics is in the running average after the pass, [G]; the same for all layers.
+
+        per_sample: m·(1−m)^(calls after). ghost: m·(the group's part of all pictures).
+        """
+        key = momentum, dtype
+        if key not in self._weights:
+            self._weights[key] = self._group_weights(momentum).to(dtype)
+        return self._weights[key]
+
+    def _group_weights(self, momentum: float) -> Tensor:
+        if self.mode == "ghost":
+            weight_G = momentum * self.count_G.double() / self.global_pictures.clamp_min(1)
+            return torch.cat([weight_G[:-1], weight_G.new_zeros(1)])
+        return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
+
+    def shares(self) -> list[Tensor]:
+        """What the pass here adds to the averages, where others add too: to be summed over the workers for `commit`."""
+        return self._added() if self.mode in ("per_sample", "ghost") else []
+
+    def _added(self) -> list[Tensor]:
+        """Of all layers in one tensor; none if the pass moves nothing."""
+        added = [torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in self.layers if layer.pending]
+        return [torch.cat(added)] if added else []
+
+    def commit(self, shares: list[Tensor] | None = None) -> None:
+        """Move the running averages, once a pass.
+
+        Args:
+            shares: summed over the workers; nothing where each holds the whole already: one worker, or `batch`.
+        """
+        added = shares or self._added()
+        if not added:
+            return
+        moved = [layer for layer in self.layers if layer.pending]
+        for layer, part in zip(moved, added[0].split([2 * layer.num_features for layer in moved]), strict=True):
+            mean, var = part.view(2, -1)
+            keep = (1 - layer.momentum) ** self.total_calls  # type: ignore[operator]
+            layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]
+            layer.running_var.mul_(keep).add_(var)  # type: ignore[union-attr]
+            layer.num_batches_tracked += self.total_calls.long()  # type: ignore[operator]
+            layer.pending = {}
+
+    def forget(self) -> None:
+        """Drop the batch and what a pass left: after a step, or because a pass came out infinite."""
+        self._ordered = None
+        for layer in self.layers:
+            layer.pending = {}
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Same parameters and buffers as torch's BatchNorm2d; in training it normalises by the encoder's PictureGroups."""
+
+    groups: PictureGroups
+    pending: dict[int, Tensor]  # by the part's place: its share of the new averages of mean and variance, [2, C]
+
+    @classmethod
+    def convert(cls, module: nn.Module, groups: PictureGroups) -> nn.Module:
+        """Replace every BatchNorm2d below `module`, keeping its parameters and buffers."""
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert(child, groups))
+        if not isinstance(module, nn.BatchNorm2d):
+            return module
+        layer = cls(module.num_features, module.eps, module.momentum)
+        layer._parameters, layer._buffers = module._parameters, module._buffers
+        layer._modules = module._modules  # timm's layers hold the dropout and activation that follow
+        layer.groups, layer.pending = groups, {}
+        groups.layers.append(layer)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, C, height, width] → the same."""
+        y = self._normalise(x)
+        for following in self.children():
+            y = following(y)
+        return y
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        # A frozen block's statistics do not move either.
+        if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        normalise = self._whole_batch if self.groups.mode == "batch" or self.groups.one_ghost else self._by_group
+        # Moments of half-precision activations need more digits than these have.
+        return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
+
+    def _by_group(self, x: Tensor) -> Tensor:
+        groups = self.groups
+        if groups.one_picture_each and x.is_contiguous() and x.shape[2] * x.shape[3] > 1:
+            return self._by_picture(x)
+        var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
+        at_P: Tensor | slice = slice(None)
+        mean_GC, var_GC = mean_PC, var_PC
+        if not groups.one_picture_each:
+            owner_P = at_P = groups.owner_P
+            share_P1 = (1 / groups.count_G.clamp_min(1).to(x.dtype))[owner_P].unsqueeze(1)
+            zeros = x.new_zeros(groups.num_groups, x.shape[1])
+            mean_GC = zeros.index_add(0, owner_P, mean_PC * share_P1)
+            # Total variance = variance inside the pictures + variance of their means.
+            var_GC = zeros.index_add(0, owner_P, (var_PC + (mean_PC - mean_GC[owner_P]).square()) * share_P1)
+        number_G1 = (groups.count_G[: len(var_GC)] * x.shape[2] * x.shape[3]).to(x.dtype).unsqueeze(1)
+        self._remember(mean_GC, var_GC * (number_G1 / (number_G1 - 1).clamp_min(1)))
+        scale_GC = self.weight * (var_GC + self.eps).rsqrt()
+        shift_GC = self.bias - mean_GC * scale_GC
+        return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
+
+    def _by_picture(self, x: Tensor) -> Tensor:
+        """Groups of one picture: a group normalisation with a group for each channel."""
+        pictures, channels, number = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+        y, mean_PC, rstd_PC = torch.native_group_norm(
+            x, self.weight, self.bias, pictures, channels, number, channels, self.eps
+        )
+        with torch.no_grad():
+            var_PC = (rstd_PC**-2 - self.eps).clamp_min(0)
+        self._remember(mean_PC, var_PC * (number / (number - 1)))
+        return y
+
+    @torch.no_grad()
+    def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
+        """Assigned, not added: a recomputed forward pass leaves the same."""
+        groups = self.groups
+        assert self.momentum is not None
+        # No matrix product: autocast would round it.
+        weight_G1 = groups.group_weights(self.momentum, mean_GC.dtype)[: len(mean_GC)].unsqueeze(1)
+        self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
+
+    def _whole_batch(self, x: Tensor) -> Tensor:
+        groups = self.groups
+        assert self.momentum is not None
+        if groups.one_ghost or (groups.collective.world_size == 1 and groups.real_P is None):
+            mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
+            y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
+            weight = groups.group_weights(self.momentum, mean_C.dtype)[0] if groups.one_ghost else self.momentum
+            self.pending[groups.part] = weight * torch.stack([mean_C, var_C])
+            return y
+        number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
+        # One exchange for both moments. Around the running average, the same on all workers, they lose no digits.
+        moved = x - self.running_mean[:, None, None]  # type: ignore[index]
+        counted = moved if groups.real_P is None else moved * groups.real_P.to(x.dtype)[:, None, None, None]
+        sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])
+        offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
+        var_C = (square_C - offset_C.square()).clamp_min(0)
+        with torch.no_grad():
+            unbiased_C = var_C * number / (number - 1).clamp_min(1)
+            seen = torch.stack([self.running_mean + offset_C, unbiased_C])  # type: ignore[operator]
+            self.pending[groups.part] = seen * (self.momentum * groups.total_calls.to(x.dtype))
+        scale_C = self.weight * (var_C + self.eps).rsqrt()
+        return moved * scale_C[:, None, None] + (self.bias - offset_C * scale_C)[:, None, None]

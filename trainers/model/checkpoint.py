@@ -1,0 +1,287 @@
+"""Checkpoints: what is saved, written whole or not at all, read back exactly. Reading one executes nothing.
+
+<checkpoint>/
+    model/           all that prediction needs: model.safetensors, model.json, tokenizer.json
+    state/           all else that moves: training.safetensors, training.json
+    evaluation.safetensors   predictions and scores of this epoch, for reports
+    files.json       sizes and SHA-256 of the above; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream.encode import Vocabulary
+from trainers.m2can.network import M2CAN
+from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe.schema_versions import Migration, migrate
+
+SCHEMA_VERSION = 2
+_VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, beside its weights: model.json and tokenizer.json."""
+
+    recipe: Recipe
+    classes: list[str]
+    sources: list[str]
+    target: str
+    text_config: dict[str, Any]
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that moves, beside the network's own state dict.
+
+    epoch: epochs completed. step: steps completed, over all epochs.
+    arrays: selection and whatever else is a tensor, by name.
+    values: what JSON holds.
+    """
+
+    epoch: int
+    step: int
+    arrays: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    *,
+    network: M2CAN,
+    card: ModelCard,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    state: TrainingState,
+    evaluation: dict[str, Tensor],
+) -> None:
+    """Write a checkpoint into `folder`, which appears only when it is whole.
+
+    Raises:
+        OSError: disk full or not writable; nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_model(draft / "model", network, card)
+        (draft / "state").mkdir()
+        tensors = {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
+        groups: dict[str, Any] = {}
+        for name, module in modules.items():
+            tensors |= {f"modules.{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in optimizers.items():
+            flat, groups[name] = _flatten_optimizer(optimizer)
+            tensors |= {f"optimizers.{name}.{key}": value for key, value in flat.items()}
+        _save_tensors(draft / "state" / "training.safetensors", tensors)
+        values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
+        _write_json(draft / "state" / "training.json", {"schema_version": SCHEMA_VERSION} | values)
+        _save_tensors(draft / "evaluation.safetensors", evaluation)
+        _write_json(draft / "files.json", digests(draft))
+        os.replace(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
+    """Write what prediction needs."""
+    folder.mkdir(parents=True)
+    _save_tensors(folder / "model.safetensors", network.state_dict())
+    vocabulary = asdict(card.vocabulary)
+    (folder / "tokenizer.json").write_text(vocabulary.pop("json"), encoding="utf-8")
+    _write_json(
+        folder / "model.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "versions": {name: version(name) for name in _VERSIONS},
+            "recipe": card.recipe.model_dump(mode="json"),
+            "classes": card.classes,
+            "sources": card.sources,
+            "target": card.target,
+            "text_config": card.text_config,
+            "vocabulary": vocabulary,
+        },
+    )
+
+
+def model_folder(folder: Path) -> Path:
+    """The part of a checkpoint that prediction needs, given the checkpoint or that part.
+
+    Raises:
+        InputError: neither.
+    """
+    for candidate in (folder / "model", folder):
+        if (candidate / "model.json").is_file():
+            return candidate
+    raise InputError("is not a checkpoint", file=folder, wanted="a folder with model/model.json or model.json")
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Raises InputError: missing, damaged, or of an unknown schema version."""
+    file = folder / "model.json"
+    content = read_json(file)
+    migrate(content, current=SCHEMA_VERSION, migrations={}, file=file)  # the same form in all versions
+    try:
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        return ModelCard(
+            recipe=make_recipe(content["recipe"], str(file)),
+            classes=content["classes"],
+            sources=content["sources"],
+            target=content["target"],
+            text_config=content["text_config"],
+            vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
+        )
+    except (KeyError, TypeError, OSError) as error:
+        raise InputError(f"is damaged ({error!r})", file=file) from None
+
+
+def load_model_weights(folder: Path, network: M2CAN) -> None:
+    """Raises InputError: missing or damaged, or not of this network."""
+    file = folder / "model.safetensors"
+    try:
+        network.load_state_dict(read_tensors(file))
+    except RuntimeError as error:
+        raise InputError(f"does not fit its model.json ({str(error).splitlines()[-1].strip()})", file=file) from None
+
+
+def load(
+    folder: Path, *, network: M2CAN, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
+) -> TrainingState:
+    """Put everything back and return the rest. The checkpoint's files are verified first.
+
+    Raises:
+        InputError: truncated, altered, or of another run's shape.
+    """
+    verify(folder)
+    load_model_weights(folder / "model", network)
+    content = read_json(folder / "state" / "training.json")
+    migrate(content, current=SCHEMA_VERSION, migrations=MIGRATIONS, file=folder / "state" / "training.json")
+    tensors = read_tensors(folder / "state" / "training.safetensors")
+    for name, module in modules.items():
+        module.load_state_dict(_below(tensors, f"modules.{name}."))
+    for name, optimizer in optimizers.items():
+        _restore_optimizer(optimizer, _below(tensors, f"optimizers.{name}."), content["groups"][name])
+    return TrainingState(content["epoch"], content["step"], _below(tensors, "arrays."), content["values"])
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with files.json.
+
+    Raises:
+        InputError: names the first file that is missing, truncated or altered.
+    """
+    wanted = read_json(folder / "files.json")
+    found = digests(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            problem = "is missing" if name not in found else "is truncated or altered"
+            raise InputError(problem, file=folder / name, value=found.get(name), wanted=str(digest))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Raises InputError: missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot be read ({error})", file=file) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises InputError: missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({error})", file=file) from None
+    if not isinstance(content, dict):
+        raise InputError("does not hold an object", file=file)
+    return content
+
+
+def _within_an_epoch(content: dict[str, Any]) -> None:
+    """Version 1 began with checkpoints of epochs' ends only: no step of the next epoch was done."""
+    content["values"].setdefault("steps_done", 0)
+
+
+# Of training.json.
+MIGRATIONS: dict[int, Migration] = {1: _within_an_epoch}
+
+
+def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(f"{file}: {error}") from error
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder` but its files.json, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "files.json")
+    digests = {}
+    for path in files:
+        with path.open("rb") as stream:
+            digests[path.relative_to(folder).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+            }
+    return digests
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its state as tensors by `<parameter>.<key>`, and what is not a tensor as JSON."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for number, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{key}"] = value
+            else:
+                scalars[f"{number}.{key}"] = value
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    return tensors, {"param_groups": groups, "scalars": scalars}
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for name, value in [*tensors.items(), *rest["scalars"].items()]:
+        number, _, key = name.partition(".")
+        state["state"].setdefault(int(number), {})[key] = value
+    for group, saved in zip(state["param_groups"], rest["param_groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+    optimizer.load_state_dict(state)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in state["state"].items():
+        parameter = parameters[number]
+        restored = optimizer.state[parameter]
+        # load_state_dict casts to the parameter's type; counters stay what they were.
+        if isinstance(entries.get("step"), Tensor):
+            restored["step"] = entries["step"].clone()
+        for key, value in restored.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # A fused step goes through memory: moments lie as their parameter does.
+                restored[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

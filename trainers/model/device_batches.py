@@ -1,0 +1,97 @@
+"""From host memory to the device: uint8 pictures travel, normalisation happens there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_manifest.stream.encode import Encoding, HostBatch, Vocabulary
+from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from trainers.m2can.batch import Batch
+from trainers.recipe.recipe import Recipe
+
+
+@dataclass
+class FeatureBatch:
+    """In the place of encoded rows: features of frozen encoders; R = rows, V = views (weak, then strong).
+
+    text: [V·R, K]. picture: [V·R, K']. rows: int64 [R], row numbers in the table. bad: as in HostBatch.
+    """
+
+    text: np.ndarray
+    picture: np.ndarray
+    rows: np.ndarray
+    bad: list[tuple[int, str]]
+
+
+def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
+    texts = recipe.data.texts
+    return Encoding(
+        pictures=recipe.data.pictures,
+        cleaning=texts.cleaning,
+        form=texts.form,
+        max_tokens=texts.max_tokens,
+        word_dropout=texts.word_dropout,
+        vocabulary=vocabulary,
+        seed=recipe.train.seed,
+        epoch=epoch,
+        strong=strong,
+    )
+
+
+def to_batch(
+    host: HostBatch | FeatureBatch,
+    labels_DB: np.ndarray,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offset: int = 0,
+    global_batch: int = 0,
+    pseudo_BC: np.ndarray | None = None,
+) -> Batch:
+    """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
+
+    A batch without any picture gets a black one that belongs to no sample (owner N), so that every worker runs the
+    picture encoder.
+    """
+
+    def send(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    content: dict[str, Any]
+    if isinstance(host, FeatureBatch):
+        num_views = len(host.text) // labels_DB.size
+        content = {"text": send(host.text).to(dtype), "text_mask": None}
+        content |= {"pictures": send(host.picture).to(dtype), "picture_owner": None}
+    else:
+        num_views = len(host.tokens) // labels_DB.size
+        pictures, owner = host.pictures, host.owner
+        if not len(pictures):
+            pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
+            owner = np.array([len(host.tokens)])
+        content = {"text": send(host.tokens), "text_mask": send(host.mask)}
+        content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
+        counts = np.bincount(owner, minlength=len(host.tokens) + 1)
+        content |= {"pictures": normalise(send(pictures), dtype), "picture_owner": send(owner)}
+        content |= {"picture_counts": torch.from_numpy(counts)}
+    return Batch(
+        **content,
+        labels_DB=send(labels_DB),
+        num_views=num_views,
+        global_batch=global_batch or labels_DB.shape[1],
+        offset=offset,
+        pseudo_BC=None if pseudo_BC is None else send(pseudo_BC).to(dtype),
+    )
+
+
+def normalise(pictures: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [P, height, width, 3] → [P, 3, height, width] of `dtype`."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=pictures.device) * 255
+    std = torch.tensor(IMAGENET_STD, dtype=dtype, device=pictures.device) * 255
+    planes = pictures.permute(0, 3, 1, 2).contiguous().to(dtype)  # rearranged while a number is a byte
+    return planes.sub_(mean[:, None, None]).div_(std[:, None, None])

@@ -1,0 +1,126 @@
+"""What a step computes in: autocast, the loss scale of fp16, what a device offers; refused early where it is lacking."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from datasets_manifest.errors import InputError
+from trainers.m2can.encoders.wrappers import subsample_before_pointwise
+from trainers.m2can.network import M2CAN
+from trainers.recipe.recipe import Recipe
+
+
+@dataclass
+class LossScale:
+    """The factor that keeps small fp16 gradients from vanishing.
+
+    torch's GradScaler unscales once an optimizer and step; a sharpness-aware step needs it twice: the perturbation is
+    along the true gradient. A step that overflows is repeated with half the factor, so no rows are lost.
+
+    Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018, arXiv:1710.03740.
+
+    value: the factor. steady: steps since it last changed; after 2000 it doubles.
+    """
+
+    value: float = 2.0**16
+    steady: int = 0
+
+    @torch.no_grad()
+    def unscale(self, gradients: list[Tensor]) -> None:
+        if gradients:
+            torch._foreach_mul_(gradients, 1 / self.value)
+
+    def lower(self) -> bool:
+        """Half the factor; False if it is 1 already: then it is not the scale that overflows."""
+        if self.value <= 1:
+            return False
+        self.value, self.steady = self.value / 2, 0
+        return True
+
+    def went_well(self) -> None:
+        self.steady += 1
+        if self.steady >= 2000:
+            self.value, self.steady = min(self.value * 2, 2.0**24), 0
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """Of weights and pictures; bf16 and fp16 keep float32 weights."""
+    return torch.float64 if recipe.train.precision == "fp64" else torch.float32
+
+
+def autocast_of(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the context in which the network runs. The terms are computed outside of it, in float32."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision)
+    return nullcontext if half is None else partial(torch.autocast, device.type, half)
+
+
+def expected_device(recipe: Recipe) -> torch.device | None:
+    """Where the workers will compute, as far as it is known before a cluster is asked; None if it is not."""
+    if recipe.cluster.device == "cpu":
+        return torch.device("cpu")
+    if recipe.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return torch.device("cuda") if recipe.cluster.device == "cuda" and torch.cuda.is_available() else None
+    if recipe.cluster.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device is here", field="cluster.device", value="cuda", wanted="`cpu` or `auto`")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_device(recipe: Recipe, device: torch.device) -> None:
+    """Raises InputError: `device` lacks what the recipe asks for."""
+    train, cuda = recipe.train, device.type == "cuda"
+    if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
+        raise InputError("the GPU does not compute in it", field="train.precision", value="bf16", wanted="`fp16`")
+    if train.tf32 and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise InputError("needs an Ampere GPU or a later one", field="train.tf32", value=True, wanted="`false`")
+    if train.compile:
+        _require_compiler(cuda)
+
+
+def _require_compiler(cuda: bool) -> None:
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in compilers if name):
+        raise InputError("torch.compile finds no C++ compiler", field="train.compile", value=True, wanted="`false`")
+    if cuda and importlib.util.find_spec("triton") is None:
+        raise InputError("torch.compile needs triton", field="train.compile", value=True, wanted="`false`")
+
+
+def choose_kernels(recipe: Recipe, device: torch.device) -> None:
+    """Settings of this process: whether float32 products may be computed in TF32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = recipe.train.tf32
+
+
+def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
+    """Put the picture encoder's weights, and by them its activations, where convolutions are fastest."""
+    train, picture, encoder = recipe.train, recipe.encoders.picture, network.picture_encoder
+    faster = device.type == "cpu" or train.tf32 or train.precision in ("bf16", "fp16")
+    wanted = (
+        faster and picture.batch_norm in ("batch", "frozen") if train.channels_last == "auto" else train.channels_last
+    )
+    if wanted:
+        encoder.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            subsample_before_pointwise(encoder)
+
+
+def compile_encoders(network: M2CAN, device: torch.device) -> None:
+    """Compile what is inside the encoders; what lies around it reads sizes from the batch.
+
+    On the CPU pictures are left as they are: the compiled backward pass of a strided 1×1 convolution ends the process
+    (torch 2.14), and without it three minutes of compiling gained nothing.
+    """
+    network.text_encoder.packs = False  # what is compiled is the model as a whole
+    encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)
+    for encoder in encoders:
+        inside: nn.Module = getattr(encoder, "model", encoder)
+        inside.compile(dynamic=True)

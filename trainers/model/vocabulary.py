@@ -1,0 +1,58 @@
+"""The tokenizer of a run: the text encoder's own, or one built from the training texts for `tiny`."""
+
+from __future__ import annotations
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.stream.encode import Vocabulary
+from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
+from trainers.recipe.recipe import Recipe
+
+
+def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
+    """Raises InputError: the encoder has no tokenizer that can be read."""
+    if recipe.encoders.text.name != "tiny":
+        return encoder_vocabulary(recipe)
+    return word_vocabulary(recipe, _training_texts(recipe, corpus))
+
+
+def word_vocabulary(recipe: Recipe, texts: list[str]) -> Vocabulary:
+    """Of the words of some texts."""
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    return _vocabulary(recipe, build_tokenizer(texts), specials)
+
+
+def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
+    """The text encoder's own. Raises InputError: it has no tokenizer that can be read."""
+    from transformers import AutoTokenizer
+
+    name = recipe.encoders.text.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        json = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"no fast tokenizer could be read ({str(error).splitlines()[0]})",
+            field="encoders.text.name",
+            value=name,
+            wanted="`tiny`, a local folder or a hub name of a transformers encoder",
+        ) from None
+    specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
+    for key, token in specials.items():
+        if token is None:
+            raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name)
+    return _vocabulary(recipe, json, specials)
+
+
+def _vocabulary(recipe: Recipe, json: str, specials: dict[str, str]) -> Vocabulary:
+    made = tokenizer_from_json(json, recipe.data.texts.max_tokens, **specials)
+    return Vocabulary(json=json, pad_id=made.pad_id, size=made.vocab_size, **specials)
+
+
+def _training_texts(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """Of the sources and of the target: its texts are there, only its labels are not."""
+    texts = []
+    for part in corpus.train:
+        for sentences in corpus.table["texts"].slice(part.start, len(part)).to_pylist():
+            texts += [clean(sentence, recipe.data.texts.cleaning) for sentence in sentences]
+    return texts

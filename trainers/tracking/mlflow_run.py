@@ -1,0 +1,146 @@
+"""MLflow's store: its address, the experiment, and one run in it, by explicit client and ids."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+
+from datasets_manifest.errors import InputError
+from trainers.tracking.address import SERVERS, scheme
+from trainers.tracking.journal import EpochRecord
+
+_log = logging.getLogger(__name__)
+
+RUN_NAME_TAG = "m2can.run_name"
+PARENT_TAG = "mlflow.parentRunId"
+MARK = "epoch"
+# MLflow's limits for one request and for a name or value.
+_METRICS_A_BATCH, _PARAMS_A_BATCH, _KEY, _PARAM_VALUE = 1000, 100, 250, 6000
+# MLflow has these settings as environment variables only; what the user set stands.
+_DEFAULTS = {
+    # It would repeat a failed request for four minutes; the sender repeats it, and says so.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # Standard output belongs to the command line (`--json`).
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of this address alone, free of MLflow's process-wide state.
+
+    A SQLite store that is new is set up on the way, under a lock: two processes doing that together break it.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    with _store_lock(uri):
+        return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+def open_experiment(uri: str, experiment: str, storage: Path) -> str:
+    """The id of the experiment, which is made if need be.
+
+    Without a server its artifacts go to `<storage>/mlartifacts`; a server knows its own place for them.
+
+    Raises:
+        InputError: the experiment was deleted in MLflow.
+        MlflowException: MLflow is away.
+    """
+    client = open_client(uri)
+    place = None if scheme(uri) in SERVERS else (storage.absolute() / "mlartifacts").as_uri()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        try:
+            return client.create_experiment(experiment, artifact_location=place)
+        except MlflowException as error:
+            # Another process was faster.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)
+    if found.lifecycle_stage == "deleted":
+        wanted = "its restoration, or another name"
+        raise InputError("was deleted in MLflow", field="tracking.experiment", value=experiment, wanted=wanted)
+    return found.experiment_id
+
+
+class RunLink:
+    """An MLflow run, and what it holds already.
+
+    client, experiment_id, run_id: where it is.
+    sent: epochs whose metrics it has.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self.client, self.experiment_id, self.run_id = client, run.info.experiment_id, run.info.run_id
+        self._params: dict[str, str] = run.data.params
+        self.sent = {int(metric.value) for metric in client.get_metric_history(self.run_id, MARK)}
+
+    @classmethod
+    def open(cls, uri: str, experiment: str, storage: Path, run_name: str, tags: dict[str, str]) -> RunLink:
+        """Find the run tagged with this name, or make it. If it failed or was left open by a crash, it goes on."""
+        experiment_id = open_experiment(uri, experiment, storage)
+        client = open_client(uri)
+        tags = {**tags, RUN_NAME_TAG: run_name}
+        query = f"tags.`{RUN_NAME_TAG}` = '{run_name}'"
+        found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
+        if not found:
+            return cls(client, client.create_run(experiment_id, tags=tags, run_name=run_name))
+        run_id, status = found[0].info.run_id, found[0].info.status
+        if status not in ("RUNNING", "FINISHED"):
+            client.update_run(run_id, status="RUNNING")
+        client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        return cls(client, found[0])
+
+    def send(self, record: EpochRecord) -> None:
+        millis = int(record.time * 1000)
+        # The epoch's own time: a database drops a second row of the same name, time, step and value.
+        rows = [Metric(_key(name), value, millis, record.step) for name, value in sorted(record.metrics.items())]
+        rows.append(Metric(MARK, record.epoch, millis, record.step))
+        for start in range(0, len(rows), _METRICS_A_BATCH):
+            self.client.log_batch(self.run_id, metrics=rows[start : start + _METRICS_A_BATCH])
+        self.sent.add(record.epoch)
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """MLflow keeps a parameter's first value for ever; one that differs on resuming is named in the log."""
+        wanted = {_key(name): _shortened(str(value)) for name, value in params.items()}
+        changed = sorted(name for name, value in wanted.items() if self._params.get(name, value) != value)
+        if changed:
+            _log.warning("MLflow keeps the first values of %s of run %s", ", ".join(changed), self.run_id)
+        rows = [Param(name, value) for name, value in wanted.items() if name not in self._params]
+        for start in range(0, len(rows), _PARAMS_A_BATCH):
+            self.client.log_batch(self.run_id, params=rows[start : start + _PARAMS_A_BATCH])
+
+
+@contextmanager
+def _store_lock(uri: str) -> Iterator[None]:
+    """Alone with a SQLite file, among all processes of the machine; nothing for other stores."""
+    file = make_url(uri).database if scheme(uri) == "sqlite" else None
+    if not file or file == ":memory:":
+        yield
+        return
+    Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _key(name: str) -> str:
+    """A name as MLflow accepts it: few characters, and no empty or dotted steps in the path."""
+    plain = posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", name)).lstrip("/.")
+    return plain[:_KEY] or "_"
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _PARAM_VALUE else value[: _PARAM_VALUE - 1] + "…"

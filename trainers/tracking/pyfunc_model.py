@@ -1,0 +1,66 @@
+"""The registered model, as MLflow loads it: this file is copied beside the weights and run at load ("model from code").
+
+Input: a DataFrame with the columns `text` (a string or a list of strings) and `image` (one picture or a list: a path, or
+the file's content as bytes or base64, with or without `data:image/…;base64,`). Either may be null or missing.
+Output: `label`, `confidence` (probability of the label) and `prob_<class>` for each class, in the input's order.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from typing import Any
+
+import mlflow
+import pandas as pd  # type: ignore[import-untyped]
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class M2canModel(PythonModel):
+    def load_context(self, context: PythonModelContext) -> None:
+        # Imported here: saving a model runs this file too, and must not need the network's libraries for that.
+        from trainers.model.predictor import Predictor
+
+        self._predictor = Predictor.load(context.artifacts["bundle"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Raises ValueError for a sample with neither text nor picture."""
+        texts = [[str(text) for text in _items(cell)] for cell in _column(model_input, "text")]
+        images = [[_picture(item) for item in _items(cell)] for cell in _column(model_input, "image")]
+        predictions = self._predictor.predict(texts, images)
+        table = pd.DataFrame({"label": predictions.labels, "confidence": predictions.probs.max(axis=1, initial=0.0)})
+        for number, name in enumerate(self._predictor.classes):
+            table[f"prob_{name}"] = predictions.probs[:, number]
+        return table.set_index(model_input.index)
+
+
+def _column(table: pd.DataFrame, name: str) -> list[Any]:
+    return list(table[name]) if name in table.columns else [None] * len(table)
+
+
+def _items(cell: Any) -> list[Any]:
+    """What a cell holds, as a list without nulls: callers send None, NaN, one value, a list or an array."""
+    if isinstance(cell, str | bytes) or not hasattr(cell, "__iter__"):
+        cell = [cell]
+    return [item for item in cell if not (item is None or item != item or item == "")]
+
+
+def _picture(item: Any) -> str | bytes:
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    text = str(item)
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2])
+    # A base64 picture is far longer than a file name may be, so the look at the disk is left out for it.
+    if len(text) < 4096 and os.path.exists(text):
+        return text
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return text  # a path, to a file that is not there: the predictor says so
+
+
+mlflow.models.set_model(M2canModel())

@@ -1,0 +1,231 @@
+"""A trained model on its way into MLflow: saved as code with safetensors, uploaded, registered, named `candidate`.
+
+`mlflow.pyfunc.log_model` works on process-wide state (active run, tracking address) and makes a new model at every call.
+Here the same steps are taken through a client with explicit ids, and each looks first whether it was taken before, so
+that an ending cut off anywhere can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+
+import datasets_manifest
+import trainers
+from datasets_manifest.errors import InputError
+from trainers.model.checkpoint import digests
+from trainers.tracking.mlflow_run import RunLink
+
+_log = logging.getLogger(__name__)
+
+ALIAS = "candidate"
+CHECKSUMS = "files.json"
+CHECKSUM_TAG = "m2can.files_sha256"
+_MODEL_NAME = "model"
+_BUNDLE_FILES = ("model.safetensors", "model.json", "tokenizer.json")
+# What `trainers.model.predictor` imports, beside what comes with these.
+_REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "pydantic",
+    "pyyaml",
+    "emoji",
+)
+
+
+@dataclass(frozen=True)
+class ModelToLog:
+    """A model to be logged and registered.
+
+    Args:
+        bundle: folder with model.safetensors, model.json and tokenizer.json.
+        registered_name: name in the registry, e.g. `m2can-postcards`; MLflow forbids `/` and `:`.
+        tags: of the model and of its version.
+        input_example: a small DataFrame with `text` and `image`.
+        signature: columns in and out; see `signature_for`.
+
+    Raises:
+        InputError: a file of the bundle is missing, or the name cannot be registered.
+    """
+
+    bundle: Path
+    registered_name: str
+    tags: dict[str, str] = field(default_factory=dict)
+    input_example: Any = None
+    signature: ModelSignature | None = None
+
+    def __post_init__(self) -> None:
+        for name in _BUNDLE_FILES:
+            if not (self.bundle / name).is_file():
+                raise InputError("is missing in the model folder", file=self.bundle / name)
+        if not self.registered_name.strip() or re.search(r"[/:']", self.registered_name):
+            wanted = "a name without / : and '"
+            raise InputError("cannot be a model's name", field="register_as", value=self.registered_name, wanted=wanted)
+
+
+def signature_for(classes: list[str]) -> ModelSignature:
+    """Columns of the registered model. `Any`: a cell is one string, a list of strings, or null."""
+    inputs = [ColSpec(AnyType(), name, required=False) for name in ("text", "image")]
+    outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence")]
+    outputs += [ColSpec(DataType.double, f"prob_{name}") for name in classes]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
+def register(link: RunLink, model: ModelToLog) -> str:
+    """Log and register the model of a run, unless that was done before.
+
+    A run has one version. The alias moves to it, but never back from a newer version to an older one.
+
+    Returns:
+        the version's number.
+
+    Raises:
+        MlflowException, OSError: MLflow or its artifact store is away; calling again goes on from there.
+    """
+    client, name = link.client, model.registered_name
+    known = client.search_model_versions(f"name = '{name}' and run_id = '{link.run_id}'")
+    number = min((int(v.version) for v in known), default=None)
+    if number is None:
+        number = _create_version(link, model, _logged_model(link, model))
+    if _alias_at(client, name) < number:
+        client.set_registered_model_alias(name, ALIAS, str(number))
+    return str(number)
+
+
+def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> int:
+    client = link.client
+    _ensure_registered_model(client, model.registered_name)
+    served = client.tracking_uri.startswith(("http", "databricks"))
+    # A database that is opened without a server looks `models:/<id>` up at the process-wide address, and does not note
+    # the version with the model; a server does both rightly.
+    source = logged.model_uri if served else logged.artifact_location
+    checksum = {CHECKSUM_TAG: logged.tags[CHECKSUM_TAG]} if CHECKSUM_TAG in logged.tags else {}
+    made = client.create_model_version(
+        model.registered_name, source, run_id=link.run_id, tags=model.tags | checksum, model_id=logged.model_id
+    )
+    number = int(made.version)
+    if not served:
+        versions = json.dumps([{"name": model.registered_name, "version": number}])
+        client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": versions})
+    return number
+
+
+def _logged_model(link: RunLink, model: ModelToLog) -> LoggedModel:
+    """The run's logged model, complete: found, finished if an earlier attempt was cut off, or made."""
+    client, run_id = link.client, link.run_id
+    found = [
+        each
+        for each in client.search_logged_models([link.experiment_id], f"source_run_id = '{run_id}'")
+        if each.name == _MODEL_NAME and each.status != LoggedModelStatus.FAILED
+    ]
+    # READY first: what is pending beside it is a leftover.
+    found.sort(key=lambda each: each.status != LoggedModelStatus.READY)
+    logged = (
+        found[0]
+        if found
+        else client.create_logged_model(link.experiment_id, name=_MODEL_NAME, source_run_id=run_id, tags=model.tags)
+    )
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or logged.model_id not in {each.model_id for each in outputs.model_outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    if logged.status == LoggedModelStatus.READY:
+        return logged
+    with tempfile.TemporaryDirectory(prefix="m2can-model-") as folder:
+        save(Path(folder) / "model", model, logged)
+        checksum = write_checksums(Path(folder) / "model")
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.set_logged_model_tags(logged.model_id, {CHECKSUM_TAG: checksum})
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
+def save(folder: Path, model: ModelToLog, logged: LoggedModel | None = None) -> None:
+    """Write the pyfunc model into the new `folder`. Contacts nothing; `logged` is noted in it as its origin."""
+    origin = (
+        Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+        )
+        if logged is not None
+        else None
+    )
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        mlflow_model=origin,
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"bundle": str(model.bundle.resolve())},
+        # Both packages land side by side in <model>/code, which MLflow puts first on the path when it loads: a fresh
+        # process runs the code that was saved, installed or not; one that has ours imported already goes on with it.
+        code_paths=[str(Path(package.__path__[0])) for package in (datasets_manifest, trainers)],
+        signature=model.signature,
+        input_example=model.input_example,
+        pip_requirements=_pinned(model.bundle),
+    )
+
+
+def write_checksums(folder: Path) -> str:
+    """Write files.json: size and SHA-256 of every file of a saved model.
+
+    Returns:
+        the SHA-256 of files.json, which the registry keeps: whoever alters a file in the artifact store cannot also
+        alter this.
+    """
+    content = json.dumps(digests(folder), indent=1).encode()
+    (folder / CHECKSUMS).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _pinned(bundle: Path) -> list[str]:
+    """Explicit requirements: inferring them would load the model in another process, which takes most of a minute."""
+    uses_timm = '"timm:' in (bundle / "model.json").read_text(encoding="utf-8")
+    pins = []
+    for name in (*_REQUIREMENTS, "timm") if uses_timm else _REQUIREMENTS:
+        try:
+            # The local part (`+cpu`) says from which index a wheel came; elsewhere it could not be installed.
+            pins.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            _log.warning("the saved model does not name the package %s: it is not installed", name)
+    return pins
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _alias_at(client: MlflowClient, name: str) -> int:
+    """The version that has the alias; 0 if none."""
+    try:
+        return int(client.get_model_version_by_alias(name, ALIAS).version)
+    except MlflowException as error:
+        # A missing alias is reported as a bad parameter, a missing model as not existing.
+        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            raise
+        return 0

@@ -1,0 +1,255 @@
+"""The one writer to MLflow: it stands beside the driver, reads the journal and sends what MLflow does not have yet.
+
+    controller ──after_report──▶ journal/epoch-00001.json … ──Sender──▶ MLflow run, pictures, model, registry
+
+Training never waits for MLflow and never fails with it. What was sent is known from MLflow itself: an epoch goes out in
+one batch with a metric `epoch`, and the epochs found there are not sent again. So a sender that is killed anywhere, or
+cut off after its batch arrived, is followed by another of the same run name that sends the rest once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from datasets_manifest.errors import InputError
+from trainers.failures import TrackingUnavailable
+from trainers.tracking.address import resolve_tracking_uri, without_password
+from trainers.tracking.journal import Journal
+from trainers.tracking.mlflow_run import RunLink, open_client, open_experiment
+from trainers.tracking.registration import ModelToLog, register
+
+__all__ = [
+    "ModelToLog",
+    "Sender",
+    "TrackedRun",
+    "TrackingUnavailable",
+    "open_client",
+    "open_experiment",
+    "resolve_tracking_uri",
+]
+
+_log = logging.getLogger(__name__)
+
+_AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+# Answers that another attempt will not change.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
+_LONGEST_PAUSE_S = 15.0
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """Where a run is found in MLflow; name and version are None if no model was registered."""
+
+    run_id: str
+    model_name: str | None
+    model_version: str | None
+
+
+class Sender:
+    """Sends a run's journal to MLflow while it grows; one for a run, in the driver.
+
+    Args:
+        uri: address of MLflow.
+        experiment: its name.
+        run_name: unique name of the run; the MLflow run is found again by it.
+        journal: of the run.
+        params: flat parameters of the run.
+        tags: of the MLflow run.
+        storage: folder for artifacts where there is no server.
+        interval_s: seconds between two looks at the journal.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        journal: Journal,
+        params: dict[str, Any],
+        tags: dict[str, str],
+        storage: Path,
+        *,
+        interval_s: float = 2.0,
+    ) -> None:
+        if "'" in run_name:
+            raise InputError("has a quote in it", field="run.name", value=run_name)
+        self.uri, self.experiment, self.run_name, self.journal = uri, experiment, run_name, journal
+        self.tags = tags
+        self._params, self._storage, self._interval_s = params, storage, interval_s
+        self._place = without_password(uri)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._link: RunLink | None = None
+        self._ending: _Ending | None = None
+        self._failing_since: float | None = None  # time.monotonic() of the first of the failures in a row
+        self._answering = False  # MLflow answered in this round, and what was asked at the end is being done
+        self._warned = False
+        self._last_error: Exception | None = None
+        self.run_id: str | None = None  # known once MLflow has answered
+
+    def start(self) -> None:
+        """Begin sending, in the background."""
+        with self._lock:
+            self._stopping = False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=f"mlflow-{self.run_name}", daemon=True)
+                self._thread.start()
+
+    def finish(
+        self,
+        status: str,
+        *,
+        artifacts: Path | None = None,
+        model: ModelToLog | None = None,
+        deadline_s: float = 120.0,
+    ) -> TrackedRun:
+        """Send what is left, log files and model, register it, end the run. Doing it again changes nothing.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            artifacts: folder whose content is logged under `report`.
+            model: to be registered as `candidate`.
+            deadline_s: seconds MLflow may be away in a row before this gives up. An upload under way is not cut off.
+
+        Raises:
+            TrackingUnavailable: MLflow stayed away or refused.
+        """
+        if artifacts is not None and not artifacts.is_dir():
+            raise FileNotFoundError(f"{artifacts}: no such folder to log")
+        ending, asked = _Ending(status, artifacts, model), time.monotonic()
+        self._ending, self._failing_since = ending, None
+        self._wake.set()
+        self.start()
+        while not ending.done.done():
+            away_s = 0.0 if self._answering else time.monotonic() - (self._failing_since or asked)
+            if away_s >= deadline_s:
+                self._ending = None
+                break
+            wait([ending.done], timeout=min(deadline_s - away_s, 0.5))
+        self.stop()
+        if not ending.done.done():
+            raise TrackingUnavailable(self._farewell(f"was away for {deadline_s:g} s")) from self._last_error
+        return ending.done.result()
+
+    def stop(self) -> None:
+        """Stop sending without ending the run; what is left goes out when a run of this name is started again."""
+        with self._lock:
+            self._stopping = True
+        self._wake.set()
+
+    def _work(self) -> None:
+        pause = self._interval_s
+        while True:
+            # Cleared before the look at what is asked: a request that comes during it wakes the next wait.
+            self._wake.clear()
+            ending = self._ending
+            try:
+                link = self._send_news()
+                if ending is not None:
+                    self._answering = True
+                    tracked = _conclude(link, ending)
+                    self._note_success()
+                    self._answer(ending, tracked)
+                else:
+                    self._note_success()
+                pause = self._interval_s
+            except Exception as error:
+                self._link = None  # what MLflow has is read from it again
+                self._note_failure(error, ending)
+                pause = min(max(2 * pause, 0.5), _LONGEST_PAUSE_S)
+            self._answering = False
+            with self._lock:
+                if self._stopping:
+                    self._thread = None
+                    return
+            self._wake.wait(pause)
+
+    def _send_news(self) -> RunLink:
+        if self._link is None:
+            self._link = self._connect()
+        self.run_id = self._link.run_id
+        for record in self.journal.read(known=self._link.sent):
+            self._link.send(record)
+        return self._link
+
+    def _connect(self) -> RunLink:
+        """Find or make the MLflow run, and read from it what was sent before."""
+        link = RunLink.open(self.uri, self.experiment, self._storage, self.run_name, self.tags)
+        link.log_params(self._params)
+        return link
+
+    def _note_success(self) -> None:
+        self._failing_since = None
+        if self._warned:
+            _log.warning("MLflow at %s is back and has all records", self._place)
+        self._warned = False
+
+    def _note_failure(self, error: Exception, ending: _Ending | None) -> None:
+        self._last_error = error
+        self._failing_since = self._failing_since or time.monotonic()
+        if ending is not None and isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            refusal = TrackingUnavailable(self._farewell("refused"))
+            refusal.__cause__ = error
+            self._answer(ending, refusal)
+        elif ending is not None and not isinstance(error, _AWAY):
+            self._answer(ending, error)
+        elif not self._warned:
+            self._warned = True
+            _log.warning(
+                "MLflow at %s does not take the run's records, training goes on; the journal %s keeps them until it does: %s",
+                self._place,
+                self.journal.folder,
+                _line(error),
+            )
+
+    def _answer(self, ending: _Ending, answer: TrackedRun | Exception) -> None:
+        self._ending = None
+        if isinstance(answer, Exception):
+            ending.done.set_exception(answer)
+        else:
+            ending.done.set_result(answer)
+
+    def _farewell(self, what: str) -> str:
+        cause = f" ({_line(self._last_error)})" if self._last_error is not None else ""
+        return (
+            f"MLflow at {self._place} {what}{cause}. Nothing is lost: the journal {self.journal.folder} and the "
+            f"checkpoints beside it keep everything, and it is sent, once, when a run named {self.run_name} is started "
+            "again."
+        )
+
+
+def _conclude(link: RunLink, ending: _Ending) -> TrackedRun:
+    if ending.artifacts is not None:
+        link.client.log_artifacts(link.run_id, str(ending.artifacts), "report")
+    name, version = None, None
+    if ending.model is not None:
+        name, version = ending.model.registered_name, register(link, ending.model)
+    if link.client.get_run(link.run_id).info.status != ending.status:
+        link.client.set_terminated(link.run_id, ending.status)
+    return TrackedRun(link.run_id, name, version)
+
+
+class _Ending:
+    """What `finish` asks of the thread, and its answer."""
+
+    def __init__(self, status: str, artifacts: Path | None, model: ModelToLog | None) -> None:
+        self.status, self.artifacts, self.model = status, artifacts, model
+        self.done: Future[TrackedRun] = Future()
+
+
+def _line(error: Exception | None) -> str:
+    """The first line of an error, short: MLflow's repeat the whole request."""
+    text = str(error).strip() or repr(error)
+    return without_password(text.splitlines()[0])[:300]

@@ -1,0 +1,315 @@
+"""The driver of a sweep: Ray Tune around Train runs, one MLflow run above theirs, the best model registered."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.files import write_atomically
+from trainers.cluster.driver import RunFailed, prepare, read_validator_inputs
+from trainers.cluster.local_cluster import start_ray
+from trainers.cluster.resources import most_resources
+from trainers.model.checkpoint import load_card, model_folder, read_json
+from trainers.pipeline import model_to_log, summary
+from trainers.recipe.recipe import Recipe
+from trainers.reports.page import REPORT
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.journal import Journal
+from trainers.tracking.mlflow_run import RunLink
+from trainers.tracking.provenance import job_tags
+from trainers.tracking.sender import Sender, TrackedRun
+from trainers.validators import choose_candidate
+from tuning.report import draw_report
+from tuning.sweep import LEAVE_ONE_SOURCE_OUT, Choices, Range, SweepPlan
+from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, stop_file, train_and_track
+from tuning.trial_results import Trial, read_trials, result_tree
+
+METRIC = "score"
+OnTrial = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep came to.
+
+    best: None for a comparison. best_recipe: the file that `train` takes. registered: where the best model is.
+    """
+
+    folder: Path
+    trials: list[Trial]
+    best: Trial | None
+    best_recipe: Path | None
+    registered: TrackedRun | None
+    report: Path
+    tracking_uri: str | None
+    parent_run: str | None
+
+
+class Progress(tune.Callback):
+    """A line on standard error for each report, unless that is to be quiet."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        ended = sum(other.is_finished() for other in trials)
+        if not result.get("finished"):
+            print(
+                f"trial {trial.trial_id} epoch {result['epoch']}  score {result[METRIC]:.4f}  "
+                f"({ended} of {len(trials)} begun trials ended)  {settings(trial.config)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        print(f"trial {trial.trial_id} failed  {settings(trial.config)}", file=sys.stderr, flush=True)
+
+
+def settings(config: Mapping[str, Any]) -> str:
+    """A trial's values in one line."""
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()
+    )
+
+
+def run_sweep(plan: SweepPlan) -> SweepOutcome:
+    """Run all trials, or those that are left of a sweep of this name, then choose, draw and register.
+
+    Raises:
+        InputError: the sweep or its data are not right.
+        RunFailed: no trial came to an end.
+        TrackingUnavailable: MLflow was away when the model was to be registered; the sweep's folder has everything.
+    """
+    sweep, base = plan.sweep, plan.recipe([])
+    prepare(base)
+    storage = Path(base.run.storage).resolve()
+    folder = storage / sweep.name
+    _claim(plan, folder)
+    start_ray(base.cluster.address)
+    uri = resolve_tracking_uri(base.tracking.uri, storage) if base.tracking.enabled else None
+    parent = _open_parent(plan, base, uri, storage, folder) if uri else None
+    concurrent = sweep.max_concurrent or trials_at_once(base, most_resources())
+    cpus = most_resources().get("CPU", 1.0)
+    share = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
+    job = TrialJob(plan, folder / "trials", share, uri, parent)
+    errors = _run_trials(plan, job, folder, concurrent)
+    trials = read_trials(folder / "trials", sweep)
+    finished = [trial for trial in trials if trial.finished]
+    if not finished:
+        raise RunFailed(f"no trial of {sweep.name} came to an end; the first error: {next(iter(errors.values()), '–')}")
+    best = None if sweep.is_comparison else choose_trial(plan, base, finished)
+    best_recipe = _write_best(plan, base, best, folder) if best else None
+    registered = None
+    if uri:
+        registered = _register(plan, job, best, storage) if best else None
+    report = folder / "report"
+    draw_report(plan, trials, best, report)
+    if uri:
+        _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
+    return SweepOutcome(folder, trials, best, best_recipe, registered, report, uri, parent)
+
+
+def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:
+    """How many trials the cluster holds side by side: by GPUs if it has enough for one, else two CPUs a worker."""
+    workers, gpus, cpus = recipe.cluster.most_workers, resources.get("GPU", 0.0), resources.get("CPU", 1.0)
+    if recipe.cluster.device != "cpu" and gpus >= workers:
+        return int(gpus // workers)
+    return max(1, int(cpus // ((recipe.cluster.cpus_per_worker or 1.0) * 2 * workers)))
+
+
+def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:
+    """The best trial without target labels: by the validator behind the gate, or by the sources left out."""
+    validator = plan.sweep.objective
+    if validator == LEAVE_ONE_SOURCE_OUT:
+        return max(finished, key=lambda trial: trial.score)
+    evidence = [read_validator_inputs(Path(str(trial.content["checkpoint"]))) for trial in finished]
+    return finished[choose_candidate(validator, evidence, base.selection.gate)]
+
+
+def _claim(plan: SweepPlan, folder: Path) -> None:
+    """A folder that is there belongs to this sweep only if nothing in it changed."""
+    file = folder / "sweep.json"
+    now = {"sweep": plan.sweep.model_dump(mode="json", exclude={"max_concurrent", "recipe"}), "tree": plan.tree}
+    now = json.loads(json.dumps(now, default=str))
+    if not file.is_file():
+        write_atomically(file, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+        return
+    before = read_json(file)
+    parts = {**before.get("sweep", {}), "recipe": before.get("tree")}, {**now["sweep"], "recipe": now["tree"]}
+    changed = [key for key in parts[1] if parts[0].get(key) != parts[1][key]]
+    if changed:
+        problem = f"is the name of a sweep that differs in {', '.join(changed[:3])}"
+        raise InputError(problem, file=plan.file, field="name", value=plan.sweep.name, wanted="another name")
+
+
+def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -> dict[str, str]:
+    """Errors by trial id."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # standard output is ours
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"cpu": TRIAL_CPUS})
+    place = folder / "tune"
+    if tune.Tuner.can_restore(str(place)):
+        tuner = tune.Tuner.restore(str(place), trainable=trainable, resume_unfinished=True)
+    else:
+        sweep = plan.sweep
+        space, search = search_space(plan, concurrent)
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                search_alg=search,
+                scheduler=_scheduler(plan, job.folder),
+                num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
+            ),
+            run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress()]),
+        )
+    grid = tuner.fit()
+    failed = [result for result in grid if result.error is not None]
+    return {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in failed}
+
+
+def search_space(plan: SweepPlan, concurrent: int) -> tuple[dict[str, Any], Any]:
+    """Tune's space and searcher; with `concurrent` trials at once."""
+    sweep = plan.sweep
+    if sweep.is_comparison:
+        grid = {"seed": tune.grid_search(list(sweep.seeds)), "variant": tune.grid_search(list(sweep.variants))}
+        return grid, BasicVariantGenerator(max_concurrent=concurrent)
+    if sweep.algorithm == "grid":
+        points = {key: part.choices if isinstance(part, Choices) else part.grid() for key, part in sweep.space.items()}
+        return {key: tune.grid_search(values) for key, values in points.items()}, BasicVariantGenerator(
+            max_concurrent=concurrent
+        )
+    domains = {key: _domain(part) for key, part in sweep.space.items()}
+    if sweep.algorithm == "random":
+        return domains, BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
+    search = OptunaSearch(OptunaSearch.convert_search_space(domains), metric=METRIC, mode="max", seed=sweep.seed)
+    return {}, ConcurrencyLimiter(search, max_concurrent=concurrent)
+
+
+def _domain(part: Choices | Range) -> Any:
+    if isinstance(part, Choices):
+        return tune.choice(part.choices)
+    if part.integer:
+        low, high = int(part.low), int(part.high)
+        if part.log:
+            return tune.lograndint(low, high + 1)
+        return tune.qrandint(low, high, int(part.step)) if part.step else tune.randint(low, high + 1)
+    if part.log:
+        return tune.loguniform(part.low, part.high)
+    return tune.quniform(part.low, part.high, part.step) if part.step else tune.uniform(part.low, part.high)
+
+
+class Halving(ASHAScheduler):
+    """ASHA that asks a trial to end in place of killing it.
+
+    A killed trial's training holds its CPUs for minutes (Ray 2.60), and its MLflow run would stay open.
+    """
+
+    def __init__(self, name: str, folder: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._name, self._folder = name, folder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP and not result["finished"]:
+            write_atomically(stop_file(self._folder, f"{self._name}-{trial.trial_id}"), "")
+            return TrialScheduler.CONTINUE
+        return decision
+
+
+def _scheduler(plan: SweepPlan, folder: Path) -> TrialScheduler:
+    asha = plan.sweep.asha
+    if asha is None:
+        return FIFOScheduler()
+    epochs = plan.recipe([]).train.epochs
+    return Halving(
+        plan.sweep.name,
+        folder,
+        time_attr="epoch",  # a restarted trial counts its reports anew; its epochs go on
+        max_t=epochs + 1,
+        grace_period=asha.grace_epochs,
+        reduction_factor=asha.reduction,
+    )
+
+
+def _open_parent(plan: SweepPlan, base: Recipe, uri: str, storage: Path, folder: Path) -> str:
+    tags = {"m2can.sweep": plan.sweep.name, "m2can.folder": str(folder), **job_tags()}
+    link = RunLink.open(uri, base.tracking.experiment, storage, plan.sweep.name, tags)
+    link.log_params(
+        {f"sweep.{key}": value for key, value in plan.sweep.model_dump(mode="json").items() if key != "recipe"}
+    )
+    return link.run_id
+
+
+def _sender(plan: SweepPlan, base: Recipe, uri: str, storage: Path, folder: Path) -> Sender:
+    journal = Journal(str(folder / "journal"))  # empty: the trials have theirs
+    return Sender(uri, base.tracking.experiment, plan.sweep.name, journal, {}, {}, storage)
+
+
+def _write_best(plan: SweepPlan, base: Recipe, best: Trial, folder: Path) -> Path:
+    """The best recipe, whole, with absolute paths; run name and place are those of the sweep's recipe."""
+    found = plan.recipe(best.overrides)
+    content = found.model_copy(update={"run": base.run}).model_dump(mode="json")
+    head = f"# The best of {plan.sweep.name}: trial {best.name}, {settings(best.config)}\n"
+    file = folder / "best.yaml"
+    write_atomically(file, head + json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> TrackedRun:
+    """The best trial's model; after leave-one-source-out that of one more run, with all sources."""
+    assert job.tracking_uri is not None
+    if plan.sweep.objective == LEAVE_ONE_SOURCE_OUT:
+        name = f"{plan.sweep.name}-best"
+        outcome, tags = train_and_track(job, placed_recipe(job, name, best.overrides))
+        checkpoint, epoch, numbers = outcome.checkpoint, outcome.chosen.epoch, summary(outcome)
+    else:
+        content = best.content
+        name, tags, epoch = best.name, content["tags"], int(content["chosen_epoch"])
+        checkpoint = Path(content["checkpoint"])
+        numbers = {key: content[key] for key in ("target_accuracy_chosen", "target_accuracy_last", "regret")}
+    model = model_to_log(checkpoint, epoch, numbers, name, {**tags, "m2can.sweep_score": f"{best.score:.6f}"})
+    experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
+    journal = Journal(str(job.folder / name / "journal"))
+    return Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage).finish("FINISHED", model=model)
+
+
+def as_json(outcome: SweepOutcome, plan: SweepPlan) -> dict[str, Any]:
+    """The outcome as plain values."""
+    tree = result_tree(plan.sweep, outcome.trials, outcome.best)
+    registered = outcome.registered
+    return {
+        "event": "end",
+        "sweep": plan.sweep.name,
+        **tree,
+        "best_recipe": str(outcome.best_recipe) if outcome.best_recipe else None,
+        "model_name": registered.model_name if registered else None,
+        "model_version": str(registered.model_version) if registered else None,
+        "tracking_uri": outcome.tracking_uri,
+        "run_id": outcome.parent_run,
+        "report": str(outcome.report),
+        "report_page": str(outcome.report / REPORT),
+    }
+
+
+def planned_trials(plan: SweepPlan) -> int:
+    """How many trials a sweep has."""
+    sweep = plan.sweep
+    if sweep.is_comparison:
+        return len(sweep.variants) * len(sweep.seeds)
+    if sweep.algorithm == "grid":
+        sizes = [len(part.choices) if isinstance(part, Choices) else len(part.grid()) for part in sweep.space.values()]
+        return math.prod(sizes)
+    return sweep.trials

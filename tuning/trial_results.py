@@ -1,0 +1,106 @@
+"""What the trials of a sweep came to, read from their folders."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.model.checkpoint import read_json
+from trainers.tracking.journal import EpochRecord, Journal
+from tuning.sweep import Sweep
+
+MEASURES = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "target_macro_f1")
+TRIAL_FILE = "trial.json"
+_TOLD = ("score", "epochs", "chosen_epoch", "source_accuracy", *MEASURES, "regret", "seconds", "left_out", "error")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """status: `finished`, `stopped` (by the scheduler) or `failed`. content: of its trial.json, if there is one."""
+
+    name: str
+    status: str
+    config: dict[str, Any]
+    records: list[EpochRecord]
+    content: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def score(self) -> float:
+        return float(self.content.get("score", float("nan")))
+
+    @property
+    def overrides(self) -> list[str]:
+        return list(self.content["overrides"])
+
+
+def read_trials(folder: Path, sweep: Sweep) -> list[Trial]:
+    """All trials that left something, in the order in which they began.
+
+    Args:
+        folder: of the sweep's trials.
+    """
+    found = []
+    for place in folder.glob(f"{sweep.name}-*"):
+        file, run = place / TRIAL_FILE, place / "recipe.json"
+        if not file.is_file() and (not run.is_file() or _is_part(place.name)):
+            continue
+        content = read_json(file) if file.is_file() else {}
+        records = Journal(str(place / "journal")).read()
+        begun = records[0].time if records else (file if file.is_file() else run).stat().st_mtime
+        config = content.get("config") or _config_of(run, sweep)
+        found.append((begun, Trial(place.name, content.get("status", "stopped"), config, records, content)))
+    return [trial for _, trial in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
+
+
+def _is_part(name: str) -> bool:
+    """Whether this is a run within a trial, or the last run with the best recipe."""
+    return "-without-" in name or name.endswith("-best")
+
+
+def _config_of(run: Path, sweep: Sweep) -> dict[str, Any]:
+    """A trial's values from its run's recipe."""
+    tree = read_json(run)
+    config = {}
+    for key in sweep.space:
+        node: Any = tree
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        config[key] = node
+    return config
+
+
+def result_tree(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[str, Any]:
+    """The sweep's result as plain values."""
+    rows = []
+    for trial in trials:
+        told = {key: trial.content.get(key) for key in _TOLD}
+        rows.append({"name": trial.name, "status": trial.status, "config": trial.config, **told})
+    tree: dict[str, Any] = {"objective": sweep.objective, "trials": rows, "best": best.name if best else None}
+    if sweep.is_comparison:
+        tree["variants"] = variant_rows(sweep, trials)
+    elif best is not None:
+        labelled = [t.content[MEASURES[0]] for t in trials if t.content.get(MEASURES[0]) is not None]
+        if labelled:  # for the report only: no label of the target reached the choice
+            tree["target_accuracy_best_trial"] = max(labelled)
+            tree["regret"] = max(labelled) - best.content[MEASURES[0]]
+    return tree
+
+
+def variant_rows(sweep: Sweep, trials: list[Trial]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds, a row a variant."""
+    rows = []
+    for variant in sweep.variants:
+        runs = [t for t in trials if t.finished and t.config.get("variant") == variant]
+        row: dict[str, Any] = {"variant": variant, "runs": len(runs)}
+        for key in ("score", "source_accuracy", *MEASURES):
+            values = [float(t.content[key]) for t in runs if t.content.get(key) is not None]
+            row[key] = statistics.mean(values) if values else None
+            row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        rows.append(row)
+    return rows
