@@ -27,7 +27,7 @@ def test_no_fault_is_found() -> None:
     ("file", "old", "new", "words"),
     [
         ("compose.yaml", "name: m2can\n", "name: [m2can\n", "compose.yaml: is not YAML"),
-        ("compose.yaml", "image: m2can:0.1.0", "image: m2can:latest", "wanted the tag"),
+        ("compose.yaml", "image: m2can:0.2.0", "image: m2can:latest", "wanted the tag"),
         ("compose.yaml", "postgres:17.5-bookworm", "postgres:latest", "wanted a tag with a version"),
         ("compose.yaml", "stop_grace_period", "stop_grace_time", "stop_grace_time"),
         ("compose.yaml", "POSTGRES_PASSWORD_FILE: /run/secrets/postgres_password", "POSTGRES_PASSWORD: m", "holds its value"),
