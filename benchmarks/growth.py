@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,22 +74,15 @@ class Counting(DistributedCollective):
         self.bytes += x.numel() * x.element_size()
         return x
 
-    def sum_all(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self._count(torch.cat([x.flatten() for x in tensors[-2:]]))  # statistics and terms; gradients come before
-        return super().sum_all(tensors)
-
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
         return super().sum_(self._count(x))
-
-    def summed(self, x: torch.Tensor) -> torch.Tensor:
-        return super().summed(self._count(x))
 
     def gather(self, x_DBK: torch.Tensor, global_batch: int) -> torch.Tensor:
         return super().gather(self._count(x_DBK), global_batch)
 
 
 def exchanged(rank: int, world: int, store: str, size: Size) -> tuple[int, int]:
-    """Exchanges of a step and the bytes this worker gives, without those of the gradients (they come first of several)."""
+    """Exchanges of a step and the bytes this worker gives, without what DistributedDataParallel exchanges."""
     torch.set_num_threads(1)
     recipe = recipe_of(size, "published")
     network = make_network(size, recipe)

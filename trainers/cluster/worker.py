@@ -111,8 +111,7 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
     torch.set_num_threads(given.threads)
     keep_freed_memory(TRAINER_KEEPS)
     world_size = ray.train.get_context().get_world_size()
-    several, patience = world_size > 1, given.card.recipe.cluster.timeout_s
-    collective = DistributedCollective(timeout_s=patience) if several else Collective()
+    collective = DistributedCollective() if world_size > 1 else Collective()
     table = ray.get(given.table)
     device = ray.train.torch.get_device()
     require_device(given.card.recipe, device)

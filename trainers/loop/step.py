@@ -288,7 +288,7 @@ def _finite(terms: dict[str, Tensor]) -> Tensor:
 
 
 def data_parallel(network: M2CAN, collective: Collective) -> Callable[[Batch], Outputs]:
-    """What a step calls: the network, wrapped where the workers' gradients are better summed during the backward pass."""
-    if collective.sums_gradients:
+    """The network; with several workers in DistributedDataParallel, which averages their gradients."""
+    if collective.world_size == 1:
         return network
     return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

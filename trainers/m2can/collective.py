@@ -1,6 +1,6 @@
 """What the method needs from other workers: a sum and a gather, both with gradients. On one worker both are the identity.
 
-Differentiation counts every rank's share once: the gradient of a sum over ranks is the sum of the ranks' gradients.
+The loss is the sum of the workers' shares, so the gradient of a sum over the workers is the sum of their gradients.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-
-from trainers.m2can.near import open_near
-
-# Workers. Each reads the gradients of all of them; with more, the rings of torch.distributed move less.
-NEAR_GRADIENTS = 4
 
 
 def slice_sizes(total: int, world_size: int) -> list[int]:
@@ -30,7 +25,6 @@ class Collective:
 
     rank = 0
     world_size = 1
-    sums_gradients = True  # of a whole network; otherwise something like DistributedDataParallel does it better
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum of `x` over the workers, with gradient."""
@@ -41,10 +35,7 @@ class Collective:
         return x
 
     def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sum of each tensor over the workers, without gradient, in one exchange for each type of theirs.
-
-        The tensors are used up: what is not contiguous is overwritten, to keep its order in memory.
-        """
+        """Sum of each tensor over the workers, without gradient, in one exchange for each type of theirs."""
         return list(tensors)
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
@@ -53,75 +44,42 @@ class Collective:
 
 
 class DistributedCollective(Collective):
-    """The workers of a torch.distributed process group (gloo or NCCL). All of them make it together.
+    """The workers of a torch.distributed process group (gloo or NCCL); the default group if None."""
 
-    Args:
-        timeout_s: how long an exchange through shared memory waits for another worker.
-        near: whether small tensors go through shared memory where all workers are on one machine (m2can/near.py).
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None = None, timeout_s: float = 1800.0, near: bool = True) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
-        self.near = open_near(group, timeout_s) if near else None
-        self.sums_gradients = self.near is not None and self.world_size <= NEAR_GRADIENTS
 
     def sum(self, x: Tensor) -> Tensor:
         return _AllReduceSum.apply(x, self)
 
     def sum_(self, x: Tensor) -> Tensor:
-        if self.near is not None and self.near.fits(x):
-            return x.copy_(self.near.sum(x))
-        dist.all_reduce(x, group=self.group)
-        return x
-
-    def summed(self, x: Tensor) -> Tensor:
-        """Sum of `x` over the workers, a new tensor, without gradient."""
-        if self.near is not None and self.near.fits(x):
-            return self.near.sum(x)
-        x = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(x, group=self.group)
         return x
 
     def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        found = list(tensors)
+        summed = list(tensors)
         for dtype in dict.fromkeys(x.dtype for x in tensors):
             places = [i for i, x in enumerate(tensors) if x.dtype == dtype]
-            for i, summed in zip(places, self._sum_alike([tensors[i] for i in places]), strict=True):
-                found[i] = summed
-        return found
-
-    def _sum_alike(self, tensors: list[Tensor]) -> list[Tensor]:
-        if self.near is not None and all(x.device.type == "cpu" for x in tensors):
-            flat = self.near.sum_flat(tensors)
-        else:
-            flat = torch.cat([x.flatten() for x in tensors])
-            dist.all_reduce(flat, group=self.group)
-        parts = (part.view_as(x) for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True))
-        return [part if x.is_contiguous() else x.copy_(part) for x, part in zip(tensors, parts, strict=True)]
+            flat = self.sum_(torch.cat([tensors[i].flatten() for i in places]))
+            for i, part in zip(places, flat.split([tensors[i].numel() for i in places]), strict=True):
+                summed[i] = part.view_as(tensors[i])
+        return summed
 
     def gather(self, x_DBK: Tensor, global_batch: int) -> Tensor:
         return _GatherRows.apply(x_DBK, slice_sizes(global_batch, self.world_size), self)
-
-    def gather_equal(self, x: Tensor) -> list[Tensor]:
-        """Every worker's `x`, of one shape, without gradient; to be read before the next exchange."""
-        if self.near is not None and self.near.fits(x):
-            return self.near.gather(x)
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.world_size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
-        return parts
 
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, collective: DistributedCollective) -> Tensor:
         ctx.collective = collective
-        return collective.summed(x)
+        return collective.sum_(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.collective.summed(grad), None
+        return ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format)), None
 
 
 class _GatherRows(torch.autograd.Function):
@@ -129,10 +87,13 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, x_DBK: Tensor, sizes: list[int], collective: DistributedCollective) -> Tensor:
         ctx.sizes, ctx.collective = sizes, collective
         # Slices differ by at most one row: each is padded to the longest, because a gather wants equal shapes.
-        parts = collective.gather_equal(F.pad(x_DBK, (0, 0, 0, max(sizes) - x_DBK.shape[1])))
+        padded = F.pad(x_DBK, (0, 0, 0, max(sizes) - x_DBK.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=collective.group)
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         start, size = sum(ctx.sizes[: ctx.collective.rank]), ctx.sizes[ctx.collective.rank]
-        return ctx.collective.summed(grad)[:, start : start + size], None, None
+        summed = ctx.collective.sum_(grad.clone(memory_format=torch.contiguous_format))
+        return summed[:, start : start + size], None, None

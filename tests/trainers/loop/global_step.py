@@ -31,10 +31,7 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """`local_statistics` is a mistake made on purpose: batch norm does not hear of the other workers.
-
-    near: exchange through shared memory; otherwise by gloo, gradients with DistributedDataParallel.
-    """
+    """`local_statistics` is a mistake made on purpose: batch norm does not hear of the other workers."""
 
     sources: int
     target: bool
@@ -45,7 +42,6 @@ class Scenario:
     local_statistics: bool = False
     accumulate: int = 1
     scope: Literal["global", "worker"] = "global"
-    near: bool = True
     options: tuple[str, ...] = ()
 
     @property
@@ -56,7 +52,6 @@ class Scenario:
         what = ["S", str(self.sources), "with target" if self.target else "first epoch", self.batch_norm, self.pictures]
         what += [self.dtype, f"{self.steps} steps", "local" * self.local_statistics]
         what += [f"{self.accumulate} parts" * (self.accumulate > 1), "own climb" * (self.scope == "worker")]
-        what += ["by sockets" * (not self.near)]
         return " ".join(word for word in [*what, *self.options] if word)
 
     def recipe(self) -> Recipe:
@@ -179,12 +174,12 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
 def worker(rank: int, world_size: int, scenarios: list[Scenario], folder: Path) -> None:
     """One process of a world: runs all scenarios and writes what it found."""
     torch.set_num_threads(1)
-    collectives = dict.fromkeys((True, False), Collective())
+    collective = Collective()
     if world_size > 1:
         store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-        collectives = {near: DistributedCollective(near=near) for near in (True, False)}
-    found = {scenario: run(scenario, collectives[scenario.near]) for scenario in scenarios}
+        collective = DistributedCollective()
+    found = {scenario: run(scenario, collective) for scenario in scenarios}
     torch.save(list(found.values()), folder / f"{world_size}-{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()
