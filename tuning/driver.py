@@ -18,16 +18,17 @@ from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from trainers.cluster.driver import RunFailed, prepare, read_validator_inputs
+from trainers.cluster.driver import RunFailed, prepare
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources
 from trainers.model.checkpoint import load_card, model_folder, read_json
-from trainers.pipeline import model_to_log, summary
+from trainers.pipeline import model_to_log
 from trainers.recipe.recipe import Recipe
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RunLink
+from trainers.tracking.outcome import read_validator_inputs
 from trainers.tracking.provenance import job_tags
 from trainers.tracking.sender import Sender, TrackedRun
 from trainers.validators import choose_candidate
@@ -274,7 +275,7 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     if plan.sweep.objective == LEAVE_ONE_SOURCE_OUT:
         name = f"{plan.sweep.name}-best"
         outcome, tags = train_and_track(job, placed_recipe(job, name, best.overrides))
-        checkpoint, epoch, numbers = outcome.checkpoint, outcome.chosen.epoch, summary(outcome)
+        checkpoint, epoch, numbers = outcome.checkpoint, outcome.chosen.epoch, outcome.accuracies()
     else:
         content = best.content
         name, tags, epoch = best.name, content["tags"], int(content["chosen_epoch"])

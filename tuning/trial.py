@@ -18,12 +18,13 @@ from ray import tune
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from trainers.cluster.driver import Outcome, RunFailed, RunStopped, prepare, read_validator_inputs, set_threads
+from trainers.cluster.driver import RunFailed, RunStopped, prepare, set_threads
 from trainers.cluster.driver import train as run_training
-from trainers.pipeline import make_sender, publish, summary
+from trainers.pipeline import make_sender, publish
 from trainers.recipe.recipe import Recipe
 from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_run import PARENT_TAG
+from trainers.tracking.outcome import Outcome, read_validator_inputs
 from trainers.validators import choose_epoch, epoch_score
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
 from tuning.trial_results import TRIAL_FILE
@@ -125,7 +126,7 @@ def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> di
         others = [source for source in sources if source != left_out]
         swapped = [*overrides, f"data.sources={json.dumps(others)}", f"data.target={json.dumps(left_out)}"]
         outcome, _ = train_and_track(job, placed_recipe(job, f"{name}-without-{position}", swapped))
-        accuracy = summary(outcome)["target_accuracy_chosen"]
+        accuracy = outcome.accuracies()["target_accuracy_chosen"]
         if accuracy is None:
             raise InputError("has no labelled validation rows to score by", field="data.sources", value=left_out)
         accuracies[outcome.card.target] = accuracy
@@ -184,5 +185,5 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         "checkpoint": str(outcome.checkpoint),
         "source_accuracy": metrics.get("source/val/accuracy"),
         "target_macro_f1": metrics.get("target/val/macro_f1"),
-        **summary(outcome),
+        **outcome.accuracies(),
     }

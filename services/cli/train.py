@@ -150,7 +150,8 @@ def run_recipe(
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
             tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=10.0)
         raise
-    from trainers.pipeline import draw_report, publish, summary
+    from trainers.pipeline import publish
+    from trainers.reports.run_report import draw_report
 
     tracked = publish(outcome, tracking.sender()) if tracking is not None else None
     report = outcome.folder / "report" if tracked else draw_report(outcome)
@@ -162,11 +163,7 @@ def run_recipe(
         "checkpoint": str(outcome.checkpoint),
         "model_name": tracked.model_name if tracked else None,
         "model_version": str(tracked.model_version) if tracked else None,
-        "validator": recipe.selection.validator,
-        "chosen_epoch": outcome.chosen.epoch,
-        "last_epoch": outcome.last.epoch,
-        "oracle_epoch": outcome.oracle.epoch if outcome.oracle else None,
-        **summary(outcome),
+        **outcome.numbers(),
         "report": str(report),
         "report_page": str(report / REPORT),
     }

@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 
 from datasets_manifest.manifest.corpus import Corpus, load_corpus
 from datasets_manifest.stream.encode import Vocabulary
-from trainers.cluster.driver import Outcome
 from trainers.loop.validator_inputs import validator_rows
 from trainers.model.checkpoint import ModelCard
 from trainers.recipe.recipe import make_recipe
 from trainers.tracking.journal import EpochRecord
+from trainers.tracking.outcome import Outcome
 from trainers.validators import ValidatorInputs
 
 CLASSES = ["bad", "middling", "good"]
@@ -64,7 +64,6 @@ def made_run(
     return Outcome(
         name="made",
         folder=folder / "made",
-        recipe=recipe,
         card=card,
         corpus=corpus,
         records=records,

@@ -29,36 +29,14 @@ from trainers.cluster.worker import WorkerConfig
 from trainers.cluster.worker_entrypoint import train_worker
 from trainers.failures import RunFailed, RunStopped
 from trainers.model.build import build_network, text_config
-from trainers.model.checkpoint import ModelCard, read_json, read_tensors
+from trainers.model.checkpoint import ModelCard, read_json
 from trainers.model.network_checks import require_parts, require_statistics
 from trainers.model.precision import expected_device, require_device
 from trainers.model.vocabulary import make_vocabulary
 from trainers.recipe.recipe import Recipe, make_recipe
 from trainers.tracking.journal import EpochRecord, Journal, JournalCallback
-from trainers.validators import NEED_SOURCE_VALIDATION, ValidatorInputs, choose_candidate, verdicts
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to.
-
-    chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
-    checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
-    verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
-    """
-
-    name: str
-    folder: Path
-    recipe: Recipe
-    card: ModelCard
-    corpus: Corpus
-    records: list[EpochRecord]
-    chosen: EpochRecord
-    last: EpochRecord
-    oracle: EpochRecord | None
-    checkpoint: Path
-    checkpoints: dict[int, Path]
-    verdicts: list[dict[str, Any]]
+from trainers.tracking.outcome import Outcome, choose_epoch_of
+from trainers.validators import NEED_SOURCE_VALIDATION
 
 
 @dataclass(frozen=True)
@@ -170,7 +148,10 @@ def train(
             f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
             f"run.name={prepared.name} goes on from there"
         )
-    return _outcome(prepared, listener.journal.read(), result)
+    kept = {int(m["epoch"]): Path(found.path) for found, m in result.best_checkpoints if not m.get("partial")}
+    return choose_epoch_of(
+        prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
+    )
 
 
 def start_workers(
@@ -279,47 +260,6 @@ def require_own_name(prepared: Prepared) -> None:
                 value=prepared.name,
                 wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
             )
-
-
-def _outcome(prepared: Prepared, records: list[EpochRecord], result: Any) -> Outcome:
-    finished = [(found, metrics) for found, metrics in result.best_checkpoints if not metrics.get("partial")]
-    kept = {int(metrics["epoch"]): Path(found.path) for found, metrics in finished}
-    candidates = [record for record in records if record.epoch in kept]
-    if not candidates:
-        raise RunFailed("the run ended without a checkpoint")
-    evidence = [read_validator_inputs(kept[record.epoch]) for record in candidates]
-    selection = prepared.recipe.selection
-    chosen = candidates[choose_candidate(selection.validator, evidence, selection.gate)]
-    labelled = [record for record in records if "target/val/accuracy" in record.metrics]
-    return Outcome(
-        name=prepared.name,
-        folder=prepared.folder,
-        recipe=prepared.recipe,
-        card=prepared.card,
-        corpus=prepared.corpus,
-        records=records,
-        chosen=chosen,
-        last=records[-1],
-        oracle=max(labelled, key=lambda r: r.metrics["target/val/accuracy"], default=None),
-        checkpoint=kept[chosen.epoch],
-        checkpoints=kept,
-        verdicts=_epoch_verdicts(candidates, evidence, selection.gate),
-    )
-
-
-def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
-    """What an epoch's model said about the rows set aside for choosing.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    tensors = read_tensors(checkpoint / "evaluation.safetensors")
-    return ValidatorInputs.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
-
-
-def _epoch_verdicts(records: list[EpochRecord], evidence: list[ValidatorInputs], gate: float) -> list[dict[str, Any]]:
-    found = verdicts(evidence, [record.metrics.get("target/val/accuracy") for record in records], gate)
-    return [{"epoch": records[row.pop("position")].epoch, **row} for row in found]
 
 
 def set_threads() -> None:

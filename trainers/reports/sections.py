@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from trainers.cluster.driver import Outcome
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe.recipe import Recipe, make_recipe
 from trainers.reports.charts import Plot, Series, charts, curves, figure, percent, plain, round_percent
@@ -16,6 +15,7 @@ from trainers.reports.figures import TERMS
 from trainers.reports.page import Html, details, html, scrolling, section, table
 from trainers.tracking.address import without_password
 from trainers.tracking.journal import EpochRecord
+from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, environment
 
 NO_LABELS = "The target's {split} records have no labels here, so {what} not known."
@@ -42,13 +42,13 @@ class Run:
     @property
     def validation(self) -> str:
         """The split whose target rows are looked at: the validation split, else the training split."""
-        data = self.outcome.recipe.data
+        data = self.outcome.card.recipe.data
         return data.val_split if self.of_target(data.val_split) else data.train_split
 
 
 def overview(run: Run) -> Html:
     """What was trained, on what, with what."""
-    outcome, recipe = run.outcome, run.outcome.recipe
+    outcome, recipe = run.outcome, run.outcome.card.recipe
     metrics = [record.metrics for record in outcome.records]
     seconds = sum(m.get("time/train_s", 0.0) + m.get("time/score_s", 0.0) for m in metrics)
     speed = [m["speed/samples_per_s"] for m in metrics if "speed/samples_per_s" in m]
@@ -93,7 +93,7 @@ def choice(run: Run) -> Html:
     rows = [_choice_row(name, record) for name, record in named.items() if record is not None]
     head = ("checkpoint", "epoch", "target accuracy", "target macro-F1", "source accuracy", "selection score")
     if numbers["regret"] is None:
-        said = NO_LABELS.format(split=outcome.recipe.data.val_split, what="accuracy, oracle and regret are")
+        said = NO_LABELS.format(split=outcome.card.recipe.data.val_split, what="accuracy, oracle and regret are")
     else:
         said = (
             f"Regret {percent(numbers['regret'])}: so much lower is the target accuracy of the chosen epoch than that of "
@@ -142,13 +142,13 @@ def learning(run: Run) -> Html:
         ),
     ]
     labelled = any("target/val/accuracy" in r.metrics for r in records)
-    missing = NO_LABELS.format(split=run.outcome.recipe.data.val_split, what="the target's accuracy is")
+    missing = NO_LABELS.format(split=run.outcome.card.recipe.data.val_split, what="the target's accuracy is")
     return section("learning", "Learning curves", *([] if labelled else [missing]), charts(drawn))
 
 
 def pseudo_labels(run: Run) -> Html:
     """UACR over the epochs, and how far the chosen epoch's score tells right from wrong."""
-    title, records, recipe = "Pseudo labels", run.outcome.records, run.outcome.recipe
+    title, records, recipe = "Pseudo labels", run.outcome.records, run.outcome.card.recipe
     if not recipe.uacr.enabled or recipe.train.target_labels == "oracle":
         return section("pseudo-labels", title, "UACR was off: the run had no pseudo labels.")
     shares = [_series(records, f"uacr/class_share/{name}", name, i) for i, name in enumerate(run.outcome.card.classes)]

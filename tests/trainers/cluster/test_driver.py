@@ -13,8 +13,9 @@ import pytest
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
-from trainers.cluster.driver import Outcome, Prepared, RunFailed, prepare, train
+from trainers.cluster.driver import Prepared, RunFailed, prepare, train
 from trainers.model.device_batches import make_encoding
+from trainers.tracking.outcome import Outcome
 
 # At the demo's rates rounding grows a hundredfold a step in so small a network; at these it stays where it belongs.
 RATES = [f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fusion", "heads")]

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from tests.browser import ask
 from tests.trainers.made_run import HOSTILE, made_run
-from trainers.cluster.driver import Outcome
 from trainers.loop.evaluation import reliability
-from trainers.pipeline import draw_report
 from trainers.reports.charts import Plot, Series, curves
 from trainers.reports.feature_map import principal_components, same_neighbour
+from trainers.reports.run_report import draw_report
+from trainers.tracking.outcome import Outcome
 
 SECTIONS = ["overview", "choice", "learning", "pseudo-labels", "confusion", "calibration", "map", "samples", "data"]
 

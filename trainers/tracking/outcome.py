@@ -1,0 +1,106 @@
+"""What a finished run came to: its epochs, the chosen checkpoint, the accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets_manifest.manifest.corpus import Corpus
+from trainers.failures import RunFailed
+from trainers.model.checkpoint import ModelCard, read_tensors
+from trainers.tracking.journal import EpochRecord
+from trainers.validators import ValidatorInputs, choose_candidate, verdicts
+
+TARGET_ACCURACY = "target/val/accuracy"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
+    checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
+    verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
+    """
+
+    name: str
+    folder: Path
+    card: ModelCard
+    corpus: Corpus
+    records: list[EpochRecord]
+    chosen: EpochRecord
+    last: EpochRecord
+    oracle: EpochRecord | None
+    checkpoint: Path
+    checkpoints: dict[int, Path]
+    verdicts: list[dict[str, Any]]
+
+    def accuracies(self) -> dict[str, float | None]:
+        """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
+        chosen). None without labels."""
+        chosen, last, oracle = (
+            record.metrics.get(TARGET_ACCURACY) if record else None for record in (self.chosen, self.last, self.oracle)
+        )
+        return {
+            "target_accuracy_chosen": chosen,
+            "target_accuracy_last": last,
+            "target_accuracy_oracle": oracle,
+            "regret": oracle - chosen if oracle is not None and chosen is not None else None,
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """Validator, epochs and accuracies, as they stand in summary.json and in the command's last line."""
+        return {
+            "validator": self.card.recipe.selection.validator,
+            "chosen_epoch": self.chosen.epoch,
+            "last_epoch": self.last.epoch,
+            "oracle_epoch": self.oracle.epoch if self.oracle else None,
+            **self.accuracies(),
+        }
+
+
+def choose_epoch_of(
+    name: str, folder: Path, card: ModelCard, corpus: Corpus, records: list[EpochRecord], kept: Mapping[int, Path]
+) -> Outcome:
+    """Choose among the epochs whose checkpoints were kept, by the recipe's validator.
+
+    Args:
+        kept: epoch → checkpoint.
+
+    Raises:
+        RunFailed: no epoch has a checkpoint.
+        InputError: a checkpoint is damaged.
+    """
+    candidates = [record for record in records if record.epoch in kept]
+    if not candidates:
+        raise RunFailed("the run ended without a checkpoint")
+    inputs = [read_validator_inputs(kept[record.epoch]) for record in candidates]
+    selection = card.recipe.selection
+    chosen = candidates[choose_candidate(selection.validator, inputs, selection.gate)]
+    found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
+    labelled = [record for record in records if TARGET_ACCURACY in record.metrics]
+    return Outcome(
+        name=name,
+        folder=folder,
+        card=card,
+        corpus=corpus,
+        records=records,
+        chosen=chosen,
+        last=records[-1],
+        oracle=max(labelled, key=lambda record: record.metrics[TARGET_ACCURACY], default=None),
+        checkpoint=kept[chosen.epoch],
+        checkpoints=dict(kept),
+        verdicts=[{"epoch": candidates[row.pop("position")].epoch, **row} for row in found],
+    )
+
+
+def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
+    """What an epoch's model predicted for the rows set aside for choosing.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    tensors = read_tensors(checkpoint / "evaluation.safetensors")
+    return ValidatorInputs.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
