@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from datasets_manifest.errors import InputError, from_validation_error, nearest
 from datasets_manifest.manifest import catalog
@@ -17,185 +17,84 @@ from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
 
 Tree = dict[str, Any]
 
-
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Places(_Form):
-    data_list: str | None = None
-    data_root: str | None = None
-    n_sample: Annotated[int, Field(ge=1)] | None = None
-
-
-class _TextEncode(_Form):
-    max_length: int = 200
-
-
-class _Weak(_Form):
-    resize: int = 256
-    center_crop: int = 224
-    mean: list[float] = list(IMAGENET_MEAN)
-    std: list[float] = list(IMAGENET_STD)
-
-
-class _ColorJitter(_Form):
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-
-
-class _RandApply(_Form):
-    p: float = 0.8
-    color_jitter: _ColorJitter = _ColorJitter()
-
-
-class _Strong(_Form):
-    rand_resize_crop: int = 224
-    rand_flip: float = 0.5
-    rand_gray_scale: float = 0.2
-    mean: list[float] = list(IMAGENET_MEAN)
-    std: list[float] = list(IMAGENET_STD)
-    rand_apply: _RandApply = _RandApply()
-
-
-class _Split(_Form):
-    AVA: _Places = _Places()
-    PCCD: _Places = _Places()
-    RPCD: _Places = _Places()
-    TumEmo: _Places = _Places()
-    Twitter: _Places = _Places()
-    Yelp: _Places = _Places()
-    text_encode: _TextEncode = _TextEncode()
-    transforms_weak: _Weak = _Weak()
-    transforms_strong: _Strong = _Strong()
-
-
-class _Dataset(_Form):
-    types: Annotated[list[str], Field(min_length=2)]
-    batch_size: int = 8
-    bert_model: str = "bert-base-uncased"
-    workers: int = 8
-    train: _Split = _Split()
-    val: _Split = _Split()
-
-
-class _Net(_Form):
-    num_classes: int | None = None
-    start_rate: float = 0.3
-    update_rate: float = 0.3
-    ema_decay: float = 0.99
-
-
-class _Criterion(_Form):
-    cross_modal_contrastive_loss_rate: float = 0.5
-    cross_domain_contrastive_loss_rate: float = 0.2
-    mm_D_loss_rate: float = 0.05
-
-
-class _ScheduleKwargs(_Form):
-    power: float = 0.99
-    lowest_lr: float = 1e-6
-    targetlr: float = 0.0
-    multistep: list[int] = []
-
-
-class _Schedule(_Form):
-    mode: Literal["poly", "cosine", "multistep"] = "poly"
-    kwargs: _ScheduleKwargs = _ScheduleKwargs()
-
-
-class _OptimizerKwargs(_Form):
-    betas: str | list[float] = "0.9 0.999"
-    eps: float = 1e-8
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr: float = 0.001  # the published code replaces it by the rates of the parts
-
-
-class _Optimizer(_Form):
-    type: Literal["adam", "SGD", "adamw", "adadelta"] = "adam"
-    kwargs: _OptimizerKwargs = _OptimizerKwargs()
-    backbone_lr: float = 2e-5
-    extractor_lr: float = 2e-5
-    mlb_lr: float = 5e-4
-    classifier_lr: float = 5e-4
-    mmdiscriminator1_lr: float = 2e-4
-    mmdiscriminator2_lr: float = 3e-4
-
-
-class _EvalMode(_Form):
-    epoch: Literal[1] = 1
-
-
-class _Trainer(_Form):
-    epochs: int = 10
-    eval_on: Literal[True] = True
-    eval_mode: _EvalMode = _EvalMode()
-    log_iter: int = 200
-    lr_scheduler: _Schedule = _Schedule()
-    optimizer: _Optimizer = _Optimizer()
-
-
-class _HyperPara(_Form):
-    rho: float = 0.05
-    eps: float = 0.8
-    temperature: float = 2.0
-
-
-class PublishedConfig(_Form):
-    """The published form; the defaults are its own."""
-
-    dataset: _Dataset
-    net: _Net = _Net()
-    criterion: _Criterion = _Criterion()
-    trainer: _Trainer = _Trainer()
-    hyper_para: _HyperPara = _HyperPara()
-    seed: int = 123456
-    snapshot_dir: str | None = None
-
-
-# Published key → keys of a recipe. What is not here is mapped by a function below, or has no effect.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "dataset.batch_size": ("train.batch_size",),
-    "dataset.bert_model": ("encoders.text.name",),
-    "dataset.train.text_encode.max_length": ("data.texts.max_tokens",),
-    "dataset.train.transforms_weak.resize": ("data.pictures.resize",),
-    "dataset.train.transforms_weak.center_crop": ("data.pictures.crop",),
-    "dataset.train.transforms_strong.rand_flip": ("data.pictures.strong.flip",),
-    "dataset.train.transforms_strong.rand_gray_scale": ("data.pictures.strong.greyscale",),
-    "dataset.train.transforms_strong.rand_apply.p": ("data.pictures.strong.jitter.p",),
+DATA_SETS = ("AVA", "PCCD", "RPCD", "TumEmo", "Twitter", "Yelp")
+# Published key: its type, its default, and the recipe keys that it sets. Keys without one are read by a function below
+# or have no effect.
+_SPLIT_KEYS: dict[str, tuple[Any, ...]] = {
+    **{f"{name}.data_list": (str | None, None) for name in DATA_SETS},
+    **{f"{name}.data_root": (str | None, None) for name in DATA_SETS},
+    **{f"{name}.n_sample": (Annotated[int, Field(ge=1)] | None, None) for name in DATA_SETS},
+    "text_encode.max_length": (int, 200, "data.texts.max_tokens"),
+    "transforms_weak.resize": (int, 256, "data.pictures.resize"),
+    "transforms_weak.center_crop": (int, 224, "data.pictures.crop"),
+    "transforms_weak.mean": (list[float], list(IMAGENET_MEAN)),
+    "transforms_weak.std": (list[float], list(IMAGENET_STD)),
+    "transforms_strong.rand_resize_crop": (int, 224),
+    "transforms_strong.rand_flip": (float, 0.5, "data.pictures.strong.flip"),
+    "transforms_strong.rand_gray_scale": (float, 0.2, "data.pictures.strong.greyscale"),
+    "transforms_strong.mean": (list[float], list(IMAGENET_MEAN)),
+    "transforms_strong.std": (list[float], list(IMAGENET_STD)),
+    "transforms_strong.rand_apply.p": (float, 0.8, "data.pictures.strong.jitter.p"),
     **{
-        f"dataset.train.transforms_strong.rand_apply.color_jitter.{name}": (f"data.pictures.strong.jitter.{name}",)
-        for name in ("brightness", "contrast", "saturation", "hue")
+        f"transforms_strong.rand_apply.color_jitter.{name}": (float, default, f"data.pictures.strong.jitter.{name}")
+        for name, default in (("brightness", 0.4), ("contrast", 0.4), ("saturation", 0.4), ("hue", 0.1))
     },
-    "net.start_rate": ("uacr.start",),
-    "net.update_rate": ("uacr.update",),
-    "criterion.cross_modal_contrastive_loss_rate": ("objective.cmcfa",),
-    "criterion.cross_domain_contrastive_loss_rate": ("objective.cdcfa",),
-    "criterion.mm_D_loss_rate": ("objective.cdafa", "objective.mcc"),
-    "trainer.epochs": ("train.epochs",),
-    "trainer.lr_scheduler.mode": ("schedule.mode",),
-    "trainer.lr_scheduler.kwargs.power": ("schedule.power",),
-    "trainer.lr_scheduler.kwargs.lowest_lr": ("schedule.lowest_lr",),
-    "trainer.lr_scheduler.kwargs.targetlr": ("schedule.target_lr",),
-    "trainer.lr_scheduler.kwargs.multistep": ("schedule.multistep",),
-    "trainer.optimizer.kwargs.eps": ("optimizer.eps",),
-    "trainer.optimizer.kwargs.momentum": ("optimizer.momentum",),
-    "trainer.optimizer.kwargs.weight_decay": ("optimizer.weight_decay",),
-    "trainer.optimizer.backbone_lr": ("optimizer.lr.encoders",),
-    "trainer.optimizer.extractor_lr": ("optimizer.lr.projections",),
-    "trainer.optimizer.mlb_lr": ("optimizer.lr.fusion",),
-    "trainer.optimizer.classifier_lr": ("optimizer.lr.heads",),
-    "trainer.optimizer.mmdiscriminator1_lr": ("optimizer.lr.discriminators_source",),
-    "trainer.optimizer.mmdiscriminator2_lr": ("optimizer.lr.discriminators_target",),
-    "hyper_para.rho": ("sam.rho",),
-    "hyper_para.eps": ("objective.smoothing",),
-    "hyper_para.temperature": ("objective.temperature",),
-    "seed": ("train.seed",),
-    "snapshot_dir": ("run.storage",),
 }
+_KEYS: dict[str, tuple[Any, ...]] = {
+    "dataset.types": (Annotated[list[str], Field(min_length=2)], ...),
+    "dataset.batch_size": (int, 8, "train.batch_size"),
+    "dataset.bert_model": (str, "bert-base-uncased", "encoders.text.name"),
+    "dataset.workers": (int, 8),
+    **{f"dataset.train.{key}": entry for key, entry in _SPLIT_KEYS.items()},
+    **{f"dataset.val.{key}": entry[:2] for key, entry in _SPLIT_KEYS.items()},
+    "net.num_classes": (int | None, None),
+    "net.start_rate": (float, 0.3, "uacr.start"),
+    "net.update_rate": (float, 0.3, "uacr.update"),
+    "net.ema_decay": (float, 0.99),
+    "criterion.cross_modal_contrastive_loss_rate": (float, 0.5, "objective.cmcfa"),
+    "criterion.cross_domain_contrastive_loss_rate": (float, 0.2, "objective.cdcfa"),
+    "criterion.mm_D_loss_rate": (float, 0.05, "objective.cdafa", "objective.mcc"),
+    "trainer.epochs": (int, 10, "train.epochs"),
+    "trainer.eval_on": (Literal[True], True),
+    "trainer.eval_mode.epoch": (Literal[1], 1),
+    "trainer.log_iter": (int, 200),
+    "trainer.lr_scheduler.mode": (Literal["poly", "cosine", "multistep"], "poly", "schedule.mode"),
+    "trainer.lr_scheduler.kwargs.power": (float, 0.99, "schedule.power"),
+    "trainer.lr_scheduler.kwargs.lowest_lr": (float, 1e-6, "schedule.lowest_lr"),
+    "trainer.lr_scheduler.kwargs.targetlr": (float, 0.0, "schedule.target_lr"),
+    "trainer.lr_scheduler.kwargs.multistep": (list[int], [], "schedule.multistep"),
+    "trainer.optimizer.type": (Literal["adam", "SGD", "adamw", "adadelta"], "adam"),
+    "trainer.optimizer.kwargs.betas": (str | list[float], "0.9 0.999"),
+    "trainer.optimizer.kwargs.eps": (float, 1e-8, "optimizer.eps"),
+    "trainer.optimizer.kwargs.momentum": (float, 0.9, "optimizer.momentum"),
+    "trainer.optimizer.kwargs.weight_decay": (float, 0.0, "optimizer.weight_decay"),
+    "trainer.optimizer.kwargs.lr": (float, 0.001),  # the published code replaces it by the rates of the parts
+    "trainer.optimizer.backbone_lr": (float, 2e-5, "optimizer.lr.encoders"),
+    "trainer.optimizer.extractor_lr": (float, 2e-5, "optimizer.lr.projections"),
+    "trainer.optimizer.mlb_lr": (float, 5e-4, "optimizer.lr.fusion"),
+    "trainer.optimizer.classifier_lr": (float, 5e-4, "optimizer.lr.heads"),
+    "trainer.optimizer.mmdiscriminator1_lr": (float, 2e-4, "optimizer.lr.discriminators_source"),
+    "trainer.optimizer.mmdiscriminator2_lr": (float, 3e-4, "optimizer.lr.discriminators_target"),
+    "hyper_para.rho": (float, 0.05, "sam.rho"),
+    "hyper_para.eps": (float, 0.8, "objective.smoothing"),
+    "hyper_para.temperature": (float, 2.0, "objective.temperature"),
+    "seed": (int, 123456, "train.seed"),
+    "snapshot_dir": (str | None, None, "run.storage"),
+}
+
+
+def _model(name: str, keys: dict[str, tuple[Any, ...]]) -> type[BaseModel]:
+    """A pydantic model of dotted keys; a section whose keys all have defaults may be left out."""
+    fields: dict[str, Any] = {key: entry[:2] for key, entry in keys.items() if "." not in key}
+    for section in dict.fromkeys(key.split(".")[0] for key in keys if "." in key):
+        inside = {key.partition(".")[2]: entry for key, entry in keys.items() if key.startswith(f"{section}.")}
+        model = _model(section, inside)
+        wanted = any(entry[1] is ... for entry in inside.values())
+        fields[section] = (model, ... if wanted else model())
+    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+PublishedConfig: Any = _model("PublishedConfig", _KEYS)
 
 
 def is_published_form(tree: Tree) -> bool:
@@ -216,7 +115,7 @@ def recipe_tree(content: Tree, file: object) -> Tree:
     _check(config, file)
     tree: Tree = {"preset": "published"}
     stated = config.model_dump(exclude_unset=True)
-    for published, ours in _KEYS.items():
+    for published, (_, _, *ours) in _KEYS.items():
         value = _get(stated, published)
         if value is not None:
             for key in ours:
@@ -231,9 +130,9 @@ def recipe_tree(content: Tree, file: object) -> Tree:
     return tree
 
 
-def _check(config: PublishedConfig, file: object) -> None:
+def _check(config: Any, file: object) -> None:
     dataset = config.dataset
-    known = [name for name, entry in catalog.entries().items() if name in _Split.model_fields and entry.layout]
+    known = [name for name, entry in catalog.entries().items() if name in DATA_SETS and entry.layout]
     for name in dataset.types:
         if name not in known:
             close = nearest(name, known)
@@ -270,7 +169,7 @@ def _same(file: object, field: str, found: object, wanted: object) -> None:
         raise InputError("no other value is computed here", file=file, field=field, value=found, wanted=str(wanted))
 
 
-def _samples(dataset: _Dataset, file: object) -> int:
+def _samples(dataset: Any, file: object) -> int:
     """Samples drawn of each domain in an epoch: one number for all."""
     counts = {
         name: getattr(dataset.train, name).n_sample or catalog.find(name).counts["train"] for name in dataset.types
@@ -281,7 +180,7 @@ def _samples(dataset: _Dataset, file: object) -> int:
     return next(iter(counts.values()))
 
 
-def _reference(dataset: _Dataset, name: str) -> str:
+def _reference(dataset: Any, name: str) -> str:
     """The catalog's reference to a data set, with the places that the configuration gives."""
     train, val = getattr(dataset.train, name), getattr(dataset.val, name)
     places = {"root": train.data_root or val.data_root, "train": train.data_list, "val": val.data_list}
