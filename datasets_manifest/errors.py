@@ -57,6 +57,12 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's text, at most 300 characters; its type where it has no text."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where one pydantic error stands, in the user's terms.

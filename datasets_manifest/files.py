@@ -1,22 +1,60 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all: written under a name of their own, renamed when complete.
+
+A draft's name starts with a dot and has a random part, so two writers of one file never meet in a draft.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write `content` beside `file` and put it in its place; folders are made.
+@contextmanager
+def whole_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a path to write to; without an error it becomes `file`, and replaces what was there. Folders are made.
+
+    Args:
+        durable: wait until the content is on the disk, so that it survives a machine that stops.
 
     Raises:
         OSError: not writable or disk full. What was there before is still there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft = file.with_name(f".{file.name}.{uuid4().hex}")
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(draft, file)
-    except OSError:
+        yield draft
+        if durable:
+            with draft.open("rb") as stream:
+                os.fsync(stream.fileno())
+        draft.replace(file)
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; without an error it becomes `folder`, which must be absent or empty.
+
+    Raises:
+        OSError: not writable, disk full, or `folder` holds something. Nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.replace(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def write_atomically(file: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write `content` to `file`; see whole_file."""
+    with whole_file(file, durable=durable) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)

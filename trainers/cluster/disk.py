@@ -5,46 +5,32 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
 from ray.train import CheckpointConfig
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.corpus import Corpus
-from trainers.m2can.network import FUSED, M2CAN
-from trainers.model.build import build_discriminators
+from trainers.m2can.network import FUSED
 from trainers.model.precision import dtype_of
 from trainers.recipe.recipe import Recipe
 from trainers.validators.inputs import MOST_ROWS
 
 # Beside what stays by rank: the newest, which Ray keeps whatever its rank, and the one that is being written.
 BESIDE_THE_BEST = 2
-_HEADERS = 64 * 2**10  # names and shapes of tensors, model.json, training.json, files.json
-_STATES = {"adam": 2, "adamw": 2, "adadelta": 2, "sgd": 1}  # tensors of a weight's size that an optimizer carries
+_HEADERS = 8 * 2**10  # names and shapes of the tensors that evaluation_bytes counts, files.json
 
 
-def checkpoint_bytes(network: M2CAN, recipe: Recipe, corpus: Corpus, tokenizer: str) -> int:
-    """An upper bound on a checkpoint's size, within a few percent of the real one."""
-    discriminators = build_discriminators(corpus.num_sources, len(corpus.classes))
-    width = dtype_of(recipe).itemsize
-
-    def size(tensors: list[torch.Tensor]) -> int:
-        return sum(x.numel() * (width if x.is_floating_point() else x.itemsize) for x in tensors)
-
-    modules = (network, discriminators)
-    saved = sum(size(list(module.state_dict().values())) for module in modules)
-    trained = sum(size([p for p in module.parameters() if p.requires_grad]) for module in modules)
-    saved += trained * _STATES[recipe.optimizer.type]
-    return saved + evaluation_bytes(corpus, width) + len(tokenizer.encode()) + _HEADERS
-
-
-def evaluation_bytes(corpus: Corpus, width: int) -> int:
-    """Of what an epoch says about the rows it scored, and of the pseudo labels; `width` bytes a number."""
-    target, validated = len(corpus.train[-1]), sum(len(part) for part in corpus.val if part is not None)
+def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
+    """At most, of what a checkpoint holds by row: scores of an epoch, pseudo labels, rows with a bad picture."""
+    width, classes = dtype_of(recipe).itemsize, len(corpus.classes)
+    target, trained = len(corpus.train[-1]), sum(len(part) for part in corpus.train)
+    validated = sum(len(part) for part in corpus.val if part is not None)
     scores = (target + validated) * (3 * width + 2 * 8)  # probability, score, variance; label and true label
-    selection = 3 * target * 8  # rows with a pseudo label twice, their labels once
+    selection = 3 * target * 8 + (trained + validated) * 8  # rows with a pseudo label twice, their labels; bad rows
+    if recipe.uacr.labels == "soft":
+        selection += target * classes * 4
     looked_at = min(target, MOST_ROWS), min(sum(len(part) for part in corpus.val[:-1] if part is not None), MOST_ROWS)
-    evidence = sum(looked_at) * (len(corpus.classes) + FUSED) * 4 + looked_at[0] * (len(corpus.classes) * 4 + 16)
-    return scores + selection + evidence + looked_at[1] * 8
+    inputs = sum(looked_at) * (classes + FUSED) * 4 + looked_at[0] * (classes * 4 + 16) + looked_at[1] * 8
+    return scores + selection + inputs + _HEADERS
 
 
 def most_at_once(recipe: Recipe, size: int) -> int:

@@ -21,8 +21,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from datasets_manifest.manifest.corpus import Corpus, load_corpus, require_pictures
-from trainers.cluster.disk import checkpoint_bytes, require_disk, retention
-from trainers.cluster.memory_hints import ended_by_memory, out_of_memory
+from trainers.cluster.disk import evaluation_bytes, require_disk, retention
+from trainers.cluster.memory_hints import ended_by_memory, hints
 from trainers.cluster.monitor import Listener, start_monitor
 from trainers.cluster.resources import worker_resources
 from trainers.cluster.worker import WorkerConfig
@@ -32,6 +32,7 @@ from trainers.model.build import build_network, text_config
 from trainers.model.checkpoint import ModelCard, read_json
 from trainers.model.network_checks import require_parts, require_statistics
 from trainers.model.precision import expected_device, require_device
+from trainers.model.sizes import state_sizes
 from trainers.model.vocabulary import make_vocabulary
 from trainers.recipe.recipe import Recipe, make_recipe
 from trainers.tracking.journal import EpochRecord, Journal, JournalCallback
@@ -50,6 +51,7 @@ class Prepared:
     card: ModelCard
     notes: list[str]
     checkpoint_bytes: int  # of one checkpoint; a little more than its real size
+    state_bytes: int  # on each worker, whatever the batch: weights, gradients, optimizer state
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -102,9 +104,10 @@ def prepare(recipe: Recipe) -> Prepared:
     require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     storage = Path(recipe.run.storage).resolve()
-    size = checkpoint_bytes(network, recipe, corpus, vocabulary.json)
+    sizes = state_sizes(card, network)
+    size = sizes.files + evaluation_bytes(recipe, corpus)
     notes += require_disk(recipe, size, storage / name)
-    return Prepared(recipe, name, storage / name, corpus, card, notes, size)
+    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory)
 
 
 def train(
@@ -225,7 +228,7 @@ def ended_with(listener: Listener, prepared: Prepared) -> Iterator[None]:
         failed = error
     full = listener.out_of_memory or (ended_by_memory(failed) if failed is not None else None)
     if full is not None:
-        raise RunFailed(out_of_memory(prepared.card, prepared.corpus, full)) from failed
+        raise RunFailed(hints(prepared.recipe, prepared.state_bytes, full)) from failed
     if listener.fatal is not None or failed is not None:
         raise RunFailed(listener.fatal or f"{failed}\nThe workers: {listener.where()}") from failed
 

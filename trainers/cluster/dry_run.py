@@ -13,7 +13,6 @@ from typing import Any
 from trainers.cluster.disk import evaluation_bytes, most_at_once
 from trainers.cluster.driver import Prepared, RunFailed, ended_with, require_own_name, start_workers
 from trainers.cluster.worker_entrypoint import dry_run_worker
-from trainers.model.precision import dtype_of
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
 SECONDS = 5.0
@@ -81,7 +80,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
-    size = int(found["checkpoint_bytes"]) + evaluation_bytes(prepared.corpus, dtype_of(prepared.recipe).itemsize)
+    size = int(found["checkpoint_bytes"]) + evaluation_bytes(prepared.recipe, prepared.corpus)
     checkpoints = most_at_once(prepared.recipe, prepared.checkpoint_bytes)
     kinds = {"process": "memory/process_peak_mib", "gpu": "memory/gpu_peak_mib"}
     return DryRun(

@@ -13,9 +13,7 @@ import logging
 import math
 import os
 import platform
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.log_context import LogContext, worker_log
-from trainers.cluster.memory_hints import is_out_of_memory
+from trainers.cluster.memory_hints import is_out_of_memory, process_peak, where_it_ran_out
 from trainers.loop.loop import Loop, Observer, Passes
 from trainers.loop.profiling import StepProfile
 from trainers.loop.scoring import Scored
@@ -136,8 +134,8 @@ def end_for_good(error: Exception, given: WorkerConfig) -> bool:
         ray.get(given.monitor.post.remote("fatal", f"{type(error).__name__}: {error}"))
         return True
     if is_out_of_memory(error):
-        rank, words = ray.train.get_context().get_world_rank(), str(error).splitlines() or [""]
-        ray.get(given.monitor.post.remote("memory", f"rank {rank}: {type(error).__name__}: {words[0]}"))
+        where = where_it_ran_out(error, ray.train.get_context().get_world_rank())
+        ray.get(given.monitor.post.remote("memory", where))
     return False
 
 
@@ -209,8 +207,7 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
     """The most MiB this process has held since it began, and on its GPU."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    metrics = {"memory/process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    metrics = {"memory/process_peak_mib": process_peak() / 2**20}
     if device.type == "cuda":
         metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return metrics

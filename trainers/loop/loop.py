@@ -32,12 +32,13 @@ from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_r
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import select, selection_rate
-from trainers.m2can.teacher import follow, make_teacher
+from trainers.m2can.teacher import follow
 from trainers.model import checkpoint
-from trainers.model.build import build_discriminators, build_network, build_objective, build_optimizers, build_schedule
+from trainers.model.build import build_network, build_objective, build_schedule
 from trainers.model.checkpoint import ModelCard, TrainingState
 from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
 from trainers.model.precision import LossScale, autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
+from trainers.model.trained_parts import build_trained_parts
 from trainers.validators import epoch_score
 
 Passes = dict[str, dict[str, torch.Tensor]]
@@ -106,31 +107,23 @@ class Loop:
         self._build()
 
     def _build(self) -> None:
-        recipe, num_classes = self.recipe, len(self.corpus.classes)
+        recipe = self.recipe
         torch.manual_seed(recipe.train.seed)
         self.network = self.make_network().to(self.device, self.dtype).train()
         choose_kernels(recipe, self.device)
         choose_layout(self.network, recipe, self.device)
         if recipe.train.compile:
             compile_encoders(self.network, self.device)
-        discriminators = build_discriminators(self.corpus.num_sources, num_classes, recipe.discriminators)
-        self.discriminators = discriminators.to(self.device, self.dtype)
-        # What a checkpoint holds beside the network.
-        self.modules: dict[str, torch.nn.Module] = {"discriminators": self.discriminators}
-        self.teacher = None
-        if recipe.uacr.enabled and recipe.uacr.teacher == "ema":
-            self.teacher = self.modules["teacher"] = make_teacher(self.network)
-        optimizer, discriminator_optimizer = build_optimizers(
-            self.network, self.discriminators, recipe.optimizer, recipe.train.batch_size
-        )
-        self.optimizers = {"network": optimizer, "discriminators": discriminator_optimizer}
+        parts = build_trained_parts(recipe, self.network)
+        self.discriminators, self.teacher = parts.discriminators, parts.teacher
+        self.modules, self.optimizers = parts.modules, parts.optimizers  # what a checkpoint holds beside the network
         self.step = Step(
             network=self.network,
             model=data_parallel(self.network, self.collective),
             discriminators=self.discriminators,
             objective=build_objective(recipe),
-            optimizer=optimizer,
-            discriminator_optimizer=discriminator_optimizer,
+            optimizer=self.optimizers["network"],
+            discriminator_optimizer=self.optimizers["discriminators"],
             schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
             every=recipe.sam.every,

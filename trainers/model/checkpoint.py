@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.m2can.network import M2CAN
 from trainers.recipe.recipe import Recipe, make_recipe
@@ -77,48 +75,55 @@ def save(
     Raises:
         OSError: disk full or not writable; nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as draft:
         save_model(draft / "model", network, card)
         (draft / "state").mkdir()
-        tensors = {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
-        groups: dict[str, Any] = {}
-        for name, module in modules.items():
-            tensors |= {f"modules.{name}.{key}": value for key, value in module.state_dict().items()}
-        for name, optimizer in optimizers.items():
-            flat, groups[name] = _flatten_optimizer(optimizer)
-            tensors |= {f"optimizers.{name}.{key}": value for key, value in flat.items()}
+        tensors, groups = training_tensors(modules, optimizers)
+        tensors |= {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
         _save_tensors(draft / "state" / "training.safetensors", tensors)
         values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
         _write_json(draft / "state" / "training.json", {"schema_version": SCHEMA_VERSION} | values)
         _save_tensors(draft / "evaluation.safetensors", evaluation)
         _write_json(draft / "files.json", digests(draft))
-        os.replace(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+
+
+def training_tensors(
+    modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What training.safetensors and training.json hold of modules and optimizers: tensors by name, groups by optimizer."""
+    tensors: dict[str, Tensor] = {}
+    groups: dict[str, Any] = {}
+    for name, module in modules.items():
+        tensors |= {f"modules.{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        flat, groups[name] = _flatten_optimizer(optimizer)
+        tensors |= {f"optimizers.{name}.{key}": value for key, value in flat.items()}
+    return tensors, groups
 
 
 def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
     """Write what prediction needs."""
     folder.mkdir(parents=True)
     _save_tensors(folder / "model.safetensors", network.state_dict())
+    for name, content in card_files(card).items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def card_files(card: ModelCard) -> dict[str, str]:
+    """The content of model.json and tokenizer.json."""
     vocabulary = asdict(card.vocabulary)
-    (folder / "tokenizer.json").write_text(vocabulary.pop("json"), encoding="utf-8")
-    _write_json(
-        folder / "model.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "versions": {name: version(name) for name in _VERSIONS},
-            "recipe": card.recipe.model_dump(mode="json"),
-            "classes": card.classes,
-            "sources": card.sources,
-            "target": card.target,
-            "text_config": card.text_config,
-            "vocabulary": vocabulary,
-        },
-    )
+    tokenizer = vocabulary.pop("json")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in _VERSIONS},
+        "recipe": card.recipe.model_dump(mode="json"),
+        "classes": card.classes,
+        "sources": card.sources,
+        "target": card.target,
+        "text_config": card.text_config,
+        "vocabulary": vocabulary,
+    }
+    return {"model.json": json_text(content), "tokenizer.json": tokenizer}
 
 
 def model_folder(folder: Path) -> Path:
@@ -231,7 +236,11 @@ def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,24 +1,25 @@
-"""Memory that runs out ends a run with what to try; the estimates are those of the recipe's own network."""
+"""Memory that runs out ends a run with what to try; each setting named lowers what a step keeps."""
 
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from datasets_manifest.stream.plan import StepSlice
 from tests.trainers.cluster import out_of_memory
-from tests.trainers.tiny_run import prepared_run
+from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.cluster.driver import RunFailed, train
-from trainers.cluster.memory_hints import ended_by_memory, is_out_of_memory, needs
-from trainers.cluster.memory_hints import out_of_memory as advice
-
-TWO = ["data.pictures.max_pictures=2"]  # as many as some postcards have
-LESS = re.compile(r"^  (\S+)=\S+ .* ([\d.,]+) MB less", re.MULTILINE)
+from trainers.cluster.memory_hints import ended_by_memory, hints, is_out_of_memory, settings, where_it_ran_out
+from trainers.loop.loop import Observer
+from trainers.recipe.recipe import make_recipe
 
 
 @pytest.mark.slow
@@ -30,46 +31,82 @@ def test_the_run_ends_with_the_settings_to_try(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, worker: Callable[..., None], words: str
 ) -> None:
     monkeypatch.setattr("trainers.cluster.driver.train_worker", worker)
-    run = prepared_run(tmp_path, ["run.name=full", "cluster.workers=2", "encoders.picture.batch_norm=per_sample", *TWO])
+    run = prepared_run(tmp_path, ["run.name=full", "cluster.workers=2", "encoders.picture.batch_norm=per_sample"])
     with pytest.raises(RunFailed) as caught:
         train(run)
-    assert re.match(rf"out of memory, rank 1: .*{words}", str(caught.value))
-    assert {"train.accumulate", "data.pictures.max_pictures"} < {name for name, _ in LESS.findall(str(caught.value))}
+    assert re.match(rf"out of memory, rank 1, memory of the process, peak \d.*: .*{words}", str(caught.value))
+    assert all(setting in str(caught.value) for setting, _ in settings(run.recipe))
+
+
+def recipe_with(values: dict[str, dict[str, Any]]) -> Any:
+    return make_recipe({"data": {"sources": ["a", "b"], "target": "c"}, **values})
+
+
+def test_the_message_says_which_memory_its_peak_and_the_rows_of_a_step() -> None:
+    recipe = recipe_with({"train": {"batch_size": 24, "accumulate": 2}, "cluster": {"workers": 3}})
+    text = hints(recipe, 12_345_678, where_it_ran_out(MemoryError("no room\nfor an array"), 2))
+    assert re.match(r"out of memory, rank 2, memory of the process, peak [\d.,]+ MB of [\d,]+ MB: MemoryError: no room$",
+                    text.splitlines()[0])  # fmt: skip
+    assert "take 12 MB of each worker" in text
+    assert "4 rows × 3 domains × 2 views" in text
+
+
+def test_settings_follow_from_the_recipe() -> None:
+    def named(**values: Any) -> list[str]:
+        return [setting for setting, _ in settings(recipe_with(values))]
+
+    checkpointing = [f"encoders.{name}.activation_checkpointing=true" for name in ("picture", "text")]
+    assert named(train={"batch_size": 8}) == [
+        "train.accumulate=2",
+        "train.batch_size=4",
+        *checkpointing,
+        "train.precision=bf16",
+    ]
+    assert named(train={"batch_size": 4, "accumulate": 4}) == [*checkpointing, "train.precision=bf16"]
+    assert named(train={"batch_size": 4}, cluster={"workers": 4}) == [*checkpointing, "train.precision=bf16"]
+    assert "train.precision=bf16" not in named(train={"precision": "fp16"})
+    half_frozen = {"text": {"freeze": "all"}, "picture": {"activation_checkpointing": True}}
+    assert not set(checkpointing) & set(named(encoders=half_frozen))
+    needs = dict(settings(recipe_with({"encoders": {"picture": {"batch_norm": "batch"}}})))["train.accumulate=2"]
+    assert "needs encoders.picture.batch_norm" in needs
+
+
+def most_kept(run: Any) -> int:
+    """The most bytes that autograd saves at a time in a step."""
+    now, most = 0, 0
+
+    class Kept:
+        def __init__(self, x: torch.Tensor) -> None:
+            self.tensor = x
+
+    def free(size: int) -> None:
+        nonlocal now
+        now -= size
+
+    def keep(x: torch.Tensor) -> Kept:
+        nonlocal now, most
+        kept = Kept(x)
+        weakref.finalize(kept, free, x.nbytes)
+        now += x.nbytes
+        most = max(most, now)
+        return kept
+
+    class FirstStep(Observer):
+        def step(self, slice_: StepSlice, plan: Any, passes: Any) -> None:
+            raise StopIteration
+
+    loop = make_loop(run, FirstStep())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor), pytest.raises(StopIteration):
+        loop.run_epoch()
+    return most
 
 
 def test_every_setting_named_has_an_effect(tmp_path: Path) -> None:
-    run = prepared_run(tmp_path, ["encoders.picture.batch_norm=per_sample", "encoders.text.layers=3", *TWO])
-    found = LESS.findall(advice(run.card, run.corpus, "here"))
-    assert [name for name, _ in found] == [
-        "train.accumulate",
-        "encoders.picture.activation_checkpointing",
-        "encoders.text.activation_checkpointing",
-        "train.precision",
-        "data.pictures.max_pictures",
-        "data.pictures.crop",
-        "train.eval_batch_size",
-        "data.kept_views",
-    ]
-    assert all(float(less.replace(",", "")) > 0 for _, less in found)
-    fewer = prepared_run(tmp_path, ["data.pictures.max_pictures=16"])
-    assert "max_pictures" not in advice(fewer.card, fewer.corpus, "here")  # no postcard has more than 8
-
-
-def test_activations_are_counted_as_autograd_keeps_them(tmp_path: Path) -> None:
-    """A stack of linear layers in doubles: what is kept is known."""
-    run = prepared_run(
-        tmp_path, ["encoders.text.layers=0", "train.precision=fp64", "encoders.picture.batch_norm=frozen"]
-    )
-    whole = needs(run.card, run.corpus)
-    parts = needs(prepared_run(tmp_path, ["encoders.text.layers=0", "train.precision=fp64", "train.accumulate=3",
-                                          "encoders.picture.batch_norm=frozen"]).card, run.corpus)  # fmt: skip
-    single = needs(
-        prepared_run(tmp_path, ["encoders.text.layers=0", "encoders.picture.batch_norm=frozen"]).card, run.corpus
-    )
-    assert whole.pictures == pytest.approx(3 * parts.pictures)
-    # The indices that a pooling layer keeps are no wider in doubles.
-    assert whole.pictures == pytest.approx(2 * single.pictures, rel=0.1)
-    assert whole.weights == pytest.approx(2 * single.weights, rel=0.01)
+    base = ["encoders.picture.batch_norm=per_sample", "encoders.text.layers=3"]
+    plain = prepared_run(tmp_path, base)
+    before = most_kept(plain)
+    for setting, _ in settings(plain.recipe):
+        assert 0 < most_kept(prepared_run(tmp_path, [*base, setting])) < 0.95 * before, setting
 
 
 @pytest.mark.parametrize(
