@@ -19,7 +19,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from deploy import kubernetes, links
+from deploy import cross_references, kubernetes
 from deploy.commands import command_fault, shell_faults
 from deploy.images import dockerfile_faults, image_fault
 from deploy.locked import ROOT, locked, packages, version_of
@@ -129,7 +129,7 @@ def _compose(folder: Path) -> Iterator[str]:
             return
         for name, service in content["services"].items():
             yield from (f"{where}: {name}: {fault}" for fault in _service_faults(service, content))
-        yield from (f"{where}: {fault}" for fault in links.compose_faults(content, folder))
+        yield from (f"{where}: {fault}" for fault in cross_references.compose_faults(content, folder))
 
 
 def _laid_over(below: Any, above: Any) -> Any:
@@ -169,7 +169,7 @@ def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
         for content in found:
             if file.name == "kustomization.yaml":
                 yield from schema_faults(content, "kustomization", where)
-                yield from (f"{where}: {fault}" for fault in links.kustomization_faults(file, content))
+                yield from (f"{where}: {fault}" for fault in cross_references.kustomization_faults(file, content))
                 for made in content.get("configMapGenerator", []):
                     generated[made["name"]] = [Path(name).name for name in made["files"]]
             elif "recipes" in file.parts:
@@ -180,7 +180,7 @@ def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
                 yield from (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
                 objects.append(content)
     yield from kubernetes.reference_faults(objects, (ROOT / "docs/deploy.md").read_text())
-    yield from links.kubernetes_faults(objects, folder, generated)
+    yield from cross_references.kubernetes_faults(objects, folder, generated)
     if render and (tool := renderer()):
         for overlay in OVERLAYS:
             yield from _rendered(tool, folder / "kuberay/overlays" / overlay, facts)

@@ -1,4 +1,4 @@
-"""Bodies of the control plane, with the examples its OpenAPI document shows."""
+"""Bodies of requests and responses of the control plane, with the examples of its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.jobs.job_request import ID_PATTERN
+from services.jobs.jobs import Job
 
 NAME_PATTERN = r"^[^/:@'\s%\\]{1,200}$"
 MAX_DEPTH = 32
@@ -19,7 +19,7 @@ _EXAMPLE_SWEEP = {"name": "thresholds", "trials": 20, "space": {"uacr.start": {"
 
 
 def _is_flat_enough(tree: dict[str, Any]) -> dict[str, Any]:
-    """What is nested deeper than any recipe would end Python's stack somewhere on its way."""
+    """Refuse nesting deeper than any recipe's: it would overflow Python's stack later."""
     level: list[Any] = [tree]
     for _ in range(MAX_DEPTH):
         level = [part for node in level for part in (node.values() if isinstance(node, dict) else node)]
@@ -33,11 +33,11 @@ Tree = Annotated[dict[str, Any], AfterValidator(_is_flat_enough)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
+    model_config = ConfigDict(extra="forbid")
 
 
 class JobIn(_Body):
-    """A recipe to train; `run.name` of a run that was cut off goes on with it."""
+    """A recipe to train. With the `run.name` of an interrupted run it resumes that run."""
 
     recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
 
@@ -50,7 +50,7 @@ class SweepIn(_Body):
 
 
 class CheckIn(_Body):
-    """Manifests to look at."""
+    """Manifests to check."""
 
     manifests: Annotated[list[str], Field(min_length=1, max_length=64)] = Field(examples=[["/data/shop/manifest.yaml"]])
 
@@ -60,25 +60,16 @@ class PromoteIn(_Body):
     alias: str = Field("champion", pattern=r"^[a-z][a-z0-9_-]{0,40}$")
 
 
-class JobOut(BaseModel):
-    id: str = Field(pattern=ID_PATTERN, examples=["train-1123-120000-3fa1c2"])
-    kind: str
-    status: str = Field(examples=["RUNNING"])
-    run_name: str
-    message: str
-    submitted: str
-    ended: str | None
-    metadata: dict[str, str]
-
-
 class JobPage(BaseModel):
     """`next`: the cursor of the page after this one; null on the last."""
 
-    jobs: list[JobOut]
+    jobs: list[Job]
     next: str | None
 
 
 class ModelOut(BaseModel):
+    """A registered version, without the address of its files."""
+
     name: str
     version: str
     aliases: list[str]
@@ -90,12 +81,3 @@ class ModelOut(BaseModel):
 class ModelPage(BaseModel):
     models: list[ModelOut]
     next: str | None
-
-
-class PromotionOut(BaseModel):
-    alias: str
-    action: str
-    before: str | None
-    after: str
-    by: str
-    time: str

@@ -1,67 +1,33 @@
-"""What the control plane is set up with, and how a body of JSON becomes a job within these bounds."""
+"""The control plane's settings, and how the JSON body of a request becomes a job within them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlflow import MlflowClient
 
 from datasets_manifest.errors import InputError
-from services.api.guard import AuditLog, RateLimit, confine, confine_path
-from services.jobs import job_request, jobs
-from services.jobs.job_request import JobRequest, place
+from services.api.audit import AuditLog
+from services.api.path_policy import confine, confine_path
+from services.api.rate_limit import RateLimit
+from services.jobs import job_request
+from services.jobs.job_request import JobRequest, with_absolute_paths
+from services.jobs.jobs import JobServer
 from services.jobs.sweep_request import read_plan, recipes_of, tune_request
-from services.web.http import Tokens
+from services.web.auth import Tokens
 from trainers.recipe.recipe import Recipe, make_recipe
 from trainers.tracking.provenance import environment
 
 
-class JobServer(Protocol):
-    """What the API needs of the cluster; RayJobs below, and one in memory in the tests."""
-
-    def submit(self, request: JobRequest, metadata: dict[str, str]) -> jobs.Job: ...
-    def list(self) -> list[jobs.Job]: ...
-    def find(self, identity: str) -> jobs.Job | None: ...
-    def logs(self, identity: str) -> str: ...
-    def follow(self, identity: str) -> AsyncIterator[str]: ...
-    def stop(self, identity: str) -> jobs.Job: ...
-    def delete(self, identity: str) -> None: ...
-
-
-class RayJobs:
-    """Ray's job server, connected to when it is needed: the cluster may come later than the API, and go before it."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address
-
-    def submit(self, request: JobRequest, metadata: dict[str, str]) -> jobs.Job:
-        return jobs.submit(jobs.connect(self._address), request, metadata=metadata)
-
-    def list(self) -> list[jobs.Job]:
-        return jobs.list_jobs(jobs.connect(self._address))
-
-    def find(self, identity: str) -> jobs.Job | None:
-        return next((job for job in self.list() if job.id == identity), None)
-
-    def logs(self, identity: str) -> str:
-        return jobs.logs(jobs.connect(self._address), identity)
-
-    def follow(self, identity: str) -> AsyncIterator[str]:
-        return jobs.follow(jobs.connect(self._address), identity)
-
-    def stop(self, identity: str) -> jobs.Job:
-        return jobs.stop(jobs.connect(self._address), identity)
-
-    def delete(self, identity: str) -> None:
-        jobs.delete(jobs.connect(self._address), identity)
-
-
 @dataclass(frozen=True)
 class ApiConfig:
-    """roots: folders below which data and runs of submitted recipes must lie. storage: where runs go by default."""
+    """Settings of the control plane.
+
+    roots: folders in which data and runs of submitted recipes must be. storage: folder of runs by default.
+    """
 
     jobs: JobServer
     registry: Callable[[], MlflowClient]
@@ -74,7 +40,7 @@ class ApiConfig:
 
 
 def train_request(identity: str, tree: dict[str, Any], config: ApiConfig) -> JobRequest:
-    """Raises InputError: no recipe, or it reaches out of bounds."""
+    """Raises InputError: not a recipe, or a path of it leads outside of the roots."""
     recipe = make_recipe(_with_storage(tree, config), "recipe")
     _confine(recipe, config)
     tracked = recipe.tracking.model_copy(update={"uri": config.tracking_uri})
@@ -82,11 +48,11 @@ def train_request(identity: str, tree: dict[str, Any], config: ApiConfig) -> Job
 
 
 def sweep_request(identity: str, sweep: dict[str, Any], recipe: dict[str, Any], config: ApiConfig) -> JobRequest:
-    """Raises InputError: no sweep, or one of its recipes is not valid or reaches out of bounds."""
+    """Raises InputError: not a sweep, or one of its recipes is not valid or leads outside of the roots."""
     if "recipe" in sweep:
         raise InputError("is given beside the sweep", field="sweep.recipe", wanted="the field recipe")
     content = {**sweep, "recipe": _with_storage(recipe, config)}
-    JobRequest(id=identity, kind="tune", content=content).encoded()  # too long is told before all of it is tried
+    JobRequest(id=identity, kind="tune", content=content).encoded()  # refuses one that is too long before it is parsed
     plan = read_plan(content)
     for one in recipes_of(plan):
         _confine(one, config)
@@ -94,7 +60,7 @@ def sweep_request(identity: str, sweep: dict[str, Any], recipe: dict[str, Any], 
 
 
 def check_request(identity: str, manifests: list[str], config: ApiConfig) -> JobRequest:
-    """Raises InputError: a path that is not absolute or leads out of bounds."""
+    """Raises InputError: a path that is not absolute or leads outside of the roots."""
     paths = [confine_path(f"manifests.{n}", path, config.roots) for n, path in enumerate(manifests)]
     return JobRequest(id=identity, kind="data-check", content={"manifests": paths})
 
@@ -107,6 +73,6 @@ def _with_storage(tree: dict[str, Any], config: ApiConfig) -> dict[str, Any]:
 
 
 def _confine(recipe: Recipe, config: ApiConfig) -> None:
-    """As it was sent, and as it travels: a name may turn out to be a folder of this machine."""
-    for one in (recipe, place(recipe)):
+    """Check the recipe as it was sent and with absolute paths: a name may turn out to be a folder of this machine."""
+    for one in (recipe, with_absolute_paths(recipe)):
         confine(one, config.roots, config.tracking_uri)

@@ -29,11 +29,12 @@ def api(
     import uvicorn
 
     from services.api.app import make_api
-    from services.api.guard import AuditLog, RateLimit
+    from services.api.audit import AuditLog
+    from services.api.rate_limit import RateLimit
     from services.api.requests import ApiConfig, RayJobs
     from services.jobs.job_request import refuse_passwords
     from services.registry import client_for
-    from services.web.http import Tokens, check_host
+    from services.web.auth import Tokens, check_host
     from trainers.tracking.address import resolve_tracking_uri
 
     known = Tokens.read(tokens)

@@ -31,7 +31,7 @@ def serve(
     """Serve registered models over HTTP until interrupted; promotions take effect without restart."""
     from services.serving import deployment as serving
     from services.serving.samples import Limits
-    from services.web.http import Tokens, check_host
+    from services.web.auth import Tokens, check_host
     from trainers.cluster.local_cluster import start_ray
 
     known = Tokens.read(tokens)
@@ -55,7 +55,7 @@ def token(
     json_: AsJson = False,
 ) -> None:
     """Make a token: it is shown once; the tokens file keeps its hash."""
-    from services.web.http import new_token
+    from services.web.auth import new_token
 
     secret, line = new_token(name, scope)
     if json_:

@@ -79,7 +79,7 @@ def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | N
         InputError: a password stands in it.
     """
     check_id(identity)
-    placed = place(recipe)
+    placed = with_absolute_paths(recipe)
     run = placed.run.model_copy(update={"name": recipe.run.name or identity})
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     tracking = recipe.tracking.model_copy(update={"uri": uri})
@@ -89,7 +89,7 @@ def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | N
     return JobRequest(id=identity, kind="train", content=content, environment=environment or {})
 
 
-def place(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths. A name that is no file or folder here stays: it may be a hub's or a weights' name."""
 
     def here(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Ray Jobs: submit, list, look at, follow, stop, delete. The entrypoint is constant; nothing of a user's reaches a shell."""
+"""Ray Jobs: submit, list, follow, stop, delete. The entrypoint is constant; no input of a user reaches a shell."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trainers.tracking.provenance import JOB_ID_VARIABLE
 ENTRYPOINT = "python -m services.cli.job_entrypoint"
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _connecting = threading.Lock()
-_OURS = "m2can.kind"
+_OURS, _RUN_NAME, _SUBMITTED = "m2can.kind", "m2can.run_name", "m2can.submitted"  # keys of a job's metadata
 _STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -45,7 +45,7 @@ class JobsUnavailable(ServiceUnavailable):
 
 @dataclass(frozen=True)
 class Job:
-    """One job as people see it; its environment is left out, for it may hold more than is ours to show."""
+    """One job as it is shown. Its environment variables are left out: they may hold secrets."""
 
     id: str
     kind: str
@@ -69,151 +69,169 @@ def new_id(kind: str) -> str:
     return f"{kind}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def connect(address: str | None = None) -> JobSubmissionClient:
-    """The job server at `address` (http://…), RAY_API_SERVER_ADDRESS, or the cluster that runs here. The token of
-    RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token goes along when RAY_AUTH_MODE is `token`.
+class JobServer:
+    """Ray's job server at `address` (http://…), at RAY_API_SERVER_ADDRESS, or of the cluster that runs on this machine.
+
+    Each call connects anew: the cluster may start later than this process, or be replaced. With RAY_AUTH_MODE=token the
+    token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
 
     Raises:
         InputError: an address of another kind.
-        JobsUnavailable: nobody answers there, or the token is refused.
+        JobsUnavailable: from every method: the server does not answer, or refuses.
     """
-    if address is not None and not address.startswith(("http://", "https://")):
-        raise InputError("is not a job server's address", field="--address", value=address, wanted="http://HOST:8265")
-    with _answers(address), _only(address):
-        return JobSubmissionClient(address)
+
+    def __init__(self, address: str | None = None) -> None:
+        if address is not None and not address.startswith(("http://", "https://")):
+            wanted = "http://HOST:8265"
+            raise InputError("is not a job server's address", field="--address", value=address, wanted=wanted)
+        self.address = address
+
+    @contextmanager
+    def client(self) -> Iterator[JobSubmissionClient]:
+        """Ray's client, whose errors become JobsUnavailable."""
+        at = f" at {self.address}" if self.address else ""
+        try:
+            with _environment_address(self.address):
+                client = JobSubmissionClient(self.address)
+            yield client
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+            why = f"{str(error).splitlines()[0][:200]}); is the dashboard up and --address right?"
+            raise JobsUnavailable(f"no job server answers{at} ({why}") from None
+        except AuthenticationError:
+            raise JobsUnavailable(
+                "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from None
+        except RuntimeError as error:
+            raise JobsUnavailable(f"the job server refused: {str(error).splitlines()[0][:300]}") from None
+
+    def submit(
+        self,
+        request: JobRequest,
+        metadata: dict[str, str] | None = None,
+        on_code: Callable[[CodePackage], None] = lambda code: None,
+    ) -> Job:
+        """Send code and request. `metadata` is stored with the job.
+
+        Raises:
+            InputError: the id is taken, or code or request are too large.
+        """
+        encoded = request.encoded()
+        if self.find(request.id) is not None:
+            raise InputError("there is a job of this id", field="--id", value=request.id, wanted="an id of its own")
+        submitted = datetime.now(UTC).isoformat(timespec="seconds")
+        metadata = {**(metadata or {}), _OURS: request.kind, _RUN_NAME: request.run_name, _SUBMITTED: submitted}
+        metadata |= {
+            f"m2can.environment.{key}": str(request.environment[key])
+            for key in ("hash", "python")
+            if key in request.environment
+        }
+        variables = {VARIABLE: encoded, JOB_ID_VARIABLE: request.id}
+        if os.environ.get(DATA_ROOT):
+            variables[DATA_ROOT] = os.environ[DATA_ROOT]
+        with tempfile.TemporaryDirectory(prefix="m2can-code-") as folder, self.client() as client:
+            code = pack_code(Path(folder))
+            on_code(code)
+            client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=request.id,
+                metadata=metadata | {"m2can.code_bytes": str(code.bytes)},
+                runtime_env={"working_dir": folder, "env_vars": variables},
+            )
+        return self.get(request.id)
+
+    def find(self, identity: str) -> Job | None:
+        """The job of this id, if there is one."""
+        check_id(identity)
+        with self.client() as client:
+            return _find(client, identity)
+
+    def get(self, identity: str) -> Job:
+        """Raises InputError: there is no such job."""
+        job = self.find(identity)
+        if job is None:
+            wanted = "one that `m2can jobs list` shows"
+            raise InputError("there is no such job", field="ID", value=identity, wanted=wanted)
+        return job
+
+    def list_jobs(self, status: str | None = None, run_name: str | None = None) -> list[Job]:
+        """Our jobs, newest first; only those of a status, or that worked on a run or sweep.
+
+        Raises:
+            InputError: no such status.
+        """
+        if status is not None and status not in _STATUSES:
+            raise InputError("is no status", field="--status", value=status, wanted=", ".join(_STATUSES))
+        with self.client() as client:
+            found = client.list_jobs()
+        ours = [job for job in found if job.submission_id and _OURS in (job.metadata or {})]
+        newest = sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
+        fits = [job for job in map(_job, newest) if status in (None, job.status)]
+        return [job for job in fits if run_name in (None, job.run_name)]
+
+    def logs(self, identity: str) -> str:
+        """All a job has printed."""
+        self.get(identity)
+        with self.client() as client:
+            return str(client.get_job_logs(identity))
+
+    async def follow(self, identity: str) -> AsyncIterator[str]:
+        """What a job has printed and prints, until it ends. Raises JobsUnavailable: the stream broke off."""
+        self.get(identity)
+        with self.client() as client:
+            async for lines in client.tail_job_logs(identity):
+                yield lines
+
+    def stop(self, identity: str) -> Job:
+        """Ask a job to stop; one that has ended stays as it is."""
+        if not self.get(identity).has_ended:
+            with self.client() as client:
+                client.stop_job(identity)
+        return self.get(identity)
+
+    def delete(self, identity: str) -> None:
+        """Remove an ended job with its logs; run, checkpoints and MLflow run stay.
+
+        Raises:
+            InputError: it has not ended.
+        """
+        job = self.get(identity)
+        if not job.has_ended:
+            wanted = f"an ended job; `m2can jobs stop {identity}` ends it"
+            raise InputError("has not ended", field="ID", value=f"{identity}, {job.status}", wanted=wanted)
+        with self.client() as client:
+            client.delete_job(identity)
+
+    def wait(self, identity: str, every_s: float = 1.0) -> Job:
+        """Block until the job has ended."""
+        job = self.get(identity)
+        with self.client() as client:
+            while not job.has_ended:
+                time.sleep(every_s)
+                job = _find(client, identity) or self.get(identity)
+        return job
 
 
-def submit(
-    client: JobSubmissionClient,
-    request: JobRequest,
-    *,
-    on_code: Callable[[CodePackage], None] = lambda code: None,
-    metadata: dict[str, str] | None = None,
-) -> Job:
-    """Send code and request; `metadata` is kept with the job.
-
-    Raises:
-        InputError: the id is taken, or code or request are too large.
-    """
-    encoded = request.encoded()
-    if _details(client, request.id) is not None:
-        raise InputError("there is a job of this id", field="--id", value=request.id, wanted="an id of its own")
-    environment = {key: str(value) for key, value in request.environment.items() if key in ("hash", "python")}
-    metadata = {**(metadata or {}), _OURS: request.kind, "m2can.run_name": request.run_name, "m2can.submitted": _now()}
-    metadata |= {f"m2can.environment.{key}": value for key, value in environment.items()}
-    with tempfile.TemporaryDirectory(prefix="m2can-code-") as folder, _answers(None):
-        code = pack_code(Path(folder))
-        on_code(code)
-        client.submit_job(
-            entrypoint=ENTRYPOINT,
-            submission_id=request.id,
-            metadata=metadata | {"m2can.code_bytes": str(code.bytes)},
-            runtime_env={
-                "working_dir": folder,
-                "env_vars": {VARIABLE: encoded, JOB_ID_VARIABLE: request.id, **_data_root()},
-            },
-        )
-    return get(client, request.id)
-
-
-def get(client: JobSubmissionClient, identity: str) -> Job:
-    """Raises InputError: there is no such job."""
-    details = _details(client, check_id(identity))
-    if details is None:
-        raise InputError("there is no such job", field="ID", value=identity, wanted="one that `m2can jobs list` shows")
-    return _job(details)
-
-
-def list_jobs(client: JobSubmissionClient, status: str | None = None, run_name: str | None = None) -> list[Job]:
-    """Our jobs, newest first; only those of a status, or that worked on a run or sweep.
-
-    Raises:
-        InputError: no such status.
-    """
-    if status is not None and status not in _STATUSES:
-        raise InputError("is no status", field="--status", value=status, wanted=", ".join(_STATUSES))
-    with _answers(None):
-        found = client.list_jobs()
-    ours = [job for job in found if job.submission_id and _OURS in (job.metadata or {})]
-    newest = sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
-    fits = [job for job in map(_job, newest) if status in (None, job.status)]
-    return [job for job in fits if run_name in (None, job.run_name)]
-
-
-def logs(client: JobSubmissionClient, identity: str) -> str:
-    """All a job has printed."""
-    get(client, identity)
-    with _answers(None):
-        return str(client.get_job_logs(identity))
-
-
-async def follow(client: JobSubmissionClient, identity: str) -> AsyncIterator[str]:
-    """What a job has printed and prints, until it ends. Raises JobsUnavailable: the stream broke off."""
-    get(client, identity)
-    with _answers(None):
-        async for lines in client.tail_job_logs(identity):
-            yield lines
-
-
-def stop(client: JobSubmissionClient, identity: str) -> Job:
-    """Ask a job to stop; one that has ended stays as it is."""
-    if not get(client, identity).has_ended:
-        with _answers(None):
-            client.stop_job(identity)
-    return get(client, identity)
-
-
-def delete(client: JobSubmissionClient, identity: str) -> None:
-    """Forget an ended job with its logs; run, checkpoints and MLflow run stay.
-
-    Raises:
-        InputError: it has not ended.
-    """
-    job = get(client, identity)
-    if not job.has_ended:
-        wanted = f"an ended job; `m2can jobs stop {identity}` ends it"
-        raise InputError("has not ended", field="ID", value=f"{identity}, {job.status}", wanted=wanted)
-    with _answers(None):
-        client.delete_job(identity)
-
-
-def wait(client: JobSubmissionClient, identity: str, every_s: float = 1.0) -> Job:
-    """Block until the job has ended."""
-    while not (job := get(client, identity)).has_ended:
-        time.sleep(every_s)
-    return job
-
-
-def _data_root() -> dict[str, str]:
-    """Where the catalog's data sets lie, if it was said here."""
-    return {DATA_ROOT: os.environ[DATA_ROOT]} if os.environ.get(DATA_ROOT) else {}
-
-
-def _details(client: JobSubmissionClient, identity: str) -> JobDetails | None:
-    check_id(identity)
-    with _answers(None):
-        # Asked by listing: the client tells a missing job only by the words of an error.
-        found = [job for job in client.list_jobs() if job.submission_id == identity]
-    return found[0] if found else None
+def _find(client: JobSubmissionClient, identity: str) -> Job | None:
+    # Ray's client reports a missing job only by the text of an error, so the list is searched.
+    return next((_job(found) for found in client.list_jobs() if found.submission_id == identity), None)
 
 
 def _job(details: JobDetails) -> Job:
     metadata = {key: value for key, value in (details.metadata or {}).items() if key.startswith("m2can.")}
-    status = details.status.value if isinstance(details.status, JobStatus) else str(details.status)
     return Job(
         id=str(details.submission_id),
         kind=metadata.pop(_OURS, "?"),
-        status=status,
-        run_name=metadata.pop("m2can.run_name", ""),
+        status=JobStatus(details.status).value,
+        run_name=metadata.pop(_RUN_NAME, ""),
         message=_one_line(details.message),
-        submitted=metadata.pop("m2can.submitted", _time(details.start_time) or ""),
+        submitted=metadata.pop(_SUBMITTED, _time(details.start_time) or ""),
         ended=_time(details.end_time),
         metadata=metadata,
     )
 
 
 def _one_line(message: str | None) -> str:
-    """The first and the last line: Ray appends the end of the log, whose last line says what went wrong."""
+    """First and last line of Ray's message, which ends with the end of the log."""
     lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
     return " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))[:500]
 
@@ -224,13 +242,9 @@ def _time(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @contextmanager
-def _only(address: str | None) -> Iterator[None]:
-    """Ray's client takes the environment's address even where another one is given: the given one is put there."""
+def _environment_address(address: str | None) -> Iterator[None]:
+    """Set RAY_API_SERVER_ADDRESS to `address`: Ray's client prefers the variable to its own argument."""
     if address is None:
         yield
         return
@@ -243,21 +257,3 @@ def _only(address: str | None) -> Iterator[None]:
             del os.environ[_ADDRESS]
             if before is not None:
                 os.environ[_ADDRESS] = before
-
-
-@contextmanager
-def _answers(address: str | None) -> Iterator[None]:
-    """Ray's errors of the job server in our words."""
-    try:
-        yield
-    except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
-        place = f" at {address}" if address else ""
-        raise JobsUnavailable(
-            f"no job server answers{place} ({str(error).splitlines()[0][:200]}); is the dashboard up and --address right?"
-        ) from None
-    except AuthenticationError:
-        raise JobsUnavailable(
-            "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from None
-    except RuntimeError as error:
-        raise JobsUnavailable(f"the job server refused: {str(error).splitlines()[0][:300]}") from None

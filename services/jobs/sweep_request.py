@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from datasets_manifest.errors import InputError
-from services.jobs.job_request import JobRequest, check_id, place, refuse_passwords
+from services.jobs.job_request import JobRequest, check_id, refuse_passwords, with_absolute_paths
 from trainers.recipe.recipe import Recipe
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
@@ -36,7 +36,7 @@ def tune_request(
         InputError: a password stands in it.
     """
     check_id(identity)
-    placed = place(plan.recipe([]))
+    placed = with_absolute_paths(plan.recipe([]))
     tree = copy.deepcopy(plan.tree)
     for key in _PATHS:
         _set(tree, key, _get(placed, key))
@@ -51,7 +51,7 @@ def tune_request(
     }
     for key, axis in plan.sweep.space.items():
         if key in _PATHS and isinstance(axis, Choices):
-            values = [_get(place(plan.recipe([as_override(key, value)])), key) for value in axis.choices]
+            values = [_get(with_absolute_paths(plan.recipe([as_override(key, value)])), key) for value in axis.choices]
             content["space"][key] = {"choices": values}
     refuse_passwords(content)
     return JobRequest(id=identity, kind="tune", content=content, environment=environment or {})
@@ -86,7 +86,7 @@ def recipes_of(plan: SweepPlan) -> Iterator[Recipe]:
 
 def _placed_override(plan: SweepPlan, overrides: list[str], one: str) -> str:
     key = one.partition("=")[0].strip()
-    return as_override(key, _get(place(plan.recipe(overrides)), key)) if key in _PATHS else one
+    return as_override(key, _get(with_absolute_paths(plan.recipe(overrides)), key)) if key in _PATHS else one
 
 
 def _get(recipe: Recipe, key: str) -> Any:

@@ -13,7 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from services.serving.samples import Limits, Sample, read_samples
-from services.web.http import BodyLimit, Problem, Tokens, install_problems, require_scope
+from services.web.auth import Tokens, require_scope
+from services.web.body_limit import BodyLimit
+from services.web.problems import Problem, install_problems
 
 _REFERENCE = re.compile(r"[^@:/'\s]{1,200}(?:@[\w.-]{1,64}|:\d{1,9})?")
 

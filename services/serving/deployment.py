@@ -29,7 +29,8 @@ from datasets_manifest.errors import InputError
 from services.registry import client_for, fetch_bundle, find_model
 from services.serving.app import answer, make_app
 from services.serving.samples import Limits, Sample
-from services.web.http import Problem, Tokens
+from services.web.auth import Tokens
+from services.web.problems import Problem
 from trainers.model.predictor import Predictor
 from trainers.tracking.address import resolve_tracking_uri
 

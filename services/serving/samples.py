@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
-from services.web.http import Problem, describe
+from services.web.problems import Problem, describe
 
 
 @dataclass(frozen=True)

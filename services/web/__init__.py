@@ -1,1 +1,1 @@
-"""What both web applications share: problem documents, tokens, body limits."""
+"""What both HTTP services share: problem documents, tokens with scopes, a limit on the body's length."""

@@ -16,7 +16,7 @@ from deploy.check import HERE, check
 from deploy.commands import fault, shell_faults
 from deploy.locked import LOCK, ROOT, packages, select
 from deploy.make_secrets import make
-from services.web.http import Tokens
+from services.web.auth import Tokens
 
 
 def test_no_fault_is_found() -> None:

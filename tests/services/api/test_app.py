@@ -17,11 +17,14 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from datasets_manifest.errors import InputError
 from services.api.app import make_api
-from services.api.guard import AuditLog, RateLimit, confine_path
+from services.api.audit import AuditLog
+from services.api.path_policy import confine_path
+from services.api.rate_limit import RateLimit
 from services.api.requests import ApiConfig
 from services.jobs.job_request import JobRequest
 from services.jobs.jobs import Job
-from services.web.http import Problem, Tokens, new_token
+from services.web.auth import Tokens, new_token
+from services.web.problems import Problem
 from tests.services.registered import NAME, Registered
 
 SECRETS = {name: new_token(name, [name]) for name in ("read", "submit", "admin")}
@@ -43,7 +46,7 @@ class JobsInMemory:
         self.jobs[request.id] = job
         return job
 
-    def list(self) -> list[Job]:
+    def list_jobs(self) -> list[Job]:
         return list(self.jobs.values())[::-1]
 
     def find(self, identity: str) -> Job | None:
@@ -143,7 +146,7 @@ def test_pages_show_every_job_once(service: Service) -> None:
         if page["next"] is None:
             break
         cursor = f"&cursor={page['next']}"
-    assert seen == [job.id for job in service.jobs.list()]
+    assert seen == [job.id for job in service.jobs.list_jobs()]
 
 
 def test_models_are_shown_and_promoted(service: Service) -> None:

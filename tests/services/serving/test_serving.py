@@ -23,7 +23,8 @@ from services import promotion
 from services.serving.app import answer, make_app
 from services.serving.deployment import Resolver, ServeBackend, ServeConfig, start, stop
 from services.serving.samples import Limits, Sample
-from services.web.http import Problem, Tokens, check_host, new_token
+from services.web.auth import Tokens, check_host, new_token
+from services.web.problems import Problem
 from tests.services.registered import NAME, Registered
 from trainers.model.predictor import Predictor
 
