@@ -2,17 +2,17 @@
 
     records ──shards of 512──▶ actors ──▶ <out>/parts/part-00000.parquet … ──▶ <out>/predictions.parquet
 
-A part appears whole or not at all, and one that is there is not predicted again: a run that was cut off goes on.
+A part appears whole or not at all and is not predicted again: an interrupted run is resumed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import write_atomically
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
-from datasets_manifest.stream.ray_stream import quiet
 from trainers.model.checkpoint import digests, model_folder, read_json
 from trainers.model.predictor import Predictor
 
@@ -36,8 +34,11 @@ PREDICTIONS, PLAN, SUMMARY = "predictions.parquet", "plan.json", "summary.json"
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """records: rows written, one for each record. bad: rows without prediction. with_bad_pictures: rows predicted
-    without some of their pictures. resumed: rows that were there from an earlier attempt."""
+    """Counts of rows.
+
+    records: one for each record. bad: without prediction. with_bad_pictures: some of the pictures could not be read.
+    resumed: written by an earlier, interrupted call.
+    """
 
     records: int
     bad: int
@@ -65,7 +66,7 @@ def predict_manifest(
         on_rows: called with rows done and rows in all.
 
     Raises:
-        InputError: the manifest or the model is none, `out` holds another prediction, or too few CPUs for the workers.
+        InputError: no such manifest or model, `out` holds another prediction, or too few CPUs for the workers.
     """
     manifest = load_manifest(data)
     table = read_split(manifest, split, keep_empty=True).table
@@ -95,31 +96,34 @@ def predict_manifest(
 def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
     """Predictions of a table of readers.TABLE_SCHEMA, one row for each row, in order.
 
-    A row without anything readable has nulls and says in `problem` what was wrong.
+    A row without any text or readable picture has nulls, and the reason in `problem`.
     """
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
     rows: list[dict[str, Any]] = [{"problem": "has neither text nor picture"} for _ in texts]
     full = [number for number, (text, image) in enumerate(zip(texts, images, strict=True)) if text or image]
-    for number, row in zip(
-        full, _predict_each(predictor, [texts[n] for n in full], [images[n] for n in full]), strict=True
-    ):
-        rows[number] = row
+    found = predict_samples(predictor, [texts[n] for n in full], [images[n] for n in full])
+    for number, row in zip(full, found, strict=True):
+        rows[number] = row | {f"prob_{name}": value for name, value in row.get("probs", {}).items()}
     columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _columns(predictor.classes)}
     return pa.table({"id": table["id"].combine_chunks(), **columns})
 
 
-def _predict_each(predictor: Predictor, texts: list[list[str]], images: list[list[str]]) -> list[dict[str, Any]]:
+def predict_samples(
+    predictor: Predictor, texts: list[list[str]], images: Sequence[Sequence[str | bytes]]
+) -> list[dict[str, Any]]:
+    """One mapping a sample: label, confidence, probs by class, disagreement, head_labels and bad_pictures; of a sample
+    without text none of whose pictures can be read, only bad_pictures and problem."""
     result = predictor.predict(texts, images)
     rows: list[dict[str, Any]] = []
-    for number, (probs, pictures) in enumerate(zip(result.probs, images, strict=True)):
-        bad = result.bad[number]
+    for number, (sentences, pictures, bad) in enumerate(zip(texts, images, result.bad, strict=True)):
         tried = min(len(pictures), predictor.card.recipe.data.pictures.max_pictures)
-        if not texts[number] and len(bad) == tried:
+        if len(bad) == tried and not any(text.strip() for text in sentences):
             rows.append({"bad_pictures": bad, "problem": f"no picture can be read: {bad[0]}"})
             continue
-        row: dict[str, Any] = {"label": result.labels[number], "confidence": float(probs.max()), "bad_pictures": bad}
+        probs = dict(zip(predictor.classes, map(float, result.probs[number]), strict=True))
+        row = {"label": result.labels[number], "confidence": max(probs.values()), "probs": probs}
         row |= {"disagreement": float(result.disagreement[number]), "head_labels": result.head_labels[number]}
-        rows.append(row | {f"prob_{name}": float(p) for name, p in zip(predictor.classes, probs, strict=True)})
+        rows.append(row | {"bad_pictures": bad})
     return rows
 
 
@@ -135,7 +139,11 @@ def _columns(classes: list[str]) -> list[tuple[str, pa.DataType]]:
 class _Worker:
     """A Ray Data actor: one Predictor, one shard a call."""
 
-    def __init__(self, files: ray.ObjectRef, table: ray.ObjectRef, out: str) -> None:
+    def __init__(self, files: Any, table: Any, out: str) -> None:
+        import ray
+
+        from datasets_manifest.stream.ray_stream import quiet
+
         quiet()
         with tempfile.TemporaryDirectory(prefix="m2can-bundle-") as folder:
             for name, content in ray.get(files).items():
@@ -147,12 +155,16 @@ class _Worker:
         done = []
         for shard in batch["shard"].tolist():
             part = predict_rows(self._predictor, self._table.slice(shard * SHARD_ROWS, SHARD_ROWS))
-            _write(part, _part(self._out, shard))
+            write_parquet(part, _part(self._out, shard))
             done.append(part.num_rows)
         return {"rows": done}
 
 
-def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], workers: int) -> Any:
+def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], workers: int) -> Iterator[int]:
+    import ray.data
+
+    from datasets_manifest.stream.ray_stream import quiet
+
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     workers = min(workers, len(shards))
@@ -186,25 +198,22 @@ def _open_folder(out: Path, plan: dict[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("is not empty", file=out, field="--out", wanted="a new folder")
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    draft = out / f".{PLAN}.{os.getpid()}"
-    draft.write_text(json.dumps(plan, indent=1))
-    os.replace(draft, out / PLAN)
+    write_atomically(out / PLAN, json.dumps(plan, indent=1))
 
 
 def _join(out: Path, table: pa.Table, classes: list[str], resumed: int) -> BatchSummary:
     """One file of all parts, in the order of the records. The ids are compared: a row too many or too few is an error."""
     final = out / PREDICTIONS
     if not final.is_file():
-        draft = out / f".{PREDICTIONS}.{os.getpid()}"
         schema = pa.schema([("id", pa.string()), *_columns(classes)])
-        with pq.ParquetWriter(draft, schema) as writer:
-            for shard in range(-(-table.num_rows // SHARD_ROWS)):
-                part = pq.read_table(_part(out, shard), schema=schema)
-                wanted = table["id"].slice(shard * SHARD_ROWS, SHARD_ROWS)
-                if not part["id"].equals(wanted):
-                    raise RuntimeError(f"{_part(out, shard)} does not hold the rows of its shard; delete it and go on")
-                writer.write_table(part)
-        os.replace(draft, final)
+        parts = []
+        for shard in range(-(-table.num_rows // SHARD_ROWS)):
+            parts.append(pq.read_table(_part(out, shard), schema=schema))
+            if not parts[-1]["id"].equals(table["id"].slice(shard * SHARD_ROWS, SHARD_ROWS)):
+                raise RuntimeError(
+                    f"{_part(out, shard)} does not hold the rows of its shard; delete it and start again"
+                )
+        write_parquet(pa.concat_tables(parts), final)
     written = pq.read_table(final, columns=["problem", "bad_pictures"])
     bad = written.num_rows - written["problem"].null_count
     skipped = sum(bool(messages) for messages in written["bad_pictures"].to_pylist())
@@ -227,7 +236,8 @@ def _part(out: Path, shard: int) -> Path:
     return out / "parts" / f"part-{shard:05d}.parquet"
 
 
-def _write(table: pa.Table, file: Path) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, draft)
-    os.replace(draft, file)
+def write_parquet(table: pa.Table, file: Path) -> None:
+    """Write `table` whole or not at all; folders are made."""
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    write_atomically(file, content.getvalue())

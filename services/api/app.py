@@ -216,10 +216,8 @@ async def _submit(
 ) -> Job:
     """Submit one job a key. The job's id is made from the key, so the cluster itself knows which keys were used."""
     server = request.app.state.config.jobs
-    if key is None:
-        identity = new_id(kind)
-    else:
-        identity = f"{kind}-{hashlib.sha256(f'{caller.name}/{key}'.encode()).hexdigest()[:20]}"
+    of_key = hashlib.sha256(f"{caller.name}/{key}".encode()).hexdigest()[:20]
+    identity = new_id(kind) if key is None else f"{kind}-{of_key}"
     job_request = await asyncio.to_thread(make, identity)
     digest = hashlib.sha256(job_request.model_dump_json().encode()).hexdigest()
     async with request.app.state.submitting:

@@ -7,23 +7,21 @@ from typing import Annotated
 
 import typer
 
-from services.cli.jobs import Address
-from services.cli.models import Storage, TrackingUri
-from services.cli.serve import TokensFile
+from services.cli.options import RUNS, Dashboard, Host, Port, Storage, TokensFile, TrackingUri
 
 
 def api(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8080,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
     tokens: TokensFile = None,
     root: Annotated[
         list[Path] | None, typer.Option(help="Folder that submitted recipes may use; may be repeated. Default: here.")
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests a second that a caller may send on average.", min=0.01)] = 5.0,
     audit: Annotated[Path | None, typer.Option(help="File for the audit log; default: STORAGE/audit.jsonl.")] = None,
-    address: Address = None,
+    address: Dashboard = None,
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
 ) -> None:
     """Run the control plane: jobs, sweeps, models and data checks over HTTP; its document is at /docs."""
     import uvicorn
@@ -31,8 +29,9 @@ def api(
     from services.api.app import make_api
     from services.api.audit import AuditLog
     from services.api.rate_limit import RateLimit
-    from services.api.requests import ApiConfig, RayJobs
+    from services.api.requests import ApiConfig
     from services.jobs.job_request import refuse_passwords
+    from services.jobs.jobs import JobServer
     from services.registry import client_for
     from services.web.auth import Tokens, check_host
     from trainers.tracking.address import resolve_tracking_uri
@@ -42,7 +41,7 @@ def api(
     uri = resolve_tracking_uri(tracking_uri, storage.resolve())
     refuse_passwords({"--tracking-uri": uri})
     config = ApiConfig(
-        jobs=RayJobs(address),
+        jobs=JobServer(address),
         registry=lambda: client_for(uri),
         tracking_uri=uri,
         tokens=known,

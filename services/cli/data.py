@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.output import print_json
+from services.cli.options import AsJson, DataRoot, show, use_data_root
 
 if TYPE_CHECKING:
     from datasets_manifest.checks.data_check import DataReport
 
-DataRoot = Annotated[
-    str | None, typer.Option("--data-root", help="Folder or URI of the catalog's data sets; default: M2CAN_DATA_ROOT.")
-]
-
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None: ...
 
 
 @app.command(epilog="Example:  m2can data generate my-postcards")
@@ -31,45 +23,33 @@ def generate(
     seed: Annotated[int, typer.Option(help="Another seed gives other postcards.")] = 0,
     train: Annotated[int, typer.Option(help="Training records of each domain.", min=3)] = 600,
     val: Annotated[int, typer.Option(help="Validation records of each domain.", min=3)] = 200,
-    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Write the generated data set: three domains of rendered postcards with captions."""
     from datasets_manifest.postcards.generate import write_postcards
 
     manifests = [str(path) for path in write_postcards(out, seed=seed, train=train, val=val).values()]
-    if json_:
-        print_json({"manifests": manifests})
-    else:
-        typer.echo("\n".join(manifests))
-
-
-def use_data_root(root: str | None) -> None:
-    """Let the catalog look below `root` in this process and those it starts."""
-    from datasets_manifest.manifest.catalog import DATA_ROOT
-    from datasets_manifest.manifest.storage import is_uri
-
-    if root is not None:
-        os.environ[DATA_ROOT] = root if is_uri(root) else os.path.abspath(os.path.expanduser(root))
+    show(json_, {"manifests": manifests}, *manifests)
 
 
 @app.command("list", epilog="Example:  m2can data list --json")
-def list_(json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False) -> None:
+def list_(json_: AsJson = False) -> None:
     """The data sets known by name."""
     from datasets_manifest.manifest.catalog import entries
 
-    if json_:
-        print_json([entry.model_dump() for entry in entries().values()])
-        return
-    for entry in entries().values():
+    known = list(entries().values())
+    lines = []
+    for entry in known:
         counts = " / ".join(f"{count:,}" for count in entry.counts.values())
-        typer.echo(f"{entry.name:10} {counts:>15}  {', '.join(entry.classes):28} {entry.about}")
+        lines.append(f"{entry.name:10} {counts:>15}  {', '.join(entry.classes):28} {entry.about}")
+    show(json_, [entry.model_dump() for entry in known], *lines)
 
 
-@app.command(epilog="Example:  m2can data show Yelp --data-root /data")
-def show(
+@app.command("show", epilog="Example:  m2can data show Yelp --data-root /data")
+def show_(
     name: Annotated[str, typer.Argument(help="A data set of `m2can data list`.")],
     data_root: DataRoot = None,
-    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """What is known of a data set, and where its files belong."""
     from datasets_manifest.errors import InputError
@@ -81,13 +61,8 @@ def show(
         root = f"{str(catalog.data_root()).rstrip('/')}/{entry.name}"
     except InputError:
         root = f"<data root>/{entry.name}"
-    places = [f"{root}/{domain}/manifest.yaml" for domain in entry.domains] or [
-        *(f"{root}/{split}.json" for split in entry.counts),
-        f"{root}/{entry.layout}",
-    ]
-    if json_:
-        print_json(entry.model_dump() | {"files": places})
-        return
+    files = [f"{root}/{domain}/manifest.yaml" for domain in entry.domains]
+    files = files or [*(f"{root}/{split}.json" for split in entry.counts), f"{root}/{entry.layout}"]
     rows = {
         "about": entry.about,
         "classes": ", ".join(entry.classes),
@@ -95,11 +70,10 @@ def show(
         "label rule": entry.label_rule,
         "source": entry.source,
         "terms": entry.terms,
-        "files": ("\n" + " " * 14).join(places),
+        "files": ("\n" + " " * 14).join(files),
         "in a recipe": ", ".join(f"catalog:{entry.name}/{d}" for d in entry.domains) or f"catalog:{entry.name}",
     }
-    for key, value in rows.items():
-        typer.echo(f"  {key:12}{value}")
+    show(json_, entry.model_dump() | {"files": files}, *(f"  {key:12}{value}" for key, value in rows.items()))
 
 
 @app.command(epilog="Example:  m2can data check reviews/manifest.yaml shop/manifest.yaml --html report.html")
@@ -108,9 +82,9 @@ def check(
     html: Annotated[Path | None, typer.Option(help="Write the report as a page with thumbnails, too.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster for many pictures; default: a local one.")] = None,
     data_root: DataRoot = None,
-    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    json_: AsJson = False,
 ) -> None:
-    """Look at every record and picture. Exit code 1 if training would be harmed."""
+    """Check every record and picture. Exit code 1 if training would be harmed."""
     from datasets_manifest.checks import data_check as checking
     from datasets_manifest.checks.picture_facts import IN_PROCESS
     from datasets_manifest.files import write_atomically
@@ -128,11 +102,7 @@ def check(
     report = checking.check(loaded, start=lambda: start_ray(address), on_done=progress)
     if html is not None:
         write_atomically(html, page(report, loaded))
-    if json_:
-        print_json(report.as_dict())
-    else:
-        _print_report(report)
-        typer.echo("training would be harmed" if report.harmful else "nothing here would harm training")
+    show(json_, report.as_dict(), *_report_lines(report))
     if report.harmful:
         raise typer.Exit(1)
 
@@ -147,51 +117,45 @@ def pack(
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of reduced pictures.")] = 90,
     data_root: DataRoot = None,
-    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    json_: AsJson = False,
 ) -> None:
-    """Put pictures back to back into few large files that training reads by place."""
+    """Put pictures one after another into few large files, from which training reads them by offset."""
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.packing.pack import Packing
     from datasets_manifest.packing.pack import pack as run
 
     use_data_root(data_root)
     packed = run(load_manifest(manifest), out, Packing(shorter_side, quality))
-    if json_:
-        print_json(vars(packed) | {"manifest": str(packed.manifest)})
-        return
     sizes = f"{packed.bytes_before / 1e6:,.1f} MB → {packed.bytes_after / 1e6:,.1f} MB"
-    typer.echo(f"{packed.records:,} records, {packed.pictures:,} pictures ({packed.bad:,} bad), {sizes}")
-    typer.echo(str(packed.manifest))
+    counts = f"{packed.records:,} records, {packed.pictures:,} pictures ({packed.bad:,} bad), {sizes}"
+    show(json_, vars(packed) | {"manifest": str(packed.manifest)}, counts, str(packed.manifest))
 
 
 @app.command(epilog="Example:  m2can data unpack packed/reviews/manifest.yaml reviews-again")
 def unpack(
     manifest: Annotated[str, typer.Argument(help="The manifest of a packed data set.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
-    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Write a packed data set as one file a picture again."""
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.packing.pack import unpack as run
 
     unpacked = str(run(load_manifest(manifest), out))
-    if json_:
-        print_json({"manifest": unpacked})
-    else:
-        typer.echo(unpacked)
+    show(json_, {"manifest": unpacked}, unpacked)
 
 
-def _print_report(report: DataReport) -> None:
+def _report_lines(report: DataReport) -> Iterator[str]:
     for split in report.splits:
-        labels = ", ".join(f"{name} {count:,}" for name, count in split.labels.items() if count)
-        labels += (", " if labels else "") + f"unlabelled {split.unlabelled:,}" if split.unlabelled else ""
+        labels = [f"{name} {count:,}" for name, count in split.labels.items() if count]
+        labels += [f"unlabelled {split.unlabelled:,}"] if split.unlabelled else []
         sides = split.shorter_side
         size = f", shorter side {sides['min']:.0f} to {sides['max']:.0f}" if sides else ""
         words = f"{split.words['median']:.0f} words (median)" if split.words else "no text"
-        typer.echo(f"{split.domain}/{split.split}: {split.records:,} records ({labels})")
-        typer.echo(f"    {words}, {split.pictures:,} pictures{size}, {split.picture_bytes / 1e6:,.1f} MB")
+        yield f"{split.domain}/{split.split}: {split.records:,} records ({', '.join(labels)})"
+        yield f"    {words}, {split.pictures:,} pictures{size}, {split.picture_bytes / 1e6:,.1f} MB"
     for finding in report.findings:
         where = f"{finding.domain}/{finding.split}".rstrip("/")
-        typer.echo(f"{finding.severity:8} {where}: {finding.count:,} {finding.message}")
-        for example in finding.examples:
-            typer.echo(f"             {example}")
+        yield f"{finding.severity:8} {where}: {finding.count:,} {finding.message}"
+        yield from (f"             {example}" for example in finding.examples)
+    yield "training would be harmed" if report.harmful else "nothing here would harm training"

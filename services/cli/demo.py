@@ -23,7 +23,7 @@ def demo(
     from datasets_manifest.manifest.readers import read_split
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.postcards.generate import write_postcards
-    from services.cli.predict import load_predictor
+    from services.cli.options import load_predictor
     from services.cli.train import run_recipe
     from trainers.cluster.local_cluster import start_ray
     from trainers.recipe.demo import demo_recipe

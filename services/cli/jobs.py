@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.models import AsJson
-from services.cli.output import print_json
+from services.cli.options import AsJson, Dashboard, show
+
+if TYPE_CHECKING:
+    from services.jobs.jobs import Job, JobServer
 
 app = typer.Typer(help="Run recipes and sweeps as Ray jobs on a cluster.", no_args_is_help=True)
 
-Address = Annotated[
-    str | None,
-    typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
-]
 _KINDS = ("train", "tune")
 Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2can jobs list` shows it.")]
 
@@ -38,7 +36,7 @@ def submit(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="For tune: a recipe in place of the sweep's own.")] = None,
-    address: Address = None,
+    address: Dashboard = None,
     id_: Annotated[str | None, typer.Option("--id", help="The job's id; default: made from kind and time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit code 1 if it fails.")] = False,
     json_: AsJson = False,
@@ -47,28 +45,24 @@ def submit(
 
     A run that was cut off goes on when it is submitted again with the same run.name.
     """
-    from services.jobs import jobs
+    from services.jobs.jobs import CodePackage, JobServer, new_id
 
-    identity = id_ or jobs.new_id(kind if kind in _KINDS else "job")
+    def show_size(code: CodePackage) -> None:
+        typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True)
+
+    identity = id_ or new_id(kind if kind in _KINDS else "job")
     request = _request(kind, identity, file, list(set_ or []), recipe)
-    client = jobs.connect(address)
-    job = jobs.submit(
-        client,
-        request,
-        on_code=lambda code: typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True),
-    )
+    server = JobServer(address)
+    job = server.submit(request, on_code=show_size)
     if wait:
         try:
-            job = _to_the_end(client, identity, quiet=json_)
+            job = _follow_to_end(server, identity, quiet=json_)
         except KeyboardInterrupt:
             typer.echo(f"m2can: the job goes on; next: m2can jobs stop {identity}", err=True)
             raise
-    if json_:
-        print_json(job.as_dict())
-    else:
-        typer.echo(f"{job.id}  {job.status}  run {job.run_name}")
-        if not wait:
-            typer.echo(f"next: m2can jobs logs {job.id} --follow", err=True)
+    show(json_, job.as_dict(), f"{job.id}  {job.status}  run {job.run_name}")
+    if not json_ and not wait:
+        typer.echo(f"next: m2can jobs logs {job.id} --follow", err=True)
     if wait and job.status != "SUCCEEDED":
         typer.echo(f"m2can: {job.message}", err=True)
         raise typer.Exit(1)
@@ -76,82 +70,66 @@ def submit(
 
 @app.command("list", epilog="Example:  m2can jobs list --status RUNNING --json")
 def list_(
-    address: Address = None,
+    address: Dashboard = None,
     status: Annotated[str | None, typer.Option(help="Only jobs of this status, e.g. RUNNING.")] = None,
     run: Annotated[str | None, typer.Option(help="Only jobs that worked on this run or sweep.")] = None,
     json_: AsJson = False,
 ) -> None:
     """Jobs of this tool, newest first."""
-    from services.jobs import jobs
+    from services.jobs.jobs import JobServer
 
-    found = jobs.list_jobs(jobs.connect(address), status.upper() if status else None, run)
-    if json_:
-        print_json([job.as_dict() for job in found])
-        return
-    if not found:
-        typer.echo("no job; `m2can jobs submit train RECIPE` sends one")
-    for job in found:
-        typer.echo(f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}")
+    found = JobServer(address).list_jobs(status.upper() if status else None, run)
+    lines = [f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}" for job in found]
+    show(json_, [job.as_dict() for job in found], *(lines or ["no job; `m2can jobs submit train RECIPE` sends one"]))
 
 
 @app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
-def status(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
+def status(identity: Identity, address: Dashboard = None, json_: AsJson = False) -> None:
     """One job."""
-    from services.jobs import jobs
+    from services.jobs.jobs import JobServer
 
-    job = jobs.get(jobs.connect(address), identity)
-    if json_:
-        print_json(job.as_dict())
-        return
-    for name, value in ({k: v for k, v in job.as_dict().items() if k != "metadata"} | job.metadata).items():
-        typer.echo(f"{name:28} {value if value is not None else '–'}")
+    job = JobServer(address).get(identity)
+    rows = {key: value for key, value in job.as_dict().items() if key != "metadata"} | job.metadata
+    lines = [f"{name:28} {value if value is not None else '–'}" for name, value in rows.items()]
+    show(json_, job.as_dict(), *lines)
 
 
 @app.command(epilog="Example:  m2can jobs logs train-1123-1200-3fa1c2 --follow")
 def logs(
     identity: Identity,
-    address: Address = None,
+    address: Dashboard = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
     json_: AsJson = False,
 ) -> None:
     """What a job printed."""
-    from services.jobs import jobs
+    from services.jobs.jobs import JobServer
 
-    client = jobs.connect(address)
+    server = JobServer(address)
     if follow and not json_:
-        asyncio.run(_print_lines(client, identity, err=False))
+        asyncio.run(_print_lines(server, identity, err=False))
         return
     if follow:
-        jobs.wait(client, identity)
-    text = jobs.logs(client, identity)
-    if json_:
-        print_json({"id": identity, "lines": text.splitlines()})
-    else:
-        typer.echo(text, nl=False)
+        server.wait(identity)
+    lines = server.logs(identity).splitlines()
+    show(json_, {"id": identity, "lines": lines}, *lines)
 
 
 @app.command(epilog="Example:  m2can jobs stop train-1123-1200-3fa1c2")
-def stop(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
+def stop(identity: Identity, address: Dashboard = None, json_: AsJson = False) -> None:
     """End a job. Its run keeps what it has reached."""
-    from services.jobs import jobs
+    from services.jobs.jobs import JobServer
 
-    job = jobs.stop(jobs.connect(address), identity)
-    if json_:
-        print_json(job.as_dict())
-    else:
-        typer.echo(f"{job.id}  {job.status}")
+    job = JobServer(address).stop(identity)
+    show(json_, job.as_dict(), f"{job.id}  {job.status}")
 
 
 @app.command(epilog="Example:  m2can jobs delete train-1123-1200-3fa1c2")
-def delete(identity: Identity, address: Address = None, json_: AsJson = False) -> None:
-    """Forget an ended job and its logs; checkpoints and MLflow run stay."""
-    from services.jobs import jobs
+def delete(identity: Identity, address: Dashboard = None, json_: AsJson = False) -> None:
+    """Delete an ended job and its logs; checkpoints and MLflow run stay."""
+    from services.jobs.jobs import JobServer
 
-    jobs.delete(jobs.connect(address), identity)
-    if json_:
-        print_json({"id": identity, "deleted": True})
-    else:
-        typer.echo(f"{identity}  deleted")
+    JobServer(address).delete(identity)
+    show(json_, {"id": identity, "deleted": True}, f"{identity}  deleted")
 
 
 def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe: Path | None) -> Any:
@@ -175,19 +153,17 @@ def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe:
     return train_request(identity, load_recipe(found, overrides), environment())
 
 
-def _to_the_end(client: Any, identity: str, *, quiet: bool) -> Any:
-    from services.jobs import jobs
+def _follow_to_end(server: JobServer, identity: str, *, quiet: bool) -> Job:
+    from services.jobs.jobs import JobsUnavailable
 
     if not quiet:
         try:
-            asyncio.run(_print_lines(client, identity, err=True))
-        except jobs.JobsUnavailable as error:  # of the log only: the job may well go on
+            asyncio.run(_print_lines(server, identity, err=True))
+        except JobsUnavailable as error:  # the log broke off; the job may well go on
             typer.echo(f"m2can: {error}", err=True)
-    return jobs.wait(client, identity)
+    return server.wait(identity)
 
 
-async def _print_lines(client: Any, identity: str, *, err: bool) -> None:
-    from services.jobs import jobs
-
-    async for lines in jobs.follow(client, identity):
+async def _print_lines(server: JobServer, identity: str, *, err: bool) -> None:
+    async for lines in server.follow(identity):
         typer.echo(lines, nl=False, err=err)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from datasets_manifest.errors import InputError
-from services.cli import api, data, demo, doctor, jobs, predict, published, serve, train, tune
+from services.cli import api, data, demo, doctor, jobs, predict, published, serve, token, train, tune
 
 app = typer.Typer(
     name="m2can",
@@ -32,8 +32,8 @@ app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --por
     serve.serve
 )
 app.command("api", epilog="Example:  m2can api --root /data --tokens tokens.yaml --address http://head:8265")(api.api)
-app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(serve.token)
-app.add_typer(published.app, name="models")  # those of `models` with import and export
+app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(token.token)
+app.add_typer(published.app, name="models")  # all of `models`, and import and export
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")
 
@@ -56,7 +56,7 @@ def _root(
 
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its progress is not ours
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # hides the progress bars of downloads
     from services.errors import ServiceUnavailable
     from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 

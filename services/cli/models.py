@@ -7,21 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.output import print_json
+from services.cli.options import RUNS, AsJson, Storage, TrackingUri, show
 
 app = typer.Typer(
     help="Look models up in the MLflow registry; bring published checkpoints in and out.", no_args_is_help=True
 )
 
-TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI or --storage.")
-]
-Storage = Annotated[Path, typer.Option(help="Folder of runs with the local MLflow store.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+Version = Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")]
+AnyVersion = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:version.")]
 
 
 @app.command("list", epilog="Example:  m2can models list --json")
-def list_(tracking_uri: TrackingUri = None, storage: Storage = Path("runs"), json_: AsJson = False) -> None:
+def list_(tracking_uri: TrackingUri = None, storage: Storage = RUNS, json_: AsJson = False) -> None:
     """All registered models, newest version of each."""
     from services.registry import client_for, list_models
 
@@ -36,7 +33,7 @@ def search(
     alias: Annotated[str | None, typer.Option(help="Has this alias.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Target accuracy, 0 to 1, if it was measured.")] = None,
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """All versions for which everything given holds, newest first."""
@@ -47,11 +44,11 @@ def search(
     _print_versions(found, json_)
 
 
-@app.command(epilog="Example:  m2can models show m2can-mountain@candidate")
-def show(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:version.")],
+@app.command("show", epilog="Example:  m2can models show m2can-mountain@candidate")
+def show_(
+    model: AnyVersion,
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """One version with its tags, its recipe (as JSON) and its promotions."""
@@ -61,25 +58,18 @@ def show(
     client = client_for(tracking_uri, storage)
     version = find_model(client, model)
     promotions = [record.as_dict() for record in history(client, version.name)]
-    if json_:
-        print_json(version.as_dict() | {"recipe": recipe_of(client, version), "promotions": promotions})
-        return
-    typer.echo(f"{version.name}:{version.version}")
     rows = {"aliases": ", ".join(version.aliases), "run": version.run_id, "created": version.created, **version.tags}
-    for name, value in rows.items():
-        typer.echo(f"  {name:32} {value}")
-    for record in promotions:
-        before = record["before"] or "none"
-        typer.echo(
-            f"  {record['time']}  {record['action']} @{record['alias']}: {before} → {record['after']} by {record['by']}"
-        )
+    lines = [f"{version.name}:{version.version}", *(f"  {name:32} {value}" for name, value in rows.items())]
+    for p in promotions:
+        lines.append(f"  {p['time']}  {p['action']} @{p['alias']}: {p['before'] or 'none'} → {p['after']} by {p['by']}")
+    show(json_, version.as_dict() | {"recipe": recipe_of(client, version), "promotions": promotions}, *lines)
 
 
 @app.command(
     epilog="Example:  m2can models promote m2can-mountain@candidate --if-better-than champion --on val/manifest.yaml"
 )
 def promote(
-    model: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    model: Version,
     to: Annotated[str, typer.Option("--to", help="The alias that moves.")] = "champion",
     if_better_than: Annotated[
         str | None, typer.Option(help="Alias or version to beat on --on; without it nothing is checked.")
@@ -88,7 +78,7 @@ def promote(
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     metric: Annotated[str, typer.Option(help="accuracy or macro_f1.")] = "accuracy",
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Point an alias at a version; services take it up without restart. Exit code 1 if the gate stays shut."""
@@ -110,7 +100,7 @@ def rollback(
     name: Annotated[str, typer.Argument(help="NAME of the model.")],
     alias: Annotated[str, typer.Option(help="The alias that goes back.")] = "champion",
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Give an alias back to the version that had it before."""
@@ -122,10 +112,10 @@ def rollback(
 
 @app.command(epilog="Example:  m2can models fetch m2can-mountain@champion --to model")
 def fetch(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:version.")],
+    model: AnyVersion,
     to: Annotated[Path, typer.Option(help="New folder for the files.")],
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Bring a version's files here and verify their checksums."""
@@ -133,10 +123,9 @@ def fetch(
     from services.registry import fetch as fetch_model
 
     version = fetch_model(client_for(tracking_uri, storage), model, to)
-    if json_:
-        print_json({"name": version.name, "version": version.version, "folder": str(to), "verified": True})
-    else:
-        typer.echo(f"{version.name}:{version.version} → {to}, checksums verified")
+    content = {"name": version.name, "version": version.version, "folder": str(to), "verified": True}
+    show(json_, content, f"{version.name}:{version.version} → {to}, checksums verified")
+    if not json_:
         typer.echo(f"next: m2can predict {bundle_of(to)} --text …", err=True)
 
 
@@ -144,12 +133,12 @@ def fetch(
     epilog="Example:  m2can models compare m2can-mountain@candidate m2can-mountain@champion --on val/manifest.yaml"
 )
 def compare(
-    first: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
-    second: Annotated[str, typer.Argument(help="NAME@alias or NAME:version.")],
+    first: Version,
+    second: Version,
     on: Annotated[Path | None, typer.Option(help="Manifest with labels, to measure both.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """What differs between two versions."""
@@ -157,24 +146,18 @@ def compare(
     from services.registry import client_for
 
     result = compare_versions(client_for(tracking_uri, storage), first, second, on, split)
-    if json_:
-        print_json(result)
-        return
-    typer.echo(f"{'':40} {result['versions'][0]:>28} {result['versions'][1]:>28}")
-    for group in ("tags", "recipe"):
-        for key, (left, right) in result[group].items():
-            typer.echo(f"{key:40} {left or '–':>28} {right or '–':>28}")
-    for key in ("accuracy", "macro_f1", "calibration_error", "records"):
-        if "metrics" in result:
-            left, right = (f"{metrics[key]:.4g}" for metrics in result["metrics"])
-            typer.echo(f"{key:40} {left:>28} {right:>28}")
+    rows = {"": result["versions"], **result["tags"], **result["recipe"]}
+    if "metrics" in result:
+        for key in ("accuracy", "macro_f1", "calibration_error", "records"):
+            rows[key] = [f"{metrics[key]:.4g}" for metrics in result["metrics"]]
+    show(json_, result, *(f"{key:40} {left or '–':>28} {right or '–':>28}" for key, (left, right) in rows.items()))
 
 
 @app.command(epilog="Example:  m2can models delete m2can-mountain:3")
 def delete(
     model: Annotated[str, typer.Argument(help="NAME:version.")],
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Remove a version that no alias points at."""
@@ -182,34 +165,23 @@ def delete(
     from services.registry import client_for
 
     version = delete_version(client_for(tracking_uri, storage), model)
-    if json_:
-        print_json({"name": version.name, "version": version.version, "deleted": True})
-    else:
-        typer.echo(f"{version.name}:{version.version} deleted")
+    content = {"name": version.name, "version": version.version, "deleted": True}
+    show(json_, content, f"{version.name}:{version.version} deleted")
 
 
 def _print_versions(found: list[Any], as_json: bool) -> None:
-    if as_json:
-        print_json([version.as_dict() for version in found])
-        return
-    if not found:
-        typer.echo("no model fits")
+    lines = []
     for version in found:
-        aliases = " ".join(f"@{alias}" for alias in version.aliases)
-        about = {
-            name: version.tags.get(f"m2can.{name}", "–") for name in ("sources", "target", "validator", "run_name")
-        }
+        tag = {name: version.tags.get(f"m2can.{name}", "–") for name in ("sources", "target", "validator", "run_name")}
         accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
-        typer.echo(
-            f"{version.name}:{version.version} {aliases}  {about['sources']} → {about['target']}  "
-            f"target accuracy {accuracy} by {about['validator']}  run {about['run_name']}  {version.created}"
+        lines.append(
+            f"{version.name}:{version.version} {' '.join(f'@{alias}' for alias in version.aliases)}  "
+            f"{tag['sources']} → {tag['target']}  target accuracy {accuracy} by {tag['validator']}  "
+            f"run {tag['run_name']}  {version.created}"
         )
+    show(as_json, [version.as_dict() for version in found], *(lines or ["no model fits"]))
 
 
 def _print_promotion(record: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(record.as_dict())
-        return
-    typer.echo(f"@{record.alias}: {record.before or 'none'} → {record.after}")
-    for name, value in record.evidence.items():
-        typer.echo(f"  {name:12} {value}")
+    lines = [f"  {name:12} {value}" for name, value in record.evidence.items()]
+    show(as_json, record.as_dict(), f"@{record.alias}: {record.before or 'none'} → {record.after}", *lines)

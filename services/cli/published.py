@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.models import AsJson, Storage, TrackingUri, app
-from services.cli.output import print_json
+from services.cli.models import app
+from services.cli.options import RUNS, AsJson, Storage, TrackingUri, load_predictor, show
 
 
 @app.command("import", epilog="Example:  m2can models import checkpoints_AVA --recipe config_AVA.yaml --out models/ava")
@@ -23,7 +23,7 @@ def import_(
     picture_encoder: Annotated[str | None, typer.Option(help="encoders.picture.name")] = None,
     register: Annotated[str | None, typer.Option(metavar="NAME", help="Register it in MLflow, too.")] = None,
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Make a model folder of a checkpoint that the published implementation wrote."""
@@ -43,20 +43,17 @@ def import_(
     else:
         named = {part: {"name": name} for part, name in encoders.items() if name is not None}
         settings = make_recipe(recipe_of(found) | {"encoders": named})
-    place = out or Path("models") / checkpoint.resolve().stem
-    card = import_published(found, settings, encoder_vocabulary(settings), names, place)
-    result = {"model": str(place), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
+    folder = out or Path("models") / checkpoint.resolve().stem
+    card = import_published(found, settings, encoder_vocabulary(settings), names, folder)
+    result = {"model": str(folder), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
+    lines = [f"{folder}  ({', '.join(names)})"]
     if register is not None:
         from trainers.pipeline import register_import
 
-        tracked = register_import(place, card, register, tracking_uri, storage)
+        tracked = register_import(folder, card, register, tracking_uri, storage)
         result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}
-    if json_:
-        print_json(result)
-        return
-    typer.echo(f"{place}  ({', '.join(names)})")
-    if register is not None:
-        typer.echo(f"model  models:/{result['model_name']}@candidate (version {result['model_version']})")
+        lines.append(f"model  models:/{tracked.model_name}@candidate (version {tracked.model_version})")
+    show(json_, result, *lines)
 
 
 @app.command(epilog="Example:  m2can models export runs/my-run/checkpoint_9 best.pth --published")
@@ -65,19 +62,15 @@ def export(
     out: Annotated[Path, typer.Argument(help="File to write.")],
     published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
     tracking_uri: TrackingUri = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
     """Write a model as one file that the published implementation reads."""
     from datasets_manifest.errors import InputError
-    from services.cli.predict import load_predictor
     from trainers.model.published_checkpoint import export_published
 
     if not published:
         raise InputError("is missing", field="--published", wanted="it: there is no other form so far")
     predictor = load_predictor(model, tracking_uri, storage)
     export_published(predictor.network, predictor.card.recipe, out)
-    if json_:
-        print_json({"file": str(out)})
-    else:
-        typer.echo(str(out))
+    show(json_, {"file": str(out)}, str(out))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.data import DataRoot, use_data_root
+from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 if TYPE_CHECKING:

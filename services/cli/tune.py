@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.data import DataRoot, use_data_root
+from services.cli.options import DataRoot, use_data_root
 from services.cli.output import print_json
 
 

@@ -24,7 +24,8 @@ class Backend(Protocol):
     """What serves the models.
 
     resolve: `name`, `name@alias` or `name:version` → (name, version); raises Problem 404.
-    predict: one dict a sample, for `name:version`; raises Problem 503.
+    predict: predictions of `name:version`, one mapping a sample as services.inference.predict_samples makes them;
+        raises Problem 503.
     """
 
     names: list[str]
@@ -36,7 +37,7 @@ class Backend(Protocol):
     async def ready(self, model_id: str) -> None: ...
 
 
-class _Meters:
+class _Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("m2can_requests", "Answers by status", ["status"], registry=self.registry)
@@ -46,10 +47,10 @@ class _Meters:
 
 
 def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> FastAPI:
-    """The app. `/healthz` and `/readyz` ask for no token and tell nothing but yes or no."""
+    """The app. `/healthz` and `/readyz` need no token and say nothing but yes or no."""
     limits = limits or Limits()
     app = FastAPI(title="M2CAN inference", openapi_url=None)
-    meters = _Meters()
+    metrics = _Metrics()
     under_way = 0
     install_problems(app)
 
@@ -58,8 +59,8 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
         started = time.perf_counter()
         response = await call_next(request)
         if request.url.path.endswith("/predict"):
-            meters.seconds.observe(time.perf_counter() - started)
-            meters.requests.labels(response.status_code).inc()
+            metrics.seconds.observe(time.perf_counter() - started)
+            metrics.requests.labels(response.status_code).inc()
         return response
 
     app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
@@ -71,7 +72,7 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
         if under_way >= limits.in_flight:
             raise Problem(429, f"{limits.in_flight} predictions are under way; try again", {"Retry-After": "1"})
         under_way += 1
-        meters.in_flight.set(under_way)
+        metrics.in_flight.set(under_way)
         try:
             async with asyncio.timeout(limits.timeout_s):
                 samples = await read_samples(request, limits)
@@ -81,9 +82,9 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
             raise Problem(504, f"no answer within {limits.timeout_s:g} s; send fewer samples or try again") from None
         finally:
             under_way -= 1
-            meters.in_flight.set(under_way)
+            metrics.in_flight.set(under_way)
         _refuse_unreadable(predictions)
-        meters.samples.labels(name).inc(len(predictions))
+        metrics.samples.labels(name).inc(len(predictions))
         return JSONResponse({"model": {"name": name, "version": version}, "predictions": predictions})
 
     @app.get("/v1/models")
@@ -104,9 +105,9 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
         return PlainTextResponse("ready")
 
     @app.get("/metrics")
-    async def metrics(request: Request) -> Response:
+    async def show_metrics(request: Request) -> Response:
         require_scope(tokens.identify(request.headers.get("authorization")), "predict")
-        return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -118,31 +119,7 @@ def check_reference(reference: str) -> str:
     return reference
 
 
-def answer(predictor: Any, samples: list[Sample]) -> list[dict[str, Any]]:
-    """The predictor's answer for each sample, as it is sent."""
-    result = predictor.predict([sample.texts for sample in samples], [sample.images for sample in samples])
-    most = predictor.card.recipe.data.pictures.max_pictures
-    answers = []
-    for number, sample in enumerate(samples):
-        probs = dict(zip(predictor.classes, map(float, result.probs[number]), strict=True))
-        unreadable = not any(text.strip() for text in sample.texts) and len(result.bad[number]) == min(
-            len(sample.images), most
-        )
-        answers.append(
-            {
-                "label": result.labels[number],
-                "confidence": max(probs.values()),
-                "probs": probs,
-                "disagreement": float(result.disagreement[number]),
-                "head_labels": result.head_labels[number],
-                "bad_pictures": result.bad[number],
-                "unreadable": unreadable,
-            }
-        )
-    return answers
-
-
 def _refuse_unreadable(predictions: list[dict[str, Any]]) -> None:
     for number, prediction in enumerate(predictions):
-        if prediction.pop("unreadable"):
-            raise Problem(422, f"samples.{number}: no picture can be read ({prediction['bad_pictures'][0]})")
+        if "problem" in prediction:
+            raise Problem(422, f"samples.{number}: {prediction['problem']}")

@@ -26,13 +26,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
 from datasets_manifest.errors import InputError
+from services.inference import predict_samples
 from services.registry import client_for, fetch_bundle, find_model
-from services.serving.app import answer, make_app
+from services.serving.app import make_app
 from services.serving.samples import Limits, Sample
 from services.web.auth import Tokens
 from services.web.problems import Problem
 from trainers.model.predictor import Predictor
-from trainers.tracking.address import resolve_tracking_uri
 
 APP = "m2can"
 _ALIASES = ("champion", "candidate")
@@ -127,15 +127,13 @@ class Models:
         return Predictor.load(fetch_bundle(client_for(self._config.tracking_uri), model_id))
 
     @serve.batch(max_batch_size=_MAX_BATCH, batch_wait_timeout_s=_BATCH_WAIT_S)
-    async def _predict(self, requests: list[list[Sample]]) -> list[list[dict[str, Any]]]:
-        # Ray Serve makes batches of requests for one version.
+    async def predict(self, requests: list[list[Sample]]) -> list[list[dict[str, Any]]]:
+        """Called with one request's samples at a time: Ray Serve makes batches of the requests for one version."""
         predictor = await self.load(serve.get_multiplexed_model_id())
         samples = [sample for request in requests for sample in request]
-        answers = iter(await asyncio.to_thread(answer, predictor, samples))
-        return [[next(answers) for _ in request] for request in requests]
-
-    async def predict(self, samples: list[Sample]) -> list[dict[str, Any]]:
-        return await self._predict(samples)
+        texts, images = [sample.texts for sample in samples], [sample.images for sample in samples]
+        rows = iter(await asyncio.to_thread(predict_samples, predictor, texts, images))
+        return [[next(rows) for _ in request] for request in requests]
 
     async def ready(self) -> None:
         await self.load(serve.get_multiplexed_model_id())
@@ -258,6 +256,7 @@ def start(config: ServeConfig, host: str, port: int) -> None:
 
 
 def stop() -> None:
+    """End what `start` began."""
     serve.shutdown()
 
 
@@ -268,8 +267,3 @@ def _port_is_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(f"cannot be used ({error.strerror})", field="--port", value=port) from None
-
-
-def store_uri(tracking_uri: str | None, storage: Path) -> str:
-    """MLflow's address as the replicas need it: absolute."""
-    return resolve_tracking_uri(tracking_uri, storage.resolve())

@@ -73,7 +73,7 @@ def test_a_prediction_goes_on_where_it_was_cut_off(
             if len(asked) == 1 and shard == 2:
                 raise KeyboardInterrupt
             part = inference.predict_rows(predictor, table.slice(shard * 10, 10))  # type: ignore[attr-defined]
-            inference._write(part, inference._part(out, shard))
+            inference.write_parquet(part, inference._part(out, shard))
             yield part.num_rows
 
     monkeypatch.setattr(inference, "_run_actors", in_this_process)

@@ -291,6 +291,13 @@ def test_oversized_and_malformed_requests(service: Service) -> None:
     assert service.ask("PUT", "/v1/jobs").status_code == 405
 
 
+def test_an_unknown_query_parameter_is_refused(service: Service) -> None:
+    wrong = service.ask("GET", "/v1/jobs?limit=2&curser=a")
+    assert wrong.status_code == 422
+    assert wrong.json()["detail"] == "'curser' is no parameter here; known are: cursor, limit"
+    assert "known are: none" in service.ask("GET", "/v1/jobs/a?limit=2").json()["detail"]
+
+
 def test_too_many_requests_are_slowed_down_and_so_is_guessing(tmp_path: Path, registered: Registered) -> None:
     now = [0.0]
     service = Service(tmp_path, registered, RateLimit(1.0, 3, lambda: now[0]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datasets_manifest.errors import InputError
-from services.jobs.job_request import JobRequest, check_id, command_line, place, train_request
+from services.jobs.job_request import JobRequest, check_id, command_line, train_request, with_absolute_paths
 from services.jobs.preflight import can_be_satisfied, every_node_reaches, mlflow_answers, refuse_finished
 from services.jobs.sweep_request import tune_request
 from services.jobs.working_folder import pack_code
@@ -119,8 +119,8 @@ def test_names_in_place_of_paths_stay_names(tmp_path: Path, monkeypatch: pytest.
     for name in ("tiny", "random", "encoder"):
         (tmp_path / name).mkdir()
     text = {"name": "tiny", "weights": "random"}
-    assert place(make_recipe(RECIPE | {"encoders": {"text": text}})).encoders.text.name == "tiny"
-    placed = place(make_recipe(RECIPE | {"encoders": {"text": {"name": "encoder"}}}))
+    assert with_absolute_paths(make_recipe(RECIPE | {"encoders": {"text": text}})).encoders.text.name == "tiny"
+    placed = with_absolute_paths(make_recipe(RECIPE | {"encoders": {"text": {"name": "encoder"}}}))
     assert placed.encoders.text.name == str(tmp_path / "encoder")
 
 

@@ -19,8 +19,8 @@ import yaml
 from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
-from services.jobs import jobs
 from services.jobs.job_request import train_request
+from services.jobs.jobs import JobServer, JobsUnavailable
 from services.registry import client_for, find_model
 from trainers.recipe.recipe import make_recipe
 from trainers.tracking.journal import Journal
@@ -53,9 +53,9 @@ def dashboard() -> Iterator[str]:
             deadline = time.monotonic() + 120
             while True:
                 try:
-                    jobs.list_jobs(jobs.connect(address))
+                    JobServer(address).list_jobs()
                     break
-                except jobs.JobsUnavailable:
+                except JobsUnavailable:
                     assert head.poll() is None and time.monotonic() < deadline, log.read_text()
                     time.sleep(0.5)
             yield address
@@ -66,34 +66,34 @@ def dashboard() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_job_is_submitted_found_read_and_forgotten(dashboard: str, tmp_path: Path) -> None:
-    client = jobs.connect(dashboard)
+    server = JobServer(dashboard)
     missing = {"sources": [str(tmp_path / "a.yaml")], "target": str(tmp_path / "b.yaml")}
     recipe = make_recipe({"data": missing, "run": {"name": "a-run", "storage": str(tmp_path / "runs")}})
     request = train_request("first-job", recipe)
     sizes = []
-    assert jobs.submit(client, request, on_code=lambda code: sizes.append(code.bytes)).run_name == "a-run"
+    assert server.submit(request, on_code=lambda code: sizes.append(code.bytes)).run_name == "a-run"
     assert 0 < sizes[0] < 5_000_000
     with pytest.raises(InputError, match="there is a job of this id"):
-        jobs.submit(client, request)
-    job = jobs.wait(client, "first-job")
+        server.submit(request)
+    job = server.wait("first-job")
     # The recipe was valid, the data are missing: the preflight on the cluster says so, before training.
     assert job.status == "FAILED"
-    assert "a.yaml: no such file" in jobs.logs(client, "first-job")
+    assert "a.yaml: no such file" in server.logs("first-job")
     assert "exit code 2" in job.message
-    assert [found.id for found in jobs.list_jobs(client, "FAILED", "a-run")] == ["first-job"]
-    assert jobs.list_jobs(client, "RUNNING") == jobs.list_jobs(client, run_name="b-run") == []
+    assert [found.id for found in server.list_jobs("FAILED", "a-run")] == ["first-job"]
+    assert server.list_jobs("RUNNING") == server.list_jobs(run_name="b-run") == []
     with pytest.raises(InputError, match="--status: is no status; found 'GONE'; wanted PENDING"):
-        jobs.list_jobs(client, "GONE")
-    assert jobs.stop(client, "first-job").status == "FAILED"
-    jobs.delete(client, "first-job")
-    assert jobs.list_jobs(client) == []
+        server.list_jobs("GONE")
+    assert server.stop("first-job").status == "FAILED"
+    server.delete("first-job")
+    assert server.list_jobs() == []
     with pytest.raises(InputError, match="there is no such job"):
-        jobs.get(client, "first-job")
+        server.get("first-job")
 
 
 @pytest.mark.slow
 def test_without_the_token_the_job_server_stays_shut(dashboard: str) -> None:
-    program = "from services import jobs; import sys; jobs.connect(sys.argv[1])"
+    program = "import sys; from services.jobs.jobs import JobServer; JobServer(sys.argv[1]).list_jobs()"
     environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
     done = subprocess.run([sys.executable, "-c", program, dashboard], env=environment, capture_output=True, text=True)
     assert "JobsUnavailable" in done.stderr and "token" in done.stderr.splitlines()[-1]
@@ -106,33 +106,36 @@ def test_the_address_that_is_given_goes_before_that_of_the_environment(
     """Ray's own client does it the other way round, and a job would go to another cluster than the one named."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
     monkeypatch.setenv("RAY_ADDRESS", dashboard)
-    jobs.list_jobs(jobs.connect())
-    with pytest.raises(jobs.JobsUnavailable, match=r"at http://127\.0\.0\.1:9"):
-        jobs.connect("http://127.0.0.1:9")
+    JobServer().list_jobs()
+    with pytest.raises(JobsUnavailable, match=r"at http://127\.0\.0\.1:9"):
+        JobServer("http://127.0.0.1:9").list_jobs()
     assert os.environ["RAY_API_SERVER_ADDRESS"] == dashboard
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    jobs.list_jobs(jobs.connect(dashboard))
+    JobServer(dashboard).list_jobs()
 
 
-def test_a_log_that_breaks_off_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_breaks_off_is_a_known_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
+        def __init__(self, address: str | None) -> None: ...
+
         async def tail_job_logs(self, identity: str) -> AsyncIterator[str]:
             yield "a line"
             raise aiohttp.ClientConnectionError("away")
 
     async def read() -> list[str]:
-        return [lines async for lines in jobs.follow(Client(), "a")]  # type: ignore[arg-type]
+        return [lines async for lines in JobServer().follow("a")]
 
-    monkeypatch.setattr(jobs, "get", lambda client, identity: None)
-    with pytest.raises(jobs.JobsUnavailable, match="away"):
+    monkeypatch.setattr("services.jobs.jobs.JobSubmissionClient", Client)
+    monkeypatch.setattr(JobServer, "get", lambda server, identity: None)
+    with pytest.raises(JobsUnavailable, match="away"):
         asyncio.run(read())
 
 
 def test_an_address_where_nobody_answers() -> None:
-    with pytest.raises(jobs.JobsUnavailable, match="is the dashboard up"):
-        jobs.connect("http://127.0.0.1:9")
+    with pytest.raises(JobsUnavailable, match="is the dashboard up"):
+        JobServer("http://127.0.0.1:9").list_jobs()
     with pytest.raises(InputError, match="--address"):
-        jobs.connect("ray://somewhere:10001")
+        JobServer("ray://somewhere:10001")
 
 
 @pytest.mark.slow
@@ -162,7 +165,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_sent_again(dashboard: s
         done = subprocess.run(command("submit", "train", str(file), "--id", identity), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    client = jobs.connect(dashboard)
+    server = JobServer(dashboard)
     submit("before")
     printed = ""
     with subprocess.Popen(command("logs", "before", "--follow"), stdout=subprocess.PIPE, text=True) as follower:
@@ -171,22 +174,23 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_sent_again(dashboard: s
             printed += line
             if "epoch 2/24" in line:
                 break
-        assert jobs.get(client, "before").status == "RUNNING", printed  # the lines came while it ran
-        driver = client.get_job_info("before").driver_info
+        assert server.get("before").status == "RUNNING", printed  # the lines came while it ran
+        with server.client() as client:
+            driver = client.get_job_info("before").driver_info
         assert driver is not None, printed
         os.kill(int(driver.pid), signal.SIGKILL)
         follower.communicate(timeout=120)  # ends with the job
     assert follower.returncode == 0
-    assert jobs.wait(client, "before").status == "FAILED"
+    assert server.wait("before").status == "FAILED"
     journal = Journal(str(tmp_path / "runs" / "twice" / "journal"))
     assert 1 <= len(journal.read()) < 24
 
     submit("after")
-    ended = jobs.wait(client, "after")
-    text = jobs.logs(client, "after")
+    ended = server.wait("after")
+    text = server.logs("after")
     assert ended.status == "SUCCEEDED", text
     assert "epoch 1/24" not in text and "epoch 24/24" in text
     assert [record.epoch for record in journal.read()] == list(range(1, 25))
-    assert [job.id for job in jobs.list_jobs(client, run_name="twice")] == ["after", "before"]
+    assert [job.id for job in server.list_jobs(run_name="twice")] == ["after", "before"]
     registered = find_model(client_for(f"sqlite:///{tmp_path}/mlflow.db"), "m2can-twice")
     assert registered.version == "1" and registered.tags["m2can.job"] == "after"

@@ -20,7 +20,8 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from services import promotion
-from services.serving.app import answer, make_app
+from services.inference import predict_samples
+from services.serving.app import make_app
 from services.serving.deployment import Resolver, ServeBackend, ServeConfig, start, stop
 from services.serving.samples import Limits, Sample
 from services.web.auth import Tokens, check_host, new_token
@@ -49,7 +50,7 @@ class LocalBackend:
         assert model_id == f"{NAME}:1"
         if self.hold is not None:
             await self.hold.wait()
-        return answer(self.predictor, samples)
+        return predict_samples(self.predictor, [s.texts for s in samples], [s.images for s in samples])
 
     async def ready(self, model_id: str) -> None: ...
 

@@ -1,0 +1,74 @@
+"""Options that several commands have, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.output import print_json
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="Folder or URI of the catalog's data sets; default: M2CAN_DATA_ROOT.")
+]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI or --storage.")
+]
+Storage = Annotated[Path, typer.Option(help="Folder of runs with the local MLflow store.")]
+RUNS = Path("runs")
+RayCluster = Annotated[str | None, typer.Option(help="Ray cluster; default: a local one.")]
+Dashboard = Annotated[
+    str | None,
+    typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
+]
+Host = Annotated[str, typer.Option(help="Address to listen at.")]
+Port = Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)]
+TokensFile = Annotated[
+    Path | None, typer.Option("--tokens", help="Tokens file (mode 600); without it, loopback only and no token asked.")
+]
+
+
+def use_data_root(root: str | None) -> None:
+    """Let the catalog look below `root` in this process and those it starts."""
+    from datasets_manifest.manifest.catalog import DATA_ROOT
+    from datasets_manifest.manifest.storage import is_uri
+
+    if root is not None:
+        os.environ[DATA_ROOT] = root if is_uri(root) else os.path.abspath(os.path.expanduser(root))
+
+
+def load_predictor(model: str, tracking_uri: str | None, storage: Path) -> Any:
+    """The predictor of a checkpoint folder or of a registered model."""
+    from trainers.model.predictor import Predictor
+
+    return Predictor.load(model_files(model, tracking_uri, storage))
+
+
+def model_files(model: str, tracking_uri: str | None, storage: Path) -> Path:
+    """The folder of a checkpoint, or of a registered model's verified download.
+
+    Raises:
+        InputError: no such folder or model.
+    """
+    from datasets_manifest.errors import InputError
+
+    if not model.startswith("models:/"):
+        if not Path(model).is_dir():
+            wanted = "a checkpoint folder, or models:/NAME@alias"
+            raise InputError("there is no such folder", field="MODEL", value=model, wanted=wanted)
+        return Path(model)
+    from services.registry import client_for, fetch_bundle
+
+    return fetch_bundle(client_for(tracking_uri, storage), model)
+
+
+def show(as_json: bool, content: Any, *lines: str) -> None:
+    """Print `content` as JSON, or `lines` as text."""
+    if as_json:
+        print_json(content)
+        return
+    for line in lines:
+        typer.echo(line)
