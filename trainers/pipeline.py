@@ -14,7 +14,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from trainers.cluster.driver import Prepared
 from trainers.model.checkpoint import ModelCard, load_card, model_folder
 from trainers.reports.run_report import draw_report
-from trainers.tracking.address import resolve_tracking_uri, tracking_uri
+from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import PARENT_TAG
 from trainers.tracking.outcome import Outcome
@@ -44,7 +44,7 @@ def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({
             **job_tags(),
             **tags,
         },
-        storage=Path(recipe.run.storage).resolve(),
+        storage=run_storage(recipe),
     )
 
 

@@ -25,7 +25,7 @@ from trainers.model.checkpoint import load_card, model_folder, read_json
 from trainers.pipeline import model_to_log
 from trainers.recipe.recipe import Recipe
 from trainers.reports.page import REPORT
-from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.address import resolve_tracking_uri, run_storage
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.outcome import read_validator_inputs
@@ -94,7 +94,7 @@ def run_sweep(plan: SweepPlan) -> SweepOutcome:
     """
     sweep, base = plan.sweep, plan.recipe([])
     prepare(base)
-    storage = Path(base.run.storage).resolve()
+    storage = run_storage(base)
     folder = storage / sweep.name
     _claim(plan, folder)
     start_ray(base.cluster.address)

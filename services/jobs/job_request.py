@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datasets_manifest.errors import InputError, from_validation_error
 from datasets_manifest.manifest.catalog import is_reference
 from trainers.recipe.recipe import Recipe
+from trainers.tracking.address import run_storage
 
 VARIABLE = "M2CAN_JOB"
 # Linux takes no longer string than 128 KiB in an environment.
@@ -99,7 +100,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     text, picture = recipe.encoders.text, recipe.encoders.picture
     text = text.model_copy(update={"name": here(text.name), "weights": here(text.weights)})
     picture = picture.model_copy(update={"weights": here(picture.weights)})
-    storage = _absolute(recipe.run.storage, Path.cwd())
+    storage = str(run_storage(recipe))
     return recipe.model_copy(
         update={
             "encoders": recipe.encoders.model_copy(update={"text": text, "picture": picture}),

@@ -22,6 +22,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from datasets_manifest.manifest.corpus import Corpus, load_corpus, require_pictures
 from trainers.cluster.disk import evaluation_bytes, require_disk, retention
+from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.memory_hints import ended_by_memory, hints
 from trainers.cluster.monitor import Listener, start_monitor
 from trainers.cluster.resources import worker_resources
@@ -35,7 +36,8 @@ from trainers.model.precision import expected_device, require_device
 from trainers.model.sizes import state_sizes
 from trainers.model.vocabulary import make_vocabulary
 from trainers.recipe.recipe import Recipe, make_recipe
-from trainers.tracking.journal import EpochRecord, Journal, JournalCallback
+from trainers.tracking.address import run_storage
+from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.outcome import Outcome, choose_epoch_of
 from trainers.validators import NEED_SOURCE_VALIDATION
 
@@ -60,7 +62,7 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         InputError: what is wrong with the recipe or the data.
     """
-    data = recipe.data
+    data, storage = recipe.data, run_storage(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     if isinstance(recipe.uacr.prior, list) and len(recipe.uacr.prior) != len(corpus.classes):
         raise InputError(
@@ -103,7 +105,6 @@ def prepare(recipe: Recipe) -> Prepared:
     require_statistics(network, data.pictures.crop)
     require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    storage = Path(recipe.run.storage).resolve()
     sizes = state_sizes(card, network)
     size = sizes.files + evaluation_bytes(recipe, corpus)
     notes += require_disk(recipe, size, storage / name)

@@ -1,4 +1,4 @@
-"""Where MLflow is: its address alone. MLflow itself, whose import takes seconds, is not needed for that."""
+"""Where runs and MLflow are: addresses alone. MLflow itself, whose import takes seconds, is not needed for that."""
 
 from __future__ import annotations
 
@@ -16,13 +16,26 @@ SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
+def run_storage(recipe: Recipe) -> Path:
+    """The folder in which runs lie, absolute.
+
+    Raises:
+        InputError: an address (`s3://…`) in place of a folder.
+    """
+    storage = recipe.run.storage
+    if "://" in storage:
+        problem = "is not a folder; object stores are not supported yet"
+        raise InputError(problem, field="run.storage", value=storage, wanted="a folder that all nodes see")
+    return Path(storage).resolve()
+
+
 def tracking_uri(recipe: Recipe) -> str:
     """Where MLflow is, for this recipe.
 
     Raises:
         InputError: an address MLflow cannot track to.
     """
-    return resolve_tracking_uri(recipe.tracking.uri, Path(recipe.run.storage).resolve())
+    return resolve_tracking_uri(recipe.tracking.uri, run_storage(recipe))
 
 
 def resolve_tracking_uri(recipe_uri: str | None, storage: Path) -> str:
