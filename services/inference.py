@@ -8,7 +8,6 @@ A part appears whole or not at all and is not predicted again: an interrupted ru
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import whole_file, write_atomically
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from trainers.model.checkpoint import digests, model_folder, read_json
@@ -238,6 +237,5 @@ def _part(out: Path, shard: int) -> Path:
 
 def write_parquet(table: pa.Table, file: Path) -> None:
     """Write `table` whole or not at all; folders are made."""
-    content = io.BytesIO()
-    pq.write_table(table, content)
-    write_atomically(file, content.getvalue())
+    with whole_file(file) as draft:
+        pq.write_table(table, draft)

@@ -1,13 +1,11 @@
-"""The MLflow registry: find and show models, bring one to this machine."""
+"""The MLflow registry: find and list models, download one."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import whole_folder
 from trainers.model.checkpoint import digests, read_json, verify
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
@@ -26,7 +25,7 @@ from trainers.tracking.sender import open_client
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 
 REGISTERED = "one that `m2can models search` shows"
-# Written beside a model's files when a server sends them.
+# MLflow writes it beside a model's files when it downloads them from a server.
 _MLFLOW_ADDS = {"registered_model_meta"}
 
 
@@ -68,7 +67,7 @@ def list_models(client: MlflowClient) -> list[ModelVersion]:
     for model in _pages(client.search_registered_models):
         versions = client.search_model_versions(f"name = '{model.name}'")
         if versions:
-            found.append(_version(client, max(versions, key=lambda v: int(v.version))))
+            found.append(_newest(client, versions))
     return sorted(found, key=lambda v: v.name)
 
 
@@ -95,7 +94,7 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
         raise InputError(why, field="MODEL", value=reference, wanted=REGISTERED) from None
     if not versions:
         raise InputError("is not in the registry", field="MODEL", value=reference, wanted=REGISTERED)
-    return _version(client, max(versions, key=lambda v: int(v.version)))
+    return _newest(client, versions)
 
 
 def search_models(
@@ -107,11 +106,11 @@ def search_models(
     alias: str | None = None,
     min_accuracy: float | None = None,
 ) -> list[ModelVersion]:
-    """All versions for which everything given holds, newest first.
+    """All versions that meet every given condition, newest first.
 
     Args:
         text: part of the name, or of a tag's value.
-        min_accuracy: target validation accuracy of the chosen epoch, 0 to 1; versions without labels fall out.
+        min_accuracy: target validation accuracy of the chosen epoch, 0 to 1; versions without it are left out.
     """
 
     def fits(version: ModelVersion) -> bool:
@@ -140,7 +139,7 @@ def recipe_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
 
 
 def fetch_bundle(client: MlflowClient, reference: str) -> Path:
-    """Bring the model's files to this machine, checked; the folder that trainers.model.predictor.Predictor loads.
+    """Download a model's files and check them; the folder that trainers.model.predictor.Predictor loads.
 
     Raises:
         InputError: not there, not a model of ours, or altered.
@@ -152,7 +151,7 @@ def fetch_bundle(client: MlflowClient, reference: str) -> Path:
 
 
 def fetch(client: MlflowClient, reference: str, to: Path) -> ModelVersion:
-    """Write a version's files to the new folder `to`, whole and checked, or not at all.
+    """Write a version's files to the new folder `to`, complete and checked, or not at all.
 
     Raises:
         InputError: `to` exists, the version is not there, or a file is missing or altered.
@@ -160,15 +159,9 @@ def fetch(client: MlflowClient, reference: str, to: Path) -> ModelVersion:
     if to.exists():
         raise InputError("exists already", file=to, field="--to", wanted="a new folder")
     version = find_model(client, reference)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
-    try:
-        whole = draft / "model"
-        shutil.copytree(_download(client, version), whole)
-        check_files(whole, version)
-        os.replace(whole, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with whole_folder(to) as draft:
+        shutil.copytree(_download(client, version), draft, dirs_exist_ok=True)
+        check_files(draft, version)
     return version
 
 
@@ -184,7 +177,7 @@ def check_files(folder: Path, version: ModelVersion) -> None:
     """Compare a version's files with files.json, and that with the registry.
 
     Raises:
-        InputError: names the first file that is missing, altered or was put in.
+        InputError: names the first file that is missing, altered or added.
     """
     wanted = version.tags.get(CHECKSUM_TAG)
     listing = folder / CHECKSUMS
@@ -203,14 +196,14 @@ def check_files(folder: Path, version: ModelVersion) -> None:
 def _download(client: MlflowClient, version: ModelVersion) -> Path:
     uri = client.get_model_version_download_uri(version.name, version.version)
     try:
-        return Path(download_artifacts(uri, tracking_uri=client._tracking_client.tracking_uri))
+        return Path(download_artifacts(uri, tracking_uri=client.tracking_uri))
     except (MlflowException, OSError) as error:
         name = f"{version.name}:{version.version}"
         raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=name) from None
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """All that MLflow finds: it answers a page at a time, of a hundred models."""
+    """All results of a search; MLflow returns them in pages of a hundred."""
     token = None
     while True:
         page = search(page_token=token)
@@ -220,15 +213,19 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
             return
 
 
+def _newest(client: MlflowClient, versions: Sequence[Any]) -> ModelVersion:
+    return _version(client, max(versions, key=lambda version: int(version.version)))
+
+
 def _version(client: MlflowClient, found: Any) -> ModelVersion:
-    # A search gives no aliases; the version read by itself does.
-    whole = client.get_model_version(found.name, str(found.version))
+    # MLflow's search leaves the aliases out.
+    read = client.get_model_version(found.name, str(found.version))
     return ModelVersion(
-        name=whole.name,
-        version=str(whole.version),
-        aliases=sorted(whole.aliases),
-        run_id=whole.run_id or None,
-        created=datetime.fromtimestamp(whole.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-        tags=dict(whole.tags),
-        source=whole.source,
+        name=read.name,
+        version=str(read.version),
+        aliases=sorted(read.aliases),
+        run_id=read.run_id or None,
+        created=datetime.fromtimestamp(read.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        tags=dict(read.tags),
+        source=read.source,
     )

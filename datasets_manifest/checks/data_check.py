@@ -1,4 +1,4 @@
-"""The data report: what is in data sets, and what of it would harm training. Says it; changes nothing."""
+"""The data report: what is in data sets, and what of it would harm training. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, look_at_all
+from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
 from datasets_manifest.manifest.schema import LoadedManifest
@@ -78,15 +78,19 @@ class SplitRows:
     facts: dict[str, PictureFacts]
 
     @property
-    def place(self) -> tuple[str, str]:
+    def name(self) -> tuple[str, str]:
+        """Domain and split."""
         return self.manifest.name, self.split
 
     def contents(self) -> list[tuple[object, ...]]:
-        """Of each record, what it is made of: two records with the same are copies."""
+        """Texts and picture digests of each record. Records with equal contents are copies."""
         return [
             (*(" ".join(text.split()) for text in texts), *(self.facts[path].digest or path for path in images))
             for texts, images in zip(self.texts, self.images, strict=True)
         ]
+
+    def finding(self, severity: Severity, kind: str, message: str, found: Sequence[str]) -> Finding:
+        return Finding(severity, kind, *self.name, len(found), message, list(found[:EXAMPLES]))
 
 
 def check(
@@ -95,12 +99,12 @@ def check(
     start: Callable[[], object] = lambda: None,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> DataReport:
-    """Look at every record and picture of all splits of all manifests.
+    """Read every record and picture of all splits of all manifests.
 
     Args:
         manifests: the domains that will be trained together, or one of them.
-        start: called before more than IN_PROCESS pictures are looked at: starts Ray.
-        on_done: called with the number of pictures looked at.
+        start: called before more than IN_PROCESS pictures are read; starts Ray.
+        on_done: called with the number of pictures read so far.
     """
     findings: list[Finding] = []
     try:
@@ -117,7 +121,7 @@ def check(
     paths = [path for _, _, result in read for images in result.table["images"].to_pylist() for path in images]
     if len(set(paths)) > IN_PROCESS:
         start()
-    facts = look_at_all(paths, PictureViews().max_pixels, on_done)
+    facts = read_all_facts(paths, PictureViews().max_pixels, on_done)
     rows = [_rows(manifest, split, result, facts) for manifest, split, result in read]
     for one in rows:
         findings += [*_of_records(one), *_of_pictures(one), *_of_labels(one), *_copies_within(one)]
@@ -127,17 +131,8 @@ def check(
 
 
 def _rows(manifest: LoadedManifest, split: str, result: ReadResult, facts: dict[str, PictureFacts]) -> SplitRows:
-    table = result.table
-    return SplitRows(
-        manifest,
-        split,
-        result,
-        ids=table["id"].to_pylist(),
-        texts=table["texts"].to_pylist(),
-        images=table["images"].to_pylist(),
-        label=table["label"].to_numpy(),
-        facts=facts,
-    )
+    columns = [result.table[name].to_pylist() for name in ("id", "texts", "images")]
+    return SplitRows(manifest, split, result, *columns, label=result.table["label"].to_numpy(), facts=facts)
 
 
 def _summary(rows: SplitRows) -> SplitReport:
@@ -145,7 +140,7 @@ def _summary(rows: SplitRows) -> SplitReport:
     sides = [min(f.width, f.height) for f in facts if f.problem is None]
     counts = Counter(rows.label[rows.label >= 0].tolist())
     return SplitReport(
-        *rows.place,
+        *rows.name,
         records=len(rows.ids),
         labels={name: counts[c] for c, name in enumerate(rows.manifest.classes)},
         unlabelled=int((rows.label < 0).sum()),
@@ -164,30 +159,19 @@ def _distribution(values: Sequence[float]) -> dict[str, float]:
     return {"min": float(low), "median": float(median), "p95": float(high), "max": float(top)}
 
 
-def _finding(rows: SplitRows, severity: Severity, kind: str, message: str, found: Sequence[str]) -> Finding:
-    return Finding(severity, kind, *rows.place, len(found), message, list(found[:EXAMPLES]))
-
-
 def _of_records(rows: SplitRows) -> Iterator[Finding]:
     total, read = len(rows.ids), rows.read
     if read.without_content:
-        message = "records with neither text nor picture are left out"
-        yield Finding(
-            "warning",
-            "no-content",
-            *rows.place,
-            read.without_content,
-            message,
-            list(read.without_content_ids[:EXAMPLES]),
-        )
+        message, examples = "records with neither text nor picture are left out", read.without_content_ids[:EXAMPLES]
+        yield Finding("warning", "no-content", *rows.name, read.without_content, message, list(examples))
     if read.repeated_ids:
-        yield Finding("warning", "repeated-ids", *rows.place, read.repeated_ids, "ids occur again; numbered", [])
+        yield Finding("warning", "repeated-ids", *rows.name, read.repeated_ids, "ids occur again; numbered", [])
     for kind, column in (("no-text", rows.texts), ("no-picture", rows.images)):
         lacking = [identity for identity, content in zip(rows.ids, column, strict=True) if not content]
         if lacking:
             severity: Severity = "warning" if len(lacking) > total / 2 else "note"
             what = "text" if kind == "no-text" else "picture"
-            yield _finding(rows, severity, kind, f"records without a {what}: it counts as missing", lacking)
+            yield rows.finding(severity, kind, f"records without a {what}: it counts as missing", lacking)
 
 
 def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
@@ -206,44 +190,46 @@ def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
     fatal = harmed > MAX_BAD * len(rows.ids)
     for problem, paths in found.items():
         if problem == "tiny":
-            yield _finding(rows, "warning", "tiny", f"pictures with a side under {TINY} pixels", paths)
+            yield rows.finding("warning", "tiny", f"pictures with a side under {TINY} pixels", paths)
         elif problem == "huge":
-            yield _finding(rows, "note", "huge", f"pictures of more than {HUGE // 10**6} million pixels: slow", paths)
+            yield rows.finding("note", "huge", f"pictures of more than {HUGE // 10**6} million pixels: slow", paths)
         else:
             why = f"pictures are {problem}" if problem != "not an image" else "files are not images"
             more = f"; {harmed} of {len(rows.ids)} records have one, more than {MAX_BAD:.0%}" if fatal else ""
             kind = problem.replace(" ", "-")
-            yield _finding(rows, "fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
+            yield rows.finding("fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
 
 
 def _of_labels(rows: SplitRows) -> Iterator[Finding]:
     known = rows.label[rows.label >= 0]
     if not len(known):
-        yield _finding(rows, "note", "unlabelled", "no record has a label: this can only be a target", rows.ids)
+        yield rows.finding("note", "unlabelled", "no record has a label: this can only be a target", rows.ids)
         return
     absent = [name for c, name in enumerate(rows.manifest.classes) if not (known == c).any()]
     if len(absent) >= len(rows.manifest.classes) - 1:
-        yield _finding(rows, "fatal", "one-class", "all labels are of one class; these have no record", absent)
+        yield rows.finding("fatal", "one-class", "all labels are of one class; these have no record", absent)
     elif absent:
-        yield _finding(rows, "warning", "absent-classes", "classes without a record", absent)
+        yield rows.finding("warning", "absent-classes", "classes without a record", absent)
     shares = np.bincount(known, minlength=len(rows.manifest.classes)) / len(known)
     if not absent and shares.max() > 10 * shares.min():
         rare = rows.manifest.classes[int(shares.argmin())]
-        yield _finding(rows, "note", "imbalance", f"the rarest class has {shares.min():.1%} of the labels", [rare])
+        yield rows.finding("note", "imbalance", f"the rarest class has {shares.min():.1%} of the labels", [rare])
 
 
 def _copies_within(rows: SplitRows) -> Iterator[Finding]:
-    places: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    rows_of: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for row, content in enumerate(rows.contents()):
-        places[content].append(row)
-    copies = [group for group in places.values() if len(group) > 1]
+        rows_of[content].append(row)
+    copies = [group for group in rows_of.values() if len(group) > 1]
     again = [rows.ids[row] for group in copies for row in group[1:]]
     if again:
-        yield _finding(rows, "warning", "copies", "records are copies of others of the split", again)
-    torn = [group for group in copies if len({int(rows.label[row]) for row in group if rows.label[row] >= 0}) > 1]
-    if torn:
-        ids = [" = ".join(rows.ids[row] for row in group) for group in torn]
-        yield _finding(rows, "warning", "copies-disagree", "copies have different labels", ids)
+        yield rows.finding("warning", "copies", "records are copies of others of the split", again)
+    conflicting = [
+        group for group in copies if len({int(rows.label[row]) for row in group if rows.label[row] >= 0}) > 1
+    ]
+    if conflicting:
+        ids = [" = ".join(rows.ids[row] for row in group) for group in conflicting]
+        yield rows.finding("warning", "copies-disagree", "copies have different labels", ids)
 
 
 def _copies_between(splits: Iterable[SplitRows]) -> Iterator[Finding]:
@@ -256,22 +242,22 @@ def _copies_between(splits: Iterable[SplitRows]) -> Iterator[Finding]:
         shared: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for row, content in enumerate(contents):
             if content in records:
-                shared["records", *records[content][0].place].append(rows.ids[row])
+                shared["records", *records[content][0].name].append(rows.ids[row])
             else:
                 for path in rows.images[row]:
                     digest = rows.facts[path].digest
                     if digest in pictures:
-                        shared["pictures", *pictures[digest].place].append(path)
+                        shared["pictures", *pictures[digest].name].append(path)
             identity = (rows.manifest.name, rows.ids[row])
             if identity in ids and ids[identity][1] != content:
-                shared["ids", *ids[identity][0].place].append(rows.ids[row])
+                shared["ids", *ids[identity][0].name].append(rows.ids[row])
         for (what, domain, split), found in shared.items():
             fatal = what == "records" and len(found) > MAX_LEAKED * len(rows.ids)
             severity: Severity = "fatal" if fatal else "note" if what == "ids" else "warning"
             message = f"{what} are also in {domain}/{split}"
             if fatal:
                 message += f", more than {MAX_LEAKED:.0%}: what is measured here was seen there"
-            yield _finding(rows, severity, f"shared-{what}", message, found)
+            yield rows.finding(severity, f"shared-{what}", message, found)
         for row, content in enumerate(contents):
             records.setdefault(content, (rows, row))
             ids.setdefault((rows.manifest.name, rows.ids[row]), (rows, content))

@@ -1,4 +1,4 @@
-"""What is to be known of picture files before training: sizes, contents, damage. In process or on a Ray cluster."""
+"""Facts of picture files: sizes, a digest of the content, why a picture cannot be used. In process or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FACTS_SCHEMA = pa.schema(
         ("digest", pa.binary(16)),
     ]
 )
-IN_PROCESS = 3_000  # pictures up to which starting a cluster costs more than it saves
+IN_PROCESS = 3_000  # pictures; for fewer, starting a cluster costs more than it saves
 _BLOCK = 500
 
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """Of one file. problem: why it cannot be used, or None. digest: of its contents; None where it could not be read."""
+    """Facts of one file. problem: why it cannot be used, or None. digest: of its content; None if it cannot be read."""
 
     problem: str | None
     width: int
@@ -35,7 +35,7 @@ class PictureFacts:
     digest: bytes | None
 
 
-def look_at(path: str, max_pixels: int) -> PictureFacts:
+def read_facts(path: str, max_pixels: int) -> PictureFacts:
     """Read and decode one picture, a JPEG at an eighth of its size."""
     try:
         data = read_picture_bytes(path)
@@ -49,13 +49,13 @@ def look_at(path: str, max_pixels: int) -> PictureFacts:
     return PictureFacts(None, width, height, len(data), digest)
 
 
-def look_at_all(
+def read_all_facts(
     paths: Sequence[str], max_pixels: int, on_done: Callable[[int], None] = lambda count: None
 ) -> dict[str, PictureFacts]:
     """Facts by path. More than IN_PROCESS pictures are spread over the Ray cluster, which must be running then.
 
     Args:
-        on_done: called with the number of pictures looked at so far.
+        on_done: called with the number of pictures read so far.
     """
     distinct = list(dict.fromkeys(paths))
     facts: dict[str, PictureFacts] = {}
@@ -74,18 +74,12 @@ def look_at_all(
         )
         tables = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
     for table in tables:
-        columns = [table[name].to_pylist() for name in FACTS_SCHEMA.names]
-        for path, *rest in zip(*columns, strict=True):
-            facts[path] = PictureFacts(*rest)
+        facts |= {row.pop("path"): PictureFacts(**row) for row in table.to_pylist()}
         on_done(len(facts))
     return facts
 
 
 def facts_table(table: pa.Table, max_pixels: int) -> pa.Table:
     """Of FACTS_SCHEMA, for a table with a column `path`."""
-    paths = table["path"].to_pylist()
-    found = [look_at(path, max_pixels) for path in paths]
-    columns = [paths, *([getattr(facts, name) for facts in found] for name in FACTS_SCHEMA.names[1:])]
-    return pa.table(
-        [pa.array(values, field.type) for values, field in zip(columns, FACTS_SCHEMA, strict=True)], schema=FACTS_SCHEMA
-    )
+    rows = [{"path": path, **vars(read_facts(path, max_pixels))} for path in table["path"].to_pylist()]
+    return pa.Table.from_pylist(rows, FACTS_SCHEMA)

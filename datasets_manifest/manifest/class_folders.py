@@ -3,15 +3,13 @@
     <folder>/<class>/a.jpg      labelled; a text beside it, a.txt, is the record's text
     <folder>/b.jpg              unlabelled
 
-Deeper folders are part of the picture's name. Files that are neither pictures nor texts, and hidden ones, are left alone.
+Deeper folders are part of the picture's name. Hidden files, and files that are neither pictures nor texts, are ignored.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
@@ -43,13 +41,14 @@ def list_pictures(folder: Location) -> Iterator[tuple[str, str | None, str | Non
 
 
 def _read_text(folder: Location, path: str) -> str:
-    place: Any = folder / path if isinstance(folder, Path) else f"{folder.rstrip('/')}/{path}"
+    # Not storage.locate(): a folder may be called "~".
+    file: Location = f"{folder.rstrip('/')}/{path}" if isinstance(folder, str) else folder / path
     try:
-        text = storage.read_bytes(place).decode("utf-8-sig")
+        text = storage.read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start}", file=place, wanted="a text saved as UTF-8") from None
+        raise InputError(f"not UTF-8 at byte {error.start}", file=file, wanted="a text saved as UTF-8") from None
     except OSError as error:
-        raise InputError(f"cannot be read ({error})", file=place) from None
+        raise InputError(f"cannot be read ({error})", file=file) from None
     if "\0" in text:
-        raise InputError("holds a NUL byte", file=place, wanted="a text saved as UTF-8")
+        raise InputError("holds a NUL byte", file=file, wanted="a text saved as UTF-8")
     return text

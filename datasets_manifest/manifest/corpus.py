@@ -1,11 +1,10 @@
-"""All domains of a run in one table, so that a row is one number everywhere."""
+"""All domains of a run in one table, so that a row number means the same row everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +42,7 @@ class Corpus:
         classes: in the first source's order.
         train: one part a domain.
         val: one part a domain, None where a manifest has no such split.
-        notes: what was put right while reading, for people.
+        notes: what was corrected while reading, as sentences.
     """
 
     table: pa.Table
@@ -54,7 +53,7 @@ class Corpus:
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 [rows]; -1 where unlabelled. The target's are for reports only."""
+        """int64 [rows]; -1 where unlabelled. The target's labels are for reports only."""
         return self.table["label"].to_numpy().astype(np.int64)
 
     @property
@@ -70,7 +69,7 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
     """Read all manifests and their splits.
 
     Raises:
-        InputError: also if domains share a name, their classes differ, or a source teaches fewer than two classes.
+        InputError: also if domains share a name, their classes differ, or a source has labels of fewer than two.
     """
     manifests = [load_manifest(path) for path in [*sources, target]]
     _distinct_names(manifests)
@@ -86,10 +85,8 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
         if result.repeated_ids:
             notes.append(f"{manifest.name}, {split}: {result.repeated_ids} repeated ids were numbered")
         if result.without_content:
-            some = ", ".join(result.without_content_ids)
-            notes.append(
-                f"{manifest.name}, {split}: {result.without_content} records without content left out ({some})"
-            )
+            dropped = f"{result.without_content} records without content left out"
+            notes.append(f"{manifest.name}, {split}: {dropped} ({', '.join(result.without_content_ids)})")
         tables.append(remap_labels(result.table, manifest.classes, classes))
         part = Part(manifest.name, split, start, start + result.table.num_rows)
         start = part.stop
@@ -99,7 +96,7 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
     val = [read(manifest, val_split) if val_split in manifest.splits else None for manifest in manifests]
     corpus = Corpus(pa.concat_tables(tables).combine_chunks(), classes, train, val, notes)
     for manifest, part in zip(manifests[:-1], corpus.train[:-1], strict=True):
-        _teaches(manifest, train_split, corpus.labels[part.start : part.stop], classes)
+        _require_two_classes(manifest, train_split, corpus.labels[part.start : part.stop], classes)
     return corpus
 
 
@@ -107,30 +104,22 @@ def _distinct_names(manifests: Sequence[LoadedManifest]) -> None:
     seen: dict[str, LoadedManifest] = {}
     for manifest in manifests:
         if manifest.name in seen:
-            raise InputError(
-                f"another domain has this name ({seen[manifest.name].path})",
-                file=manifest.path,
-                field="name",
-                value=manifest.name,
-                wanted="a name of its own for every domain",
-            )
+            problem = f"another domain has this name ({seen[manifest.name].path})"
+            wanted = "a name of its own for every domain"
+            raise InputError(problem, file=manifest.path, field="name", value=manifest.name, wanted=wanted)
         seen[manifest.name] = manifest
 
 
-def _teaches(manifest: LoadedManifest, split: str, labels: np.ndarray, classes: list[str]) -> None:
+def _require_two_classes(manifest: LoadedManifest, split: str, labels: np.ndarray, classes: list[str]) -> None:
     found = np.unique(labels[labels >= 0])
     if len(found) < 2:
-        raise InputError(
-            "a source must have labels of at least two classes",
-            file=manifest.path,
-            field=f"splits.{split}",
-            value=[classes[c] for c in found],
-            wanted=f"labels among {', '.join(classes)}",
-        )
+        problem, wanted = "a source must have labels of at least two classes", f"labels among {', '.join(classes)}"
+        value = [classes[c] for c in found]
+        raise InputError(problem, file=manifest.path, field=f"splits.{split}", value=value, wanted=wanted)
 
 
 def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
-    """Look whether the training pictures' files are there.
+    """Check that the training pictures' files exist.
 
     Returns:
         a note for each domain that lacks some.
@@ -150,22 +139,14 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
             identity, path = lacking[0]
             message = f"{len(lacking)} of {len(part)} records lack a picture file, first record {identity}: {path}"
             if len(lacking) > max_bad_fraction * len(part):
-                raise InputError(
-                    message,
-                    file=part.domain,
-                    field=f"splits.{part.split}",
-                    wanted=f"at most a part of {max_bad_fraction:g} (data.max_bad_fraction)",
-                )
+                wanted = f"at most a fraction of {max_bad_fraction:g} (data.max_bad_fraction)"
+                raise InputError(message, file=part.domain, field=f"splits.{part.split}", wanted=wanted)
             notes.append(f"{part.domain}, {part.split}: {message}")
     return notes
 
 
-def _is_there(file: str) -> bool:
-    return storage.is_file(file if storage.is_uri(file) else Path(file))
-
-
 def _missing(paths: list[str]) -> list[str]:
     try:
-        return [path for path in paths if not _is_there(packed.file_of(path))]
+        return [path for path in paths if not storage.is_file(packed.file_of(path))]
     except OSError as error:
         raise InputError(f"the pictures' store cannot be reached ({error})", value=paths[0]) from None

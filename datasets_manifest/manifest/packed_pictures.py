@@ -1,10 +1,9 @@
-"""References to pictures inside shards: `<shard>#<offset>+<length>+<crc32>`, which stand where a picture's path stands."""
+"""References to pictures inside shards, used in place of paths: `<shard>#<offset>+<length>+<crc32>`."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from pathlib import Path
 
 from datasets_manifest.manifest import storage
 
@@ -17,13 +16,13 @@ def reference(shard: str, offset: int, data: bytes) -> str:
 
 
 def file_of(path: str) -> str:
-    """The file that must be there for `path` to be read: its shard, or itself."""
+    """The file that is read for `path`: its shard, or `path` itself."""
     match = _REFERENCE.fullmatch(path)
     return match["shard"] if match else path
 
 
 def read(path: str) -> bytes | None:
-    """The bytes of a reference, None if `path` is none.
+    """The bytes of a reference; None if `path` is not a reference.
 
     Raises:
         OSError: no such shard, or it ends too early, or the bytes are not those that were packed.
@@ -31,8 +30,8 @@ def read(path: str) -> bytes | None:
     match = _REFERENCE.fullmatch(path)
     if match is None:
         return None
-    shard, length = match["shard"], int(match["length"])
-    data = storage.read_range(shard if storage.is_uri(shard) else Path(shard), int(match["offset"]), length)
+    length = int(match["length"])
+    data = storage.read_range(match["shard"], int(match["offset"]), length)
     if len(data) != length or zlib.crc32(data) != int(match["crc"], 16):
         raise OSError(f"{path}: the shard is truncated or altered")
     return data

@@ -1,8 +1,8 @@
 """A split's records files → one Arrow table of (id, domain, texts, images, label).
 
-Messy input is either put right in one documented way (a missing modality is an empty list, a repeated id gets a number,
-a record with nothing in it is dropped and counted) or refused with an InputError that names file, record, field, value
-and what was wanted.
+Unusual input is either corrected in one documented way (a missing modality is an empty list, a repeated id gets a number,
+a record without content is dropped and counted) or refused with an InputError that names file, record, field, value and
+what was wanted.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _MAX_CHUNK_BYTES = 2**31 - 1  # Arrow's string columns address no more than this
 
 @dataclass(frozen=True)
 class ReadResult:
-    """A split's table and what had to be put right to make it.
+    """A split's table and what was corrected to make it.
 
-    table: of TABLE_SCHEMA; `images` are absolute paths that nobody has opened yet; label -1 is unlabelled.
+    table: of TABLE_SCHEMA; `images` are absolute paths, not opened yet; label -1 is unlabelled.
     repeated_ids: records whose id had been used before, and which got "#2", "#3", … appended to it.
     without_content: records that were dropped because they have neither text nor image.
     without_content_ids: the first ten ids of these.
@@ -84,7 +84,7 @@ def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False
         except OSError as error:
             raise InputError(f"the pictures' store cannot be reached ({error})", file=file) from None
 
-    ids, rows = _UniqueIds(), _TableBuilder(manifest.name)
+    ids, rows = _UniqueIds(), _TableBuilder()
     dropped: list[str] = []
     number = 0
     for file in manifest.record_paths(split):
@@ -99,7 +99,7 @@ def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False
             if not texts and not images:
                 dropped.append(identity)
             if texts or images or keep_empty:
-                rows.add(identity, texts, images, label)
+                rows.add(identity, manifest.name, texts, images, label)
     if len(dropped) == number:
         found = f"{number} records, none with a text or an image" if number else "no record"
         raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")
@@ -136,7 +136,7 @@ def remap_labels(table: pa.Table, from_classes: Sequence[str], to_classes: Seque
 
 
 class _UniqueIds:
-    """Ids as they are used; one that was used before gets a number appended."""
+    """Makes ids unique: one that was used before gets a number appended."""
 
     def __init__(self) -> None:
         self.repeated = 0
@@ -157,36 +157,26 @@ class _UniqueIds:
 
 
 class _TableBuilder:
-    """Rows → table, in batches, so that only a batch's worth of rows exists as Python objects."""
+    """Rows → table, in batches, so that only a batch of rows exists as Python objects."""
 
-    def __init__(self, domain: str) -> None:
-        self._domain = domain
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, list[str], list[str], int]] = []
         self._batches: list[pa.RecordBatch] = []
-        self._start_batch()
 
-    def add(self, identity: str, texts: list[str], images: list[str], label: int) -> None:
-        self._ids.append(identity)
-        self._texts.append(texts)
-        self._images.append(images)
-        self._labels.append(label)
-        if len(self._ids) == _BATCH_ROWS:
+    def add(self, *row: Any) -> None:
+        """The values of TABLE_SCHEMA's columns."""
+        self._rows.append(row)
+        if len(self._rows) == _BATCH_ROWS:
             self._finish_batch()
 
     def table(self) -> pa.Table:
-        """The table of all rows, in one chunk if Arrow can address it so: look-ups in one chunk are far faster."""
+        """The table of all rows; in one chunk, where look-ups are much faster, if Arrow can address it so."""
         self._finish_batch()
         table = pa.Table.from_batches(self._batches, schema=TABLE_SCHEMA)
         return table.combine_chunks() if table.nbytes <= _MAX_CHUNK_BYTES else table
 
-    def _start_batch(self) -> None:
-        self._ids: list[str] = []
-        self._texts: list[list[str]] = []
-        self._images: list[list[str]] = []
-        self._labels: list[int] = []
-
     def _finish_batch(self) -> None:
-        domains = [self._domain] * len(self._ids)
-        columns = (self._ids, domains, self._texts, self._images, self._labels)
-        arrays = [pa.array(values, kind.type) for values, kind in zip(columns, TABLE_SCHEMA, strict=True)]
+        columns = zip(*self._rows, strict=True) if self._rows else [[]] * len(TABLE_SCHEMA)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, TABLE_SCHEMA, strict=True)]
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=TABLE_SCHEMA))
-        self._start_batch()
+        self._rows = []

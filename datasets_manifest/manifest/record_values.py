@@ -107,7 +107,7 @@ class PathReader:
             return os.path.normpath(path)
         if path.partition("://")[0].lower() not in storage.SCHEMES:
             wanted = ", ".join(f"{scheme}://…" for scheme in storage.SCHEMES) + " or a path"
-            raise ValueFault("image", "not a place that can be read", path, wanted)
+            raise ValueFault("image", "not a location that can be read", path, wanted)
         return storage.normalise(path)
 
     def _stays(self, full: str) -> bool:

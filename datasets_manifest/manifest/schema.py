@@ -1,4 +1,4 @@
-"""The manifest: what a data set is called, which classes it has, and where each split's records are.
+"""The manifest: name, classes and splits of a data set.
 
 A manifest is a YAML or JSON file written by the user. `load_manifest` turns it into typed objects or says, as an
 InputError, which file, field and value are wrong.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,7 +99,7 @@ class LoadedManifest:
 
     @property
     def folder(self) -> Location:
-        # A catalog's manifest is no file; all its places are absolute.
+        # A catalog's manifest is not a file; all its paths are absolute.
         return Path.cwd() if catalog.is_reference(str(self.path)) else storage.parent(self.path)
 
     @property
@@ -147,11 +145,16 @@ def load_manifest(path: str | Path) -> LoadedManifest:
         InputError: the file is missing, a folder, not UTF-8, not YAML or JSON, or not a manifest; or a records file or
             an image root that it names does not exist.
     """
-    file = _manifest_place(str(path))
-    known = catalog.resolve(file) if isinstance(file, str) and catalog.is_reference(file) else file
-    if not isinstance(known, dict):
-        file = known
-    content = known if isinstance(known, dict) else _parse(_read_text(file), file)
+    file = _location(str(path))
+    content: Any = None
+    if catalog.is_reference(str(file)):
+        found = catalog.resolve(str(file))
+        if isinstance(found, dict):
+            content = found
+        else:
+            file = found
+    if content is None:
+        content = _parse(_read_text(file), file)
     if not isinstance(content, dict):
         raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
     try:
@@ -164,7 +167,7 @@ def load_manifest(path: str | Path) -> LoadedManifest:
     return loaded
 
 
-def _manifest_place(written: str) -> Location:
+def _location(written: str) -> Location:
     if catalog.is_reference(written) or storage.is_uri(written):
         return written
     return Path(os.path.expanduser(written)).absolute()
@@ -180,16 +183,13 @@ def _read_text(file: Location) -> str:
         return storage.read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start}", file=file, wanted="a YAML or JSON file in UTF-8") from None
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("no such file", file=file, wanted="a readable manifest file") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(_os_problem(error), file=file, wanted="a readable manifest file") from None
-
-
-def _os_problem(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return f"cannot be read ({(isinstance(error, OSError) and error.strerror) or error})"
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise InputError(problem, file=file, wanted="a readable manifest file") from None
 
 
 def _parse(text: str, file: Location) -> Any:
@@ -223,29 +223,30 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _check_files(loaded: LoadedManifest, split: str) -> None:
-    settings = loaded.split(split)
-    folders = settings.format == "folders"
-    if folders:
+    """Every file and folder that the split names exists."""
+    settings, prefix = loaded.split(split), f"splits.{split}"
+    kind = "file"
+    if settings.format == "folders":
         _check_folders(loaded, split)
-    for number, written in enumerate(settings.record_files):
-        listed = isinstance(settings.records, list)
-        field = f"splits.{split}.records" + (f".{number}" if listed else "")
-        with _naming(loaded, field, written):
-            place = storage.locate(loaded.folder, written)
-            found = storage.is_folder(place) if folders else storage.is_file(place)
+        kind = "folder"
+    numbered = isinstance(settings.records, list)
+    named = [
+        (f"{prefix}.records.{number}" if numbered else f"{prefix}.records", written, kind)
+        for number, written in enumerate(settings.record_files)
+    ]
+    if settings.image_root is not None:
+        named.append((f"{prefix}.image_root", settings.image_root, "folder"))
+    for field, written, kind in named:
+        try:
+            location = storage.locate(loaded.folder, written)
+            found = storage.is_folder(location) if kind == "folder" else storage.is_file(location)
+        except InputError as error:
+            raise InputError(error.problem, file=loaded.path, field=field, value=written, wanted=error.wanted) from None
+        except OSError as error:
+            raise InputError(f"cannot be reached ({error})", file=loaded.path, field=field, value=written) from None
         if not found:
-            kind = "folder" if folders else "file"
-            wanted = f"a {kind} at {place}"
+            wanted = f"a {kind} at {location}"
             raise InputError(f"no such {kind}", file=loaded.path, field=field, value=written, wanted=wanted)
-    written_root, field = settings.image_root, f"splits.{split}.image_root"
-    if written_root is None:
-        return
-    with _naming(loaded, field, written_root):
-        root = storage.locate(loaded.folder, written_root)
-        found = storage.is_folder(root)
-    if not found:
-        wanted = f"a folder at {root}"
-        raise InputError("no such folder", file=loaded.path, field=field, value=written_root, wanted=wanted)
 
 
 def _check_folders(loaded: LoadedManifest, split: str) -> None:
@@ -257,14 +258,3 @@ def _check_folders(loaded: LoadedManifest, split: str) -> None:
     if len(settings.record_files) != 1:
         field = f"splits.{split}.records"
         raise InputError("more than one folder", file=loaded.path, field=field, value=settings.records, wanted="one")
-
-
-@contextmanager
-def _naming(loaded: LoadedManifest, field: str, written: str) -> Iterator[None]:
-    """Says of which field a place was that is malformed or whose store is away."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(error.problem, file=loaded.path, field=field, value=written, wanted=error.wanted) from None
-    except OSError as error:
-        raise InputError(f"cannot be reached ({error})", file=loaded.path, field=field, value=written) from None

@@ -1,7 +1,7 @@
-"""Where files are: on this machine, or in an object store by a URI (`s3://`, `gs://`, `hf://`).
+"""Files on this machine, or in an object store by a URI (`s3://`, `gs://`, `hf://`).
 
-A local place is a Path; a remote one is a str with its scheme. Credentials and regions come from where the stores' own
-tools look for them; S3 also takes its address from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.
+A location is a local path, or a string with a scheme. Credentials and regions are looked up as the stores' own tools do;
+S3 also takes its address from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from datasets_manifest.errors import InputError
 Location = Path | str
 
 SCHEMES = ("s3", "gs", "hf")
-_SECONDS = 20.0  # of silence after which a store counts as away
+_SECONDS = 20.0  # without an answer after which a store counts as away
 
 
-def is_uri(written: str) -> bool:
-    """Whether it names a place by scheme, known or not."""
-    return "://" in written
+def is_uri(location: Location) -> bool:
+    """Whether the location has a scheme, known or not."""
+    return isinstance(location, str) and "://" in location
 
 
 def locate(folder: Location, written: str) -> Location:
@@ -37,7 +37,7 @@ def locate(folder: Location, written: str) -> Location:
         scheme, bucket = _split(written)
         if scheme not in SCHEMES or not bucket.strip("/"):
             wanted = "a local path or " + ", ".join(f"{known}://bucket/…" for known in SCHEMES)
-            raise InputError("not a place that can be read", value=written, wanted=wanted)
+            raise InputError("not a location that can be read", value=written, wanted=wanted)
         return written
     if isinstance(folder, str):
         if written.startswith("/"):
@@ -53,74 +53,69 @@ def normalise(uri: str) -> str:
     return f"{scheme}://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}".rstrip("/")
 
 
-def parent(place: Location) -> Location:
-    if isinstance(place, Path):
-        return place.parent
-    scheme, path = _split(place)
+def parent(location: Location) -> Location:
+    if isinstance(location, Path):
+        return location.parent
+    scheme, path = _split(location)
     return f"{scheme}://{posixpath.dirname(path)}"
 
 
-def suffix(place: Location) -> str:
-    """With its dot, in small letters."""
-    return os.path.splitext(str(place))[1].lower()
+def suffix(location: Location) -> str:
+    """With its dot, in lower case."""
+    return os.path.splitext(str(location))[1].lower()
 
 
-def is_file(place: Location) -> bool:
+def is_file(location: Location) -> bool:
     """Raises OSError: the store is away or refuses."""
-    return _kind(place) == fs.FileType.File
+    return _kind(location) == fs.FileType.File
 
 
-def is_folder(place: Location) -> bool:
+def is_folder(location: Location) -> bool:
     """In an object store: some object's name begins with it. Raises OSError: the store is away or refuses."""
-    return _kind(place) == fs.FileType.Directory
+    return _kind(location) == fs.FileType.Directory
 
 
-def size(place: Location) -> int:
+def size(location: Location) -> int:
     """In bytes. Raises OSError."""
-    if isinstance(place, Path):
-        return place.stat().st_size
-    filesystem, path = open_filesystem(place)
-    info = filesystem.get_file_info(path)
-    if info.type != fs.FileType.File:
-        raise FileNotFoundError(place)
-    return int(info.size)
+    if not is_uri(location):
+        return os.path.getsize(location)
+    with open_input(location) as file:
+        return int(file.size())
 
 
-def read_bytes(place: Location) -> bytes:
+def read_bytes(location: Location) -> bytes:
     """The whole content. Raises OSError (FileNotFoundError if there is none)."""
-    if isinstance(place, Path):
-        return place.read_bytes()
-    with open_input(place) as file:
+    if not is_uri(location):
+        return Path(location).read_bytes()
+    with open_input(location) as file:
         return bytes(file.read())
 
 
-def read_range(place: Location, offset: int, length: int) -> bytes:
+def read_range(location: Location, offset: int, length: int) -> bytes:
     """`length` bytes from `offset` on, fewer at the file's end. Raises OSError (FileNotFoundError if there is none)."""
-    if isinstance(place, Path):
-        descriptor = os.open(place, os.O_RDONLY)
+    if not is_uri(location):
+        descriptor = os.open(location, os.O_RDONLY)
         try:
             return os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
-    with open_input(place) as file:
+    with open_input(location) as file:
         return bytes(file.read_at(length, offset))
 
 
-def open_input(place: Location) -> pa.NativeFile:
+def open_input(location: Location) -> pa.NativeFile:
     """For reading at any position. Raises OSError."""
-    if isinstance(place, Path):
-        return pa.OSFile(str(place))
-    filesystem, path = open_filesystem(place)
+    if not is_uri(location):
+        return pa.OSFile(str(location))
+    filesystem, path = open_filesystem(str(location))
     return filesystem.open_input_file(path)
 
 
 def list_files(folder: Location) -> list[str]:
     """The paths of all files below a folder, relative to it, sorted. Raises OSError."""
     if isinstance(folder, Path):
-        found = [
-            Path(where, name).relative_to(folder).as_posix() for where, _, names in os.walk(folder) for name in names
-        ]
-        return sorted(found)
+        found = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+        return sorted(path.relative_to(folder).as_posix() for path in found)
     filesystem, path = open_filesystem(folder)
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     prefix = path.rstrip("/") + "/"
@@ -136,8 +131,8 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """
     scheme, path = _split(uri)
     if scheme not in SCHEMES:
-        raise InputError("not a place that can be read", value=uri, wanted=", ".join(f"{s}://" for s in SCHEMES))
-    # Addresses and credentials may change between calls (tests, rotating keys), so they are part of what is kept.
+        raise InputError("not a location that can be read", value=uri, wanted=", ".join(f"{s}://" for s in SCHEMES))
+    # Addresses and credentials may change between calls (tests, rotating keys), so they are part of the cache's key.
     return _connect(scheme, tuple(os.environ.get(name, "") for name in _S3_SETTINGS)), path
 
 
@@ -167,13 +162,13 @@ def _split(uri: str) -> tuple[str, str]:
     return scheme.lower(), path
 
 
-def _kind(place: Location) -> fs.FileType:
-    if isinstance(place, Path):
+def _kind(location: Location) -> fs.FileType:
+    if not is_uri(location):
         try:
-            if place.is_file():
+            if os.path.isfile(location):
                 return fs.FileType.File
-            return fs.FileType.Directory if place.is_dir() else fs.FileType.NotFound
+            return fs.FileType.Directory if os.path.isdir(location) else fs.FileType.NotFound
         except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
             return fs.FileType.NotFound
-    filesystem, path = open_filesystem(place)
+    filesystem, path = open_filesystem(str(location))
     return filesystem.get_file_info(path).type

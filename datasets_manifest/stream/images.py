@@ -12,7 +12,6 @@ import io
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import cv2
@@ -97,7 +96,7 @@ def read_picture_bytes(path: str) -> bytes:
     try:
         data = packed.read(path)
         if data is None:
-            data = storage.read_bytes(path if storage.is_uri(path) else Path(path))
+            data = storage.read_bytes(path)
     except FileNotFoundError as error:
         raise BadPicture("missing", path) from error
     except (OSError, ValueError) as error:

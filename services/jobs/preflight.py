@@ -91,7 +91,7 @@ def sample_files(recipe: Recipe) -> list[str]:
         pictures = [p for row in read_split(manifest, recipe.data.train_split).table["images"].to_pylist() for p in row]
         if not is_reference(str(manifest.path)):  # a catalog's manifest comes with the code
             files.append(str(manifest.path))
-        files += [p for p in pictures[:_PICTURES_LOOKED_AT] if _is_there(p)]
+        files += [p for p in pictures[:_PICTURES_LOOKED_AT] if storage.is_file(p)]
     return files
 
 
@@ -171,12 +171,8 @@ def _look(mark: str, token: str, files: list[str]) -> str | None:
         answer.write_text(token)
         answer.unlink()
         for file in files:
-            if not _is_there(file):
+            if not storage.is_file(file):
                 return f"{file}: No such file"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return None
-
-
-def _is_there(file: str) -> bool:
-    return storage.is_file(file if storage.is_uri(file) else Path(file))

@@ -13,7 +13,7 @@ import pytest
 
 from datasets_manifest.checks import picture_facts
 from datasets_manifest.checks.data_check import DataReport, check
-from datasets_manifest.checks.picture_facts import PictureFacts, look_at_all
+from datasets_manifest.checks.picture_facts import PictureFacts, read_all_facts
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from trainers.reports.data_check_page import page
 
@@ -159,7 +159,7 @@ def test_the_page_shows_every_split_and_escapes(tmp_path: Path, clean: dict[str,
 
 def test_a_cluster_finds_the_same(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(tmp_path / picture(tmp_path, f"{n}.png", n)) for n in range(30)] + [str(tmp_path / "none.png")]
-    here = look_at_all(paths, 10**6)
+    here = read_all_facts(paths, 10**6)
     assert here[paths[-1]] == PictureFacts("missing", 0, 0, 0, None)
     monkeypatch.setattr(picture_facts, "IN_PROCESS", 5)
-    assert look_at_all(paths, 10**6) == here
+    assert read_all_facts(paths, 10**6) == here

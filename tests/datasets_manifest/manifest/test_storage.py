@@ -139,7 +139,7 @@ def test_places_that_cannot_be_read_are_named(s3: Put, tmp_path: Path, monkeypat
         load_manifest("s3://photos/no/manifest.yaml")
     with pytest.raises(InputError, match="is a folder"):
         load_manifest("s3://photos")
-    with pytest.raises(InputError, match="not a place that can be read"):
+    with pytest.raises(InputError, match="not a location that can be read"):
         load_manifest("https://host/manifest.yaml")
     content = {"name": "a", "classes": CLASSES, "splits": {"train": {"records": "s3://photos/none.json"}}}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(content))
