@@ -1,11 +1,11 @@
-"""What a run would find on this machine: `m2can doctor`, and the versions of `m2can --version`."""
+"""Is this machine fit for a run? The checks of `m2can doctor`, and the versions of `m2can --version`."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. level: `problem` would stop a run, `note` may slow one down or surprise."""
+    """Result of one check. level: a `problem` stops a run, a `note` may slow one down or surprise."""
 
     name: str
     level: Level
@@ -27,7 +27,7 @@ class Finding:
 
 
 def versions() -> dict[str, str]:
-    """What a report of an error needs: ours, Python, system and the main packages, `missing` where one is."""
+    """Versions for a bug report: ours, Python, system and the main packages; `missing` for an absent one."""
     from trainers.tracking.provenance import MAIN_PACKAGES
 
     found = {"m2can": _version("m2can"), "python": platform.python_version(), "system": platform.platform()}
@@ -35,24 +35,24 @@ def versions() -> dict[str, str]:
 
 
 def examine(storage: Path, data_root: str | None = None, tracking_uri: str | None = None) -> list[Finding]:
-    """Look at packages, devices, memory, places and addresses; nothing is started.
+    """Check packages, devices, memory, folders and addresses; nothing is started.
 
     Args:
         storage: folder of runs, need not exist.
         data_root: of the catalog's data sets; None: M2CAN_DATA_ROOT.
         tracking_uri: MLflow; None: MLFLOW_TRACKING_URI, else the store in `storage`.
     """
-    looks: list[Callable[[], Finding]] = [
-        _packages,
-        _devices,
-        _memory,
-        _shared_memory,
-        lambda: _disk(storage),
-        lambda: _data_root(data_root or os.environ.get("M2CAN_DATA_ROOT")),
-        lambda: _mlflow(tracking_uri, storage),
-        _ray_token,
+    return [
+        _packages(),
+        _devices(),
+        _memory(),
+        _shared_memory(),
+        _disk(storage),
+        _data_root(data_root or os.environ.get("M2CAN_DATA_ROOT")),
+        _mlflow(tracking_uri, storage),
+        _ray_token(),
+        *_known_problems(),
     ]
-    return [*(look() for look in looks), *_known_problems()]
 
 
 def report(findings: list[Finding]) -> dict[str, Any]:
@@ -79,9 +79,8 @@ def _packages() -> Finding:
         import ray  # noqa: F401
         import torchvision  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding(
-            "packages", "problem", f"cannot be imported: {error}", "torch and torchvision go in pairs; make install"
-        )
+        advice = "torch and torchvision go in pairs; make install"
+        return Finding("packages", "problem", f"cannot be imported: {error}", advice)
     return Finding("packages", "ok", "all there and importable")
 
 
@@ -92,9 +91,8 @@ def _devices() -> Finding:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     found = f"{cpus} CPUs, " + (", ".join(gpus) if gpus else "no GPU")
     if not gpus and shutil.which("nvidia-smi"):
-        return Finding(
-            "devices", "problem", found, "nvidia-smi is here and torch sees no GPU: driver older than its CUDA?"
-        )
+        advice = "nvidia-smi is here and torch sees no GPU: driver older than its CUDA?"
+        return Finding("devices", "problem", found, advice)
     if cpus < 2:
         return Finding("devices", "note", found, "data and training share one CPU")
     return Finding("devices", "ok" if gpus else "note", found, "" if gpus else "real encoders train slowly without one")
@@ -109,22 +107,20 @@ def _memory() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    place = Path("/dev/shm")
-    if not place.is_dir():
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
         return Finding("shared memory", "note", "/dev/shm is not here", "Ray's object store lies on disk")
-    size = shutil.disk_usage(place).total
+    size = shutil.disk_usage(folder).total
     advice = "Ray's object store would lie on disk: --shm-size, or a memory volume at /dev/shm"
     return _at_least("shared memory", size, MIN_SHM, advice, "note")
 
 
 def _disk(storage: Path) -> Finding:
-    place = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
-    if not os.access(place, os.W_OK):
-        return Finding("runs", "problem", f"{place} cannot be written", "another --storage, or its permissions")
-    free = shutil.disk_usage(place).free
-    return _at_least(
-        "runs", free, MIN_DISK, "checkpoints: set checkpoint.keep, or another --storage", "problem", f"at {place}"
-    )
+    folder = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
+    if not os.access(folder, os.W_OK):
+        return Finding("runs", "problem", f"{folder} cannot be written", "another --storage, or its permissions")
+    advice = "checkpoints: set checkpoint.keep, or another --storage"
+    return _at_least("runs", shutil.disk_usage(folder).free, MIN_DISK, advice, "problem", f"at {folder}")
 
 
 def _at_least(name: str, size: int, wanted: int, advice: str, level: Level = "problem", where: str = "") -> Finding:
@@ -138,7 +134,7 @@ def _data_root(root: str | None) -> Finding:
     if root is None:
         return Finding("data root", "ok", "not set", "only needed for the data sets known by name")
     if "://" in root:
-        return Finding("data root", "ok", root, "an object store is not looked at here; `m2can data check` does")
+        return Finding("data root", "ok", root, "an object store is not checked here but by `m2can data check`")
     if not Path(root).is_dir():
         return Finding("data root", "problem", f"{root} is no folder", "M2CAN_DATA_ROOT or --data-root; is it mounted?")
     from datasets_manifest.manifest.catalog import entries
@@ -149,26 +145,26 @@ def _data_root(root: str | None) -> Finding:
 
 def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
     from datasets_manifest.errors import InputError
-    from services.jobs.preflight import mlflow_answers
+    from services.jobs.preflight import check_mlflow
     from trainers.tracking.address import resolve_tracking_uri, without_password
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())
         if uri.startswith("sqlite:"):
             return Finding("MLflow", "ok", uri, "a file: one machine; a server for more")
-        mlflow_answers(uri, timeout_s=10)
+        check_mlflow(uri, timeout_s=10)
     except InputError as error:
         return Finding("MLflow", "problem", str(error), "the address, MLFLOW_TRACKING_USERNAME and …_PASSWORD")
     return Finding("MLflow", "ok", f"answers at {without_password(uri)}")
 
 
 def _ray_token() -> Finding:
-    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
-    if place.is_file() and place.stat().st_mode & 0o077:
-        return Finding("Ray token", "note", f"{place} can be read by others", f"chmod 600 {place}")
+    if file.is_file() and file.stat().st_mode & 0o077:
+        return Finding("Ray token", "note", f"{file} can be read by others", f"chmod 600 {file}")
     return Finding(
-        "Ray token", "ok", f"RAY_AUTH_MODE {mode}", "jobs want RAY_AUTH_MODE=token" if mode != "token" else ""
+        "Ray token", "ok", f"RAY_AUTH_MODE {mode}", "" if mode == "token" else "jobs want RAY_AUTH_MODE=token"
     )
 
 
@@ -178,9 +174,8 @@ def _known_problems() -> Iterator[Finding]:
         yield Finding("Ray Train", "problem", "RAY_TRAIN_V2_ENABLED=0", "unset it: runs need version 2")
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith(("file:", "/")):
-        yield Finding(
-            "MLFLOW_TRACKING_URI", "problem", uri, "MLflow no longer tracks to folders: sqlite:///file.db or a server"
-        )
+        advice = "MLflow no longer tracks to folders: sqlite:///file.db or a server"
+        yield Finding("MLFLOW_TRACKING_URI", "problem", uri, advice)
     for name in ("http_proxy", "HTTP_PROXY"):
         if os.environ.get(name) and "127.0.0.1" not in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")):
             yield Finding("proxy", "note", f"{name} is set", "NO_PROXY=127.0.0.1,localhost and the cluster's hosts")

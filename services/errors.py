@@ -1,7 +1,7 @@
-"""What ends a command with exit code 1: something outside does not answer. The message has a next step."""
+"""Errors that end a command with exit code 1. The message has a next step."""
 
 from __future__ import annotations
 
 
 class ServiceUnavailable(RuntimeError):
-    """A service outside does not answer, or refuses."""
+    """Another service does not answer, or refuses."""

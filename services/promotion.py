@@ -1,4 +1,4 @@
-"""Which version is the champion: promote, behind a gate if wanted, roll back, compare, delete. Each change is recorded."""
+"""Aliases of registered models: promote (behind a gate, if wanted), roll back, compare, delete. Changes are recorded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Metric = Literal["accuracy", "macro_f1"]
 
 
 class PromotionRefused(ServiceUnavailable):
-    """The gate stayed shut; says by how much."""
+    """The version is not better than the one it should beat; the message says by how much."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Promote only what is better than `than` (an alias or a version) on labelled records.
+    """Promote only a version that is better than `than` (an alias or a version) on labelled records.
 
-    The alias need not exist: the first version has nobody to beat.
+    If no version has the alias yet, every version passes.
     """
 
     than: str
@@ -65,35 +65,33 @@ def promote(
     """Point `alias` at a version.
 
     Raises:
-        InputError: the version, alias or manifest is none.
+        InputError: no such version or manifest, or not a valid alias.
         PromotionRefused: the gate's metric is not higher than that of the version to beat.
     """
     if re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", alias) is None:
         raise InputError("cannot be an alias", field="--to", value=alias, wanted="a name such as champion")
     version = find_model(client, reference)
-    before = _holder(client, version.name, alias)
     evidence = _pass_gate(client, version, gate) if gate is not None else {}
-    return _move(client, version.name, alias, "promote", before, version.version, by, evidence)
+    return _move(client, version.name, by, alias=alias, action="promote", after=version.version, evidence=evidence)
 
 
 def rollback(client: MlflowClient, name: str, alias: str = CHAMPION, by: str | None = None) -> Promotion:
-    """Give `alias` back to the version that had it before the last promotion that still stands.
+    """Give `alias` back to the version that had it before the last promotion that was not rolled back.
 
     Raises:
         InputError: there was none, or that version was deleted.
     """
-    standing: list[str | None] = []
+    befores: list[str | None] = []  # of promotions that were not rolled back
     for record in history(client, name):
-        if record.alias == alias:
-            if record.action == "promote":
-                standing.append(record.before)
-            elif standing:
-                standing.pop()
-    earlier = standing[-1] if standing else None
+        if record.alias == alias and record.action == "promote":
+            befores.append(record.before)
+        elif record.alias == alias and befores:
+            befores.pop()
+    earlier = befores[-1] if befores else None
     if earlier is None:
         raise InputError(f"no version had @{alias} before", field="NAME", value=name, wanted="a model promoted twice")
     version = find_model(client, f"{name}:{earlier}")
-    return _move(client, name, alias, "rollback", _holder(client, name, alias), version.version, by, {})
+    return _move(client, name, by, alias=alias, action="rollback", after=version.version)
 
 
 def history(client: MlflowClient, name: str) -> list[Promotion]:
@@ -109,7 +107,7 @@ def history(client: MlflowClient, name: str) -> list[Promotion]:
 def compare(
     client: MlflowClient, first: str, second: str, data: str | Path | None = None, split: str = "val"
 ) -> dict[str, Any]:
-    """Two versions side by side: tags and recipe keys that differ and, with a manifest, both models' metrics on it."""
+    """Tags and recipe keys in which two versions differ and, with a manifest, both models' metrics on it."""
     versions = [find_model(client, reference) for reference in (first, second)]
     names = [f"{v.name}:{v.version}" for v in versions]
     result: dict[str, Any] = {
@@ -139,25 +137,22 @@ def delete(client: MlflowClient, reference: str) -> ModelVersion:
 
 
 def _pass_gate(client: MlflowClient, version: ModelVersion, gate: Gate) -> dict[str, Any]:
-    than: ModelVersion | None
-    if gate.than.isdigit():
-        than = find_model(client, f"{version.name}:{gate.than}")
-    else:
-        holder = _holder(client, version.name, gate.than)
-        than = find_model(client, f"{version.name}:{holder}") if holder else None
+    number = gate.than if gate.than.isdigit() else _holder(client, version.name, gate.than)
+    other = find_model(client, f"{version.name}:{number}") if number else None
     own = _assess(client, version, gate.data, gate.split)
     evidence = {"metric": gate.metric, "on": str(gate.data), "split": gate.split, "records": own["records"]}
     evidence["value"] = own[gate.metric]
-    if than is None:
+    if other is None:
         return evidence
-    other = _assess(client, than, gate.data, gate.split)[gate.metric]
-    if not own[gate.metric] > other:
+    to_beat = _assess(client, other, gate.data, gate.split)[gate.metric]
+    if not own[gate.metric] > to_beat:
+        names = f"{version.name}:{version.version} {other.name}:{other.version}"
         raise PromotionRefused(
-            f"{version.name}:{version.version} stays where it is: {gate.metric} {own[gate.metric]:.4f} on "
-            f"{own['records']} records is not higher than {other:.4f} of version {than.version} ({gate.than}); "
-            f"`m2can models compare {version.name}:{version.version} {than.name}:{than.version}` shows how they differ"
+            f"{version.name}:{version.version} is not promoted: {gate.metric} {own[gate.metric]:.4f} on "
+            f"{own['records']} records is not higher than {to_beat:.4f} of version {other.version} ({gate.than}); "
+            f"`m2can models compare {names}` shows how they differ"
         )
-    return evidence | {"than": than.version, "than_value": other}
+    return evidence | {"than": other.version, "than_value": to_beat}
 
 
 def _assess(client: MlflowClient, version: ModelVersion, data: str | Path, split: str) -> dict[str, Any]:
@@ -170,24 +165,17 @@ def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
     return str(aliases[alias]) if alias in aliases else None
 
 
-def _move(
-    client: MlflowClient,
-    name: str,
-    alias: str,
-    action: Literal["promote", "rollback"],
-    before: str | None,
-    after: str,
-    by: str | None,
-    evidence: dict[str, Any],
-) -> Promotion:
-    moment = time.time_ns()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment / 1e9))
-    record = Promotion(alias, action, before, after, by or _user(), f"{stamp}+00:00", evidence)
-    # The record goes first: a change of the alias that nobody wrote down cannot be rolled back.
-    key = f"{_RECORD}{moment:020d}.{secrets.token_hex(2)}"
+def _move(client: MlflowClient, name: str, by: str | None, **change: Any) -> Promotion:
+    """Record the change (fields of Promotion), then set the alias to version `after`."""
+    now = time.time_ns()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(now / 1e9))
+    before = _holder(client, name, change["alias"])
+    record = Promotion(before=before, by=by or _user(), time=stamp, **change)
+    # The record is written first: an unrecorded change could not be rolled back.
+    key = f"{_RECORD}{now:020d}.{secrets.token_hex(2)}"
     client.set_registered_model_tag(name, key, json.dumps(record.as_dict()))
     try:
-        client.set_registered_model_alias(name, alias, after)
+        client.set_registered_model_alias(name, record.alias, record.after)
     except Exception:
         client.delete_registered_model_tag(name, key)
         raise

@@ -1,12 +1,12 @@
-"""A data set as few large files: pictures back to back in shards, everything else in a Parquet table a split.
+"""A data set as few large files: pictures one after another in shards, all else in one Parquet table a split.
 
 <out>/
     manifest.yaml           written last: a folder without one is not finished
-    <split>.parquet         id, text, label, image (references into the shards, see packed.py)
+    <split>.parquet         id, text, label, image (references into the shards, see manifest/packed_pictures.py)
     shards/<split>-<n>.shard
-    .parts/                 only while packing: what is done, and of what
+    .parts/                 only while packing: the finished parts, and a hash of the input and the settings
 
-Packing again after an interruption goes on: a part (shard and rows) is there whole or not at all.
+An interrupted packing is resumed by the same call: a part (shard and rows) appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import whole_file, write_atomically
 from datasets_manifest.manifest import packed_pictures as packed
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import LoadedManifest, Manifest
@@ -42,13 +42,15 @@ ROWS_SCHEMA = pa.schema(
     ]
 )
 RECORDS_A_SHARD = 2_000
+_PARTS_VERSION = 2  # of the files in .parts
 _EXTENSIONS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"RI": ".webp", b"BM": ".bmp"}
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How pictures are packed. shorter_side: larger pictures are reduced to it, in pixels; None: bytes stay as they are.
+    """How pictures are packed.
 
+    shorter_side: larger pictures are reduced to it, in pixels; None: bytes stay as they are.
     quality: of the JPEGs that reduced pictures become, 1 to 100.
     """
 
@@ -58,29 +60,29 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed: the manifest, numbers of records, pictures, and of those that could not be read, and bytes."""
+    """The new manifest, and counts. bad: pictures that cannot be read. bytes_*: of all pictures."""
 
     manifest: Path
-    records: int
-    pictures: int
-    bad: int
-    bytes_before: int
-    bytes_after: int
+    records: int = 0
+    pictures: int = 0
+    bad: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 def pack(
     manifest: LoadedManifest, out: Path, how: Packing, on_records: Callable[[int], None] = lambda count: None
 ) -> Packed:
-    """Pack all splits into the folder `out`, or go on with what an interrupted call left there.
+    """Pack all splits into the folder `out`, or resume an interrupted call.
 
-    A picture that cannot be read stays what it is: its bytes are kept, or its path if there are none.
+    Of a picture that cannot be decoded the bytes are packed as they are; of a missing one the path stays.
 
     Raises:
         InputError: `out` holds something else, or the manifest cannot be read.
     """
     work = out / ".parts"
     _claim(manifest, out, work, how)
-    totals = {"records": 0, "pictures": 0, "bad": 0, "before": 0, "after": 0}
+    totals: Counter[str] = Counter()
     for split in manifest.splits:
         table = read_split(manifest, split).table
         tables = []
@@ -90,15 +92,13 @@ def pack(
                 rows = table.slice(start, RECORDS_A_SHARD).to_pylist()
                 _pack_part(rows, manifest, split, out / "shards" / f"{split}-{number:05d}.shard", part, how)
             tables.append(pq.read_table(part))
-            counts = json.loads(tables[-1].schema.metadata[b"counts"])
-            totals = {name: total + counts[name] for name, total in totals.items()}
+            totals.update(json.loads(tables[-1].schema.metadata[b"counts"]))
             on_records(totals["records"])
-        whole = pa.concat_tables(tables).replace_schema_metadata(None)
-        write_atomically(out / f"{split}.parquet", _parquet(whole))
-    place = out / "manifest.yaml"
-    write_atomically(place, _manifest_text(manifest))
+        _write_parquet(pa.concat_tables(tables).replace_schema_metadata(None), out / f"{split}.parquet")
+    file = out / "manifest.yaml"
+    write_atomically(file, _manifest_text(manifest))
     shutil.rmtree(work)
-    return Packed(place, totals["records"], totals["pictures"], totals["bad"], totals["before"], totals["after"])
+    return Packed(file, **totals)
 
 
 def unpack(manifest: LoadedManifest, out: Path) -> Path:
@@ -115,17 +115,17 @@ def unpack(manifest: LoadedManifest, out: Path) -> Path:
             images = [
                 _unpack_picture(path, out, f"pictures/{split}/{number:07d}-{n}") for n, path in enumerate(row["images"])
             ]
-            label = manifest.classes[row["label"]] if row["label"] >= 0 else None
-            record = {"id": row["id"], "text": row["texts"], "image": images, "label": label}
-            lines.append(json.dumps(record, ensure_ascii=False))
+            lines.append(json.dumps(_record(row, manifest, images), ensure_ascii=False))
         write_atomically(out / f"{split}.jsonl", "\n".join(lines) + "\n")
     write_atomically(out / "manifest.yaml", _manifest_text(manifest, ".jsonl"))
     return out / "manifest.yaml"
 
 
 def _claim(manifest: LoadedManifest, out: Path, work: Path, how: Packing) -> None:
-    """`out` is new, or what an interrupted call with the same manifest and settings left."""
-    content = json.dumps([manifest.manifest.model_dump(mode="json"), str(manifest.path), vars(how)], sort_keys=True)
+    """Refuse an `out` that is neither new nor left by an interrupted call with the same manifest and settings."""
+    content = json.dumps(
+        [_PARTS_VERSION, manifest.manifest.model_dump(mode="json"), str(manifest.path), vars(how)], sort_keys=True
+    )
     files = [str(path) for split in manifest.splits for path in manifest.record_paths(split)]
     stamps = [Path(file).stat().st_mtime_ns if Path(file).is_file() else 0 for file in files]
     token = hashlib.sha256(f"{content}{files}{stamps}".encode()).hexdigest()
@@ -141,37 +141,34 @@ def _claim(manifest: LoadedManifest, out: Path, work: Path, how: Packing) -> Non
 def _pack_part(
     rows: list[dict[str, Any]], manifest: LoadedManifest, split: str, shard: Path, part: Path, how: Packing
 ) -> None:
-    body = BytesIO()
-    counts = {"records": len(rows), "pictures": 0, "bad": 0, "before": 0, "after": 0}
-    images: list[list[str]] = []
     root = str(manifest.image_root(split)).rstrip("/") + "/"
-    paths = [path for row in rows for path in row["images"]]
-    with ThreadPoolExecutor() as pool:
-        found = iter(list(pool.map(partial(_read, how=how), paths)))
-    for row in rows:
-        references = []
-        for path in row["images"]:
-            data, before, bad = next(found)
-            counts["pictures"] += 1
-            counts["bad"] += bad
-            counts["before"] += before
-            counts["after"] += len(data)
-            if data:
-                references.append(packed.reference(f"shards/{shard.name}", body.tell(), data))
-                body.write(data)
-            else:
-                references.append("missing/" + path.removeprefix(root).lstrip("/").replace("://", "/"))
-        images.append(references)
-    labels = [manifest.classes[row["label"]] if row["label"] >= 0 else None for row in rows]
-    columns = [[row["id"] for row in rows], [row["texts"] for row in rows], labels, images]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, ROWS_SCHEMA, strict=True)]
-    write_atomically(shard, body.getvalue())
-    table = pa.table(arrays, schema=ROWS_SCHEMA.with_metadata({"counts": json.dumps(counts)}))
-    write_atomically(part, _parquet(table))
+    counts: Counter[str] = Counter(records=len(rows))
+    records = []
+    with ThreadPoolExecutor() as pool, whole_file(shard) as draft, draft.open("wb") as body:
+        pictures = pool.map(partial(_read, how=how), [path for row in rows for path in row["images"]])
+        for row in rows:
+            images = []
+            for path, (data, before, bad) in zip(
+                row["images"], pictures, strict=False
+            ):  # `pictures` holds those of all rows
+                counts.update(pictures=1, bad=bad, bytes_before=before, bytes_after=len(data))
+                if data:
+                    images.append(packed.reference(f"shards/{shard.name}", body.tell(), data))
+                    body.write(data)
+                else:
+                    images.append("missing/" + path.removeprefix(root).lstrip("/").replace("://", "/"))
+            records.append(_record(row, manifest, images))
+    schema = ROWS_SCHEMA.with_metadata({"counts": json.dumps(counts)})
+    _write_parquet(pa.Table.from_pylist(records, schema), part)
+
+
+def _record(row: dict[str, Any], manifest: LoadedManifest, images: list[str]) -> dict[str, Any]:
+    label = manifest.classes[row["label"]] if row["label"] >= 0 else None
+    return {"id": row["id"], "text": row["texts"], "image": images, "label": label}
 
 
 def _read(path: str, how: Packing) -> tuple[bytes, int, bool]:
-    """What is packed of a picture, its size before, and whether it is bad."""
+    """A picture's bytes to pack, its size before in bytes, and whether it is bad."""
     try:
         data = read_picture_bytes(path)
     except BadPicture:
@@ -206,7 +203,6 @@ def _manifest_text(manifest: LoadedManifest, suffix: str = ".parquet") -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
+def _write_parquet(table: pa.Table, file: Path) -> None:
+    with whole_file(file) as draft:
+        pq.write_table(table, draft)

@@ -86,13 +86,13 @@ async def _refuse_unknown_parameters(request: Request) -> None:
 def _needs(scope: Scope) -> Any:
     async def caller(request: Request) -> Caller:
         require_scope(request.state.caller, scope)
-        return request.state.caller  # type: ignore[no-any-return]
+        return request.state.caller
 
     return Depends(caller)
 
 
 async def _config(request: Request) -> ApiConfig:
-    return request.app.state.config  # type: ignore[no-any-return]
+    return request.app.state.config
 
 
 READ, SUBMIT, ADMIN = _needs("read"), _needs("submit"), _needs("admin")

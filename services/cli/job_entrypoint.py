@@ -1,4 +1,4 @@
-"""What a job runs: `python -m services.cli.job_entrypoint`, always these words. What to do stands in its environment."""
+"""Entry point of every job: `python -m services.cli.job_entrypoint`. The request is in its environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run() -> None:
         request = JobRequest.decoded(os.environ.get(VARIABLE, ""))
         for note in environment_differences(request.environment):
             print(f"note: {note}", file=sys.stderr, flush=True)
-        for line in look_ahead(request):
+        for line in run_preflight(request):
             print(f"preflight: {line}", file=sys.stderr, flush=True)
     except InputError as error:
         print(f"m2can: {error}", file=sys.stderr)
@@ -36,8 +36,8 @@ def run() -> None:
         main()
 
 
-def look_ahead(request: JobRequest) -> list[str]:
-    """What was found right before a run or a sweep begins. Raises InputError: what is wrong."""
+def run_preflight(request: JobRequest) -> list[str]:
+    """What was checked before a run or a sweep begins, as sentences. Raises InputError: a check that failed."""
     from services.jobs.job_request import VARIABLE
     from services.jobs.preflight import preflight, refuse_finished
     from trainers.recipe.recipe import make_recipe
@@ -54,7 +54,7 @@ def look_ahead(request: JobRequest) -> list[str]:
 
 
 def environment_differences(there: dict[str, Any]) -> list[str]:
-    """Packages whose version here is not that of the place of submission."""
+    """Packages whose version on the cluster differs from that where the job was submitted."""
     from trainers.tracking.provenance import environment
 
     here = environment()

@@ -1,4 +1,4 @@
-"""What a job is told: validated where it is submitted, carried as one JSON string in its environment."""
+"""The request that a job carries out: validated where it is submitted, sent as one JSON string in its environment."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from trainers.recipe.recipe import Recipe
 from trainers.tracking.address import run_storage
 
 VARIABLE = "M2CAN_JOB"
-# Linux takes no longer string than 128 KiB in an environment.
-MAX_BYTES = 100_000
+MAX_BYTES = 100_000  # Linux limits one string of an environment to 128 KiB
 ID_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
 Kind = Literal["train", "tune", "data-check"]
-_WORDS = ("tiny", "pretrained", "random")  # in place of a path
+_WORDS = ("tiny", "pretrained", "random")  # not paths
 _PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
 class JobRequest(BaseModel):
     """One job.
 
-    id: ours, also the name of the run unless the recipe names one.
-    content: a whole recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
+    id: made by us; also the name of the run unless the recipe names one.
+    content: a complete recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
     environment: hash and versions at the place of submission.
     """
 
@@ -42,7 +41,7 @@ class JobRequest(BaseModel):
 
     @property
     def run_name(self) -> str:
-        """What is given again to go on after a death: the name of the run or of the sweep."""
+        """The name of the run or of the sweep, under which an interrupted one is resumed."""
         if self.kind == "train":
             return str(self.content["run"]["name"])
         return str(self.content["name"]) if self.kind == "tune" else self.id
@@ -51,10 +50,8 @@ class JobRequest(BaseModel):
         """Raises InputError: too long for an environment."""
         text = self.model_dump_json()
         if len(text.encode()) > MAX_BYTES:
-            wanted = f"at most {MAX_BYTES} bytes"
-            raise InputError(
-                "is too long to travel with a job", field="RECIPE", value=len(text.encode()), wanted=wanted
-            )
+            problem, wanted = "is too long to travel with a job", f"at most {MAX_BYTES} bytes"
+            raise InputError(problem, field="RECIPE", value=len(text.encode()), wanted=wanted)
         return text
 
     @classmethod
@@ -66,7 +63,7 @@ class JobRequest(BaseModel):
 
 
 def check_id(identity: str) -> str:
-    """Ids become file names on the cluster, so they are ours. Raises InputError."""
+    """Ids become file names on the cluster, so their form is limited. Raises InputError."""
     if re.fullmatch(ID_PATTERN.strip("^$"), identity) is None:
         wanted = "a lower-case letter, then at most 40 lower-case letters, digits or hyphens"
         raise InputError("cannot be a job's id", field="ID", value=identity, wanted=wanted)
@@ -74,32 +71,32 @@ def check_id(identity: str) -> str:
 
 
 def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | None = None) -> JobRequest:
-    """A recipe as it travels: named, with absolute paths, without an address of a cluster (it is the job's own).
+    """The request to train `recipe`: named, with absolute paths, without a cluster's address (the job runs on its own).
 
     Raises:
         InputError: a password stands in it.
     """
     check_id(identity)
-    placed = with_absolute_paths(recipe)
-    run = placed.run.model_copy(update={"name": recipe.run.name or identity})
+    resolved = with_absolute_paths(recipe)
+    run = resolved.run.model_copy(update={"name": recipe.run.name or identity})
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     tracking = recipe.tracking.model_copy(update={"uri": uri})
     cluster = recipe.cluster.model_copy(update={"address": None})
-    content = placed.model_copy(update={"run": run, "tracking": tracking, "cluster": cluster}).model_dump(mode="json")
+    content = resolved.model_copy(update={"run": run, "tracking": tracking, "cluster": cluster}).model_dump(mode="json")
     refuse_passwords(content)
     return JobRequest(id=identity, kind="train", content=content, environment=environment or {})
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths. A name that is no file or folder here stays: it may be a hub's or a weights' name."""
+    """The recipe with absolute paths. A name that is no file or folder here stays: it may be a model's name on a hub."""
 
-    def here(name: str) -> str:
+    def resolve(name: str) -> str:
         path = Path(name).expanduser()
         return str(path.resolve()) if name not in _WORDS and path.exists() else name
 
     text, picture = recipe.encoders.text, recipe.encoders.picture
-    text = text.model_copy(update={"name": here(text.name), "weights": here(text.weights)})
-    picture = picture.model_copy(update={"weights": here(picture.weights)})
+    text = text.model_copy(update={"name": resolve(text.name), "weights": resolve(text.weights)})
+    picture = picture.model_copy(update={"weights": resolve(picture.weights)})
     storage = str(run_storage(recipe))
     return recipe.model_copy(
         update={
@@ -110,10 +107,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def refuse_passwords(tree: Any, path: str = "") -> None:
-    """What travels with a job can be read by all who see the cluster: secrets stay in the cluster's own environment.
+    """Refuse addresses with a password: everybody who sees the cluster can read a job's request.
 
     Raises:
-        InputError: an address with a password.
+        InputError: names the field.
     """
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -123,7 +120,7 @@ def refuse_passwords(tree: Any, path: str = "") -> None:
             refuse_passwords(value, f"{path}.{number}")
     elif isinstance(tree, str) and _PASSWORD.search(tree):
         raise InputError(
-            "has a password in it, which all who see the cluster could read",
+            "has a password in it, which everybody who sees the cluster could read",
             field=path,
             wanted="an address without it; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster",
         )

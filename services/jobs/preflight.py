@@ -1,4 +1,4 @@
-"""Before a job trains: does every node reach storage and data, does MLflow answer, can the resources ever be had?"""
+"""Checks before a job trains: every node reaches storage and data, MLflow answers, the cluster can hold the workers."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from trainers.tracking.mlflow_run import open_client
 
 NODE_TIMEOUT_S = 60.0
 MLFLOW_TIMEOUT_S = 30.0
-_PICTURES_LOOKED_AT = 8
+_PICTURES_CHECKED = 8
 
 
 def preflight(recipe: Recipe) -> list[str]:
-    """Look at everything a run needs, cheapest first.
+    """Check everything a run needs, cheapest first.
 
     Returns:
-        what was found right, for people.
+        what was checked, as sentences.
 
     Raises:
         InputError: what is wrong, and where.
     """
     if recipe.tracking.enabled:
-        mlflow_answers(tracking_uri(recipe))
+        check_mlflow(tracking_uri(recipe))
     samples = sample_files(recipe)
     start_ray(recipe.cluster.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    can_be_satisfied(recipe, [node["Resources"] for node in nodes], autoscaled_resources())
-    every_node_reaches(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
+    check_capacity(recipe, [node["Resources"] for node in nodes], autoscaled_resources())
+    check_nodes(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
     return [
         f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
         f"MLflow answers at {without_password(tracking_uri(recipe))}" if recipe.tracking.enabled else "MLflow is off",
@@ -53,15 +53,14 @@ def preflight(recipe: Recipe) -> list[str]:
 
 
 def refuse_finished(recipe: Recipe) -> None:
-    """A run that ended is not begun again under its name; one that was cut off goes on."""
+    """Refuse the name of a run that has ended; an interrupted one is resumed."""
     summary = Path(recipe.run.storage) / str(recipe.run.name) / "report" / "summary.json"
     if summary.is_file():
-        raise InputError(
-            "a run of this name has ended", file=summary, field="run.name", value=recipe.run.name, wanted="a new name"
-        )
+        problem = "a run of this name has ended"
+        raise InputError(problem, file=summary, field="run.name", value=recipe.run.name, wanted="a new name")
 
 
-def mlflow_answers(uri: str, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
+def check_mlflow(uri: str, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
     """Raises InputError: MLflow does not answer in time."""
     pool = ThreadPoolExecutor(1)
     try:
@@ -91,33 +90,32 @@ def sample_files(recipe: Recipe) -> list[str]:
         pictures = [p for row in read_split(manifest, recipe.data.train_split).table["images"].to_pylist() for p in row]
         if not is_reference(str(manifest.path)):  # a catalog's manifest comes with the code
             files.append(str(manifest.path))
-        files += [p for p in pictures[:_PICTURES_LOOKED_AT] if storage.is_file(p)]
+        files += [p for p in pictures[:_PICTURES_CHECKED] if storage.is_file(p)]
     return files
 
 
-def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: dict[str, float]) -> None:
-    """Whether the nodes together have a place for each worker, were they empty, or the cluster could grow to it.
+def check_capacity(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: dict[str, float]) -> None:
+    """Check that the nodes, if they were idle, or the cluster at its largest could hold all workers.
 
     Args:
-        autoscaled: what an autoscaler may bring the whole cluster to; empty where there is none.
+        autoscaled: resources of the cluster at its largest; empty without an autoscaler.
 
     Raises:
-        InputError: they have not; names what one worker needs and how many fit.
+        InputError: they cannot; names what one worker needs and how many fit.
     """
     workers = recipe.cluster.fewest_workers
     gpus = max(sum(node.get("GPU", 0.0) for node in nodes), autoscaled.get("GPU", 0.0))
-    needs = (
-        {"GPU": 1.0} if recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers) else {}
-    )
+    on_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
+    needs = {"GPU": 1.0} if on_gpu else {}
     if recipe.cluster.cpus_per_worker:
         needs["CPU"] = recipe.cluster.cpus_per_worker
     if not needs:
         return
 
-    def places(resources: dict[str, float]) -> int:
+    def capacity(resources: dict[str, float]) -> int:
         return math.floor(min(resources.get(name, 0.0) / amount for name, amount in needs.items()) + 1e-9)
 
-    fit = max(sum(map(places, nodes)), places(autoscaled))
+    fit = max(sum(map(capacity, nodes)), capacity(autoscaled))
     if fit < workers:
         each = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
         raise InputError(
@@ -128,11 +126,11 @@ def can_be_satisfied(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: 
         )
 
 
-def every_node_reaches(folder: Path, files: list[str], node_ids: list[str]) -> None:
-    """Small tasks on every node read `files` and, in `folder`, what the driver wrote there.
+def check_nodes(folder: Path, files: list[str], node_ids: list[str]) -> None:
+    """Check, with a task on each node, that it reads `files` and shares the folder of runs with the driver.
 
     Raises:
-        InputError: a node that does not, and what it found.
+        InputError: a node that does not, and why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +141,7 @@ def every_node_reaches(folder: Path, files: list[str], node_ids: list[str]) -> N
         raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(folder)) from None
     try:
         found: dict[str, Any] = {
-            node: _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            node: _check_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 str(mark), token, files
             )
             for node in node_ids
@@ -162,7 +160,7 @@ def every_node_reaches(folder: Path, files: list[str], node_ids: list[str]) -> N
 
 
 @ray.remote(num_cpus=0)
-def _look(mark: str, token: str, files: list[str]) -> str | None:
+def _check_node(mark: str, token: str, files: list[str]) -> str | None:
     """What is wrong on this node, or None."""
     try:
         if Path(mark).read_text() != token:

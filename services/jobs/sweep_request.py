@@ -1,4 +1,4 @@
-"""A sweep as it travels with a job: whole, tried against its recipe where it is submitted, its paths absolute."""
+"""The request to run a sweep: checked against its recipe where it is submitted, with absolute paths."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ from services.jobs.job_request import JobRequest, check_id, refuse_passwords, wi
 from trainers.recipe.recipe import Recipe
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
-_PATHS = (
-    "data.sources",
-    "data.target",
-    "run.storage",
-    "encoders.text.name",
-    "encoders.text.weights",
-    "encoders.picture.weights",
-)
+_ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights")
+_PATHS = ("data.sources", "data.target", "run.storage", *_ENCODERS)
 
 
 def tune_request(
@@ -36,17 +30,17 @@ def tune_request(
         InputError: a password stands in it.
     """
     check_id(identity)
-    placed = with_absolute_paths(plan.recipe([]))
+    resolved = with_absolute_paths(plan.recipe([]))
     tree = copy.deepcopy(plan.tree)
     for key in _PATHS:
-        _set(tree, key, _get(placed, key))
-    tracked = tracking_uri or placed.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        _set(tree, key, _get(resolved, key))
+    tracked = tracking_uri or resolved.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     _set(tree, "tracking.uri", tracked)
     _set(tree, "cluster.address", None)
-    # The overrides for all trials are in the tree by now.
+    # The overrides for all trials are in the tree already.
     content = plan.sweep.model_dump(mode="json") | {"set": [], "recipe": tree}
     content["variants"] = {
-        name: [_placed_override(plan, overrides, one) for one in overrides]
+        name: [_resolved_override(plan, overrides, one) for one in overrides]
         for name, overrides in plan.sweep.variants.items()
     }
     for key, axis in plan.sweep.space.items():
@@ -58,10 +52,10 @@ def tune_request(
 
 
 def read_plan(content: dict[str, Any]) -> SweepPlan:
-    """The plan of a sweep that came from elsewhere, its recipe inside it.
+    """The plan of a sweep that was received as data, with its recipe inside.
 
     Raises:
-        InputError: names the field, but no file: there is none that the sender knows.
+        InputError: names the field, but no file: the sender knows of none.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="m2can-sweep-") as folder:
@@ -74,7 +68,7 @@ def read_plan(content: dict[str, Any]) -> SweepPlan:
 
 
 def recipes_of(plan: SweepPlan) -> Iterator[Recipe]:
-    """The sweep's recipe, and what each variant and each listed choice makes of it: all paths a trial may ask for."""
+    """The sweep's recipe, and what each variant and each listed choice makes of it: all paths a trial may use."""
     yield plan.recipe([])
     for overrides in plan.sweep.variants.values():
         yield plan.recipe(overrides)
@@ -84,7 +78,7 @@ def recipes_of(plan: SweepPlan) -> Iterator[Recipe]:
                 yield plan.recipe([as_override(key, value)])
 
 
-def _placed_override(plan: SweepPlan, overrides: list[str], one: str) -> str:
+def _resolved_override(plan: SweepPlan, overrides: list[str], one: str) -> str:
     key = one.partition("=")[0].strip()
     return as_override(key, _get(with_absolute_paths(plan.recipe(overrides)), key)) if key in _PATHS else one
 

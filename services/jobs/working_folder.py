@@ -1,4 +1,4 @@
-"""The code a job runs: our packages alone, copied into a folder that Ray ships as the job's working folder."""
+"""The code a job runs: our packages, copied into a folder that Ray sends as the job's working directory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class CodePackage:
 
 
 def pack_code(folder: Path, max_bytes: int = MAX_BYTES) -> CodePackage:
-    """Copy the installed packages' sources into the new `folder`; caches, pictures and data stay behind.
+    """Copy the installed packages' sources into the new `folder`; caches, pictures and data are left out.
 
     Raises:
-        InputError: more than `max_bytes`: something that is not code lies in a package.
+        InputError: more than `max_bytes`: a package holds something that is not code.
     """
     total = count = 0
     largest: tuple[int, Path | None] = (0, None)
@@ -48,7 +48,7 @@ def pack_code(folder: Path, max_bytes: int = MAX_BYTES) -> CodePackage:
                     value=f"{total} bytes and more",
                     wanted=f"at most {max_bytes}; move data out of the packages",
                 )
-            place = folder / name / path.relative_to(root)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            copy = folder / name / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     return CodePackage(folder, total, count)

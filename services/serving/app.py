@@ -1,4 +1,4 @@
-"""The HTTP side of online inference: an ASGI app around anything that resolves names and predicts. Knows no Ray."""
+"""The HTTP side of online inference: an ASGI app around a backend that resolves names and predicts. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r"[^@:/'\s]{1,200}(?:@[\w.-]{1,64}|:\d{1,9})?")
 
 
 class Backend(Protocol):
-    """What serves the models.
+    """Serves the models.
 
     resolve: `name`, `name@alias` or `name:version` → (name, version); raises Problem 404.
     predict: predictions of `name:version`, one mapping a sample as services.inference.predict_samples makes them;
@@ -113,7 +113,7 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
 
 
 def check_reference(reference: str) -> str:
-    """Raises Problem: 404, no name at all."""
+    """Raises Problem: 404, not the form of a name."""
     if _REFERENCE.fullmatch(reference) is None:
         raise Problem(404, "no such model; wanted NAME, NAME@alias or NAME:version")
     return reference

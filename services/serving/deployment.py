@@ -2,8 +2,8 @@
 
     POST /v1/models/NAME/predict ─▶ Ingress: limits, token, alias → version ─▶ Models: name:version, batches ─▶ Predictor
 
-The alias is resolved before the request is routed, so that a promotion takes effect within a second, for whole requests:
-each is answered by one version, and says by which.
+The alias is resolved before the request is routed, so a promotion takes effect within a second, and each request is
+answered by one version, which the response names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BATCH_WAIT_S = 0.005
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """models: names in the registry, each may say `@alias`; without one it is the champion, else the candidate."""
+    """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate."""
 
     models: list[str]
     tracking_uri: str
@@ -55,7 +55,7 @@ class ServeConfig:
 
 
 class Resolver:
-    """Aliases → versions, looked up in the registry at most once in `ttl_s`. While MLflow is away the last answer holds."""
+    """Aliases → versions, looked up at most once in `ttl_s` seconds. While MLflow is down the last answer is used."""
 
     def __init__(self, models: list[str], tracking_uri: str, ttl_s: float) -> None:
         self._defaults = {model.partition("@")[0]: model for model in models}
@@ -69,7 +69,11 @@ class Resolver:
         return list(self._defaults)
 
     def resolve(self, reference: str) -> tuple[str, str]:
-        """(name, version). Raises Problem: 404 not served or no such version, 503 MLflow is away and nothing is known."""
+        """(name, version).
+
+        Raises:
+            Problem: 404 not served or no such version, 503 MLflow is down and the alias was never looked up.
+        """
         name, numbered = re.split("[@:]", reference)[0], ":" in reference
         if name not in self._defaults:
             raise Problem(404, f"{name} is not served here; served are {', '.join(self._defaults)}")
@@ -77,7 +81,7 @@ class Resolver:
             reference = self._defaults[name]
         with self._lock:
             known = self._known.get(reference)
-            # A version's number means the same for ever; what an alias means may have changed.
+            # A version's number never changes its meaning; an alias may have been moved.
             if known is not None and (numbered or time.monotonic() - known[0] < self._ttl_s):
                 return name, known[1]
             try:
@@ -104,7 +108,7 @@ class Resolver:
 
 
 class Models:
-    """A replica: the most recently asked-for versions in memory, requests for one version answered in batches."""
+    """A replica: keeps the most recently requested versions in memory and answers requests for one version in batches."""
 
     def __init__(self, config: ServeConfig) -> None:
         torch.set_num_threads(1)
@@ -113,14 +117,14 @@ class Models:
 
     @serve.multiplexed(max_num_models_per_replica=_MODELS_IN_MEMORY)
     async def load(self, model_id: str) -> Predictor:
-        """A load outlives the request that began it: one that takes longer than a request's time is still of use."""
+        """Loading goes on when the request that began it times out: later requests use the result."""
         if model_id not in self._loads:
             self._loads[model_id] = asyncio.create_task(asyncio.to_thread(self._load, model_id))
         load = self._loads[model_id]
         try:
             return await asyncio.shield(load)
         finally:
-            if load.done():  # not where only this request was given up
+            if load.done():  # otherwise only this request was cancelled
                 self._loads.pop(model_id, None)
 
     def _load(self, model_id: str) -> Predictor:
@@ -140,7 +144,7 @@ class Models:
 
 
 class ServeBackend:
-    """The app's way to the replicas."""
+    """Calls the replicas for the app."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._resolver = Resolver(config.models, config.tracking_uri, config.alias_ttl_s)
@@ -171,7 +175,7 @@ class ServeBackend:
 
 
 def application(config: ServeConfig) -> Any:
-    """The Serve application: an ingress without CPUs of its own, and the replicas."""
+    """The Serve application: an ingress that reserves no CPU, and the replicas."""
 
     def build() -> FastAPI:
         return make_app(ServeBackend(config), config.tokens, config.limits)
@@ -182,7 +186,7 @@ def application(config: ServeConfig) -> Any:
         name="Ingress",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        # More than the app itself lets in: it says 429 in our words, and health is asked for beside the predictions.
+        # More than the app itself accepts: it answers 429 with advice, and health checks come on top.
         max_ongoing_requests=2 * in_flight + 16,
     )
     @serve.ingress(build)
@@ -190,24 +194,21 @@ def application(config: ServeConfig) -> Any:
         def __init__(self, models: Any) -> None:
             self.models = models
 
-    gpus = config.gpus_per_replica
-    if gpus is None:
-        gpus = 1 if torch.cuda.is_available() else 0
-    options = {"num_cpus": 1, "num_gpus": gpus}
+    gpus = config.gpus_per_replica if config.gpus_per_replica is not None else int(torch.cuda.is_available())
     models = serve.deployment(
         Models,
         name="Models",
         num_replicas=config.replicas,
-        ray_actor_options=options,
-        # All that the ingress lets in: a request that a full replica turns away waits for the router's next try.
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        # All that the ingress accepts: a request that a full replica rejects waits for the router's next try.
         max_ongoing_requests=max(in_flight, 2 * _MAX_BATCH),
         max_queued_requests=in_flight,
     )
-    return Ingress.bind(models.bind(config))  # type: ignore[attr-defined]  # the decorators' types are not seen
+    return Ingress.bind(models.bind(config))  # type: ignore[attr-defined]  # Ray's decorators are untyped
 
 
 class BuildArguments(BaseModel):
-    """What a Serve configuration file may say below `args`; `m2can serve` has the same as options."""
+    """`args` of a Serve configuration file; `m2can serve` has the same as options."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -222,18 +223,14 @@ class BuildArguments(BaseModel):
 def build(arguments: BuildArguments) -> Any:
     """The application for `serve deploy` and KubeRay's RayService: `import_path: services.serving.deployment:build`.
 
-    The port is reached by others there, so a tokens file is asked for.
+    Others can reach its port, so a tokens file is required.
 
     Raises:
         InputError: the tokens file is missing, readable by others or malformed.
     """
+    options = arguments.model_dump(include={"models", "tracking_uri", "replicas", "gpus_per_replica"})
     limits = Limits(timeout_s=arguments.timeout_s)
-    tokens = Tokens.read(arguments.tokens)
-    return application(
-        ServeConfig(
-            arguments.models, arguments.tracking_uri, tokens, limits, arguments.replicas, arguments.gpus_per_replica
-        )
-    )
+    return application(ServeConfig(tokens=Tokens.read(arguments.tokens), limits=limits, **options))
 
 
 def start(config: ServeConfig, host: str, port: int) -> None:
@@ -241,7 +238,7 @@ def start(config: ServeConfig, host: str, port: int) -> None:
 
     Raises:
         InputError: a model that is not in the registry, the port is taken, or the cluster serves something already:
-            Ray Serve has one port a cluster, and who ends it ends it for all.
+            Ray Serve has one port a cluster, and shutting it down ends all applications.
     """
     for model in config.models:
         find_model(client_for(config.tracking_uri), model)

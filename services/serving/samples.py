@@ -1,4 +1,4 @@
-"""Samples as they come over HTTP → texts and pictures for the predictor, within limits."""
+"""Body of a prediction request → texts and pictures for the predictor, within limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from services.web.problems import Problem, describe
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request. body_bytes: as received. pixels: of one picture, by its header. text_chars: of one sample."""
+    """Of one request. body_bytes: as received. pixels: of one picture, by its header. text_chars: of one sample.
+
+    in_flight: requests at a time. timeout_s: for the whole request.
+    """
 
     body_bytes: int = 16 * 2**20
     samples: int = 32
@@ -67,7 +70,7 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
     """The samples of a request's body.
 
     Raises:
-        Problem: 400 no JSON or form, 413 more than the limits, 415 another media type, 422 no valid sample.
+        Problem: 400 no JSON or form, 413 more than the limits, 415 another media type, 422 not a valid sample.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -81,25 +84,25 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
 
 
 def check_limits(samples: list[Sample], limits: Limits) -> None:
-    """Raises Problem: 413 beyond a limit, 422 a picture that is none."""
+    """Raises Problem: 413 beyond a limit, 422 a picture that is not one."""
     if len(samples) > limits.samples:
         raise Problem(413, f"{len(samples)} samples in one request; at most {limits.samples}")
     for number, sample in enumerate(samples):
-        place = f"samples.{number}"
+        field = f"samples.{number}"
         if len(sample.images) > limits.pictures:
-            raise Problem(413, f"{place}: {len(sample.images)} pictures; at most {limits.pictures}")
+            raise Problem(413, f"{field}: {len(sample.images)} pictures; at most {limits.pictures}")
         if sum(map(len, sample.texts)) > limits.text_chars:
-            raise Problem(413, f"{place}: more than {limits.text_chars} characters of text")
+            raise Problem(413, f"{field}: more than {limits.text_chars} characters of text")
         for picture, data in enumerate(sample.images):
-            pixels = _pixels(data, f"{place}.images.{picture}")
+            pixels = _pixels(data, f"{field}.images.{picture}")
             if pixels > limits.pixels:
-                raise Problem(413, f"{place}.images.{picture}: {pixels} pixels; at most {limits.pixels}")
+                raise Problem(413, f"{field}.images.{picture}: {pixels} pixels; at most {limits.pixels}")
 
 
 def _parse(body: bytes) -> list[SampleIn]:
-    """Either `{"samples": [...]}` or one sample by itself."""
+    """Samples of `{"samples": [...]}`, or of the body of a single one."""
     try:
-        # Whether it is JSON at all comes first: another answer than for JSON of a wrong form.
+        # Separate from the check of its form: what is not JSON is 400, not 422.
         content: Any = _ANY.validate_json(body)
     except (ValidationError, RecursionError):
         raise Problem(400, "the body is not a JSON object") from None
@@ -134,11 +137,11 @@ async def _from_form(request: Request, limits: Limits) -> Sample:
     return Sample(texts, images)
 
 
-def _pixels(data: bytes, place: str) -> int:
+def _pixels(data: bytes, field: str) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.width * image.height
     except Image.DecompressionBombError:
-        raise Problem(413, f"{place}: far too many pixels") from None
+        raise Problem(413, f"{field}: far too many pixels") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise Problem(422, f"{place}: is not a picture that can be read") from None
+        raise Problem(422, f"{field}: is not a picture that can be read") from None

@@ -9,7 +9,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from services.jobs.job_request import JobRequest, check_id, command_line, train_request, with_absolute_paths
-from services.jobs.preflight import can_be_satisfied, every_node_reaches, mlflow_answers, refuse_finished
+from services.jobs.preflight import check_capacity, check_mlflow, check_nodes, refuse_finished
 from services.jobs.sweep_request import tune_request
 from services.jobs.working_folder import pack_code
 from tests.trainers.tiny_run import small_recipe
@@ -140,21 +140,21 @@ def test_code_is_our_packages_without_caches_and_has_a_limit(tmp_path: Path) -> 
 
 def test_resources_that_no_node_has_are_refused() -> None:
     recipe = make_recipe(RECIPE | {"cluster": {"workers": 4, "cpus_per_worker": 3, "device": "cuda"}})
-    can_be_satisfied(recipe, [{"CPU": 8, "GPU": 2}, {"CPU": 6, "GPU": 4}], {})
+    check_capacity(recipe, [{"CPU": 8, "GPU": 2}, {"CPU": 6, "GPU": 4}], {})
     with pytest.raises(InputError, match="at most 3"):  # eight GPUs, but CPUs for three workers only
-        can_be_satisfied(recipe, [{"CPU": 8, "GPU": 4}, {"CPU": 5, "GPU": 4}], {})
+        check_capacity(recipe, [{"CPU": 8, "GPU": 4}, {"CPU": 5, "GPU": 4}], {})
 
 
 def test_what_an_autoscaler_may_add_counts() -> None:
     recipe = make_recipe(RECIPE | {"cluster": {"workers": 4, "cpus_per_worker": 3, "device": "cuda"}})
-    can_be_satisfied(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 8.0})
+    check_capacity(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 8.0})
     with pytest.raises(InputError, match="at most 2"):
-        can_be_satisfied(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 2.0})
+        check_capacity(recipe, [{"CPU": 4}], {"CPU": 64.0, "GPU": 2.0})
 
 
 def test_mlflow_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="MLflow does not answer") as caught:
-        mlflow_answers("http://me:secret@127.0.0.1:9", timeout_s=60)
+        check_mlflow("http://me:secret@127.0.0.1:9", timeout_s=60)
     assert "secret" not in str(caught.value)
 
 
@@ -173,10 +173,10 @@ def test_every_node_is_asked_for_storage_and_data(tmp_path: Path, ray_cluster: N
 
     nodes = [node["NodeID"] for node in ray.nodes()]
     (tmp_path / "there.jpg").write_bytes(b"x")
-    every_node_reaches(tmp_path / "storage", [str(tmp_path / "there.jpg")], nodes)
+    check_nodes(tmp_path / "storage", [str(tmp_path / "there.jpg")], nodes)
     assert list((tmp_path / "storage").iterdir()) == []
     with pytest.raises(InputError, match=r"node \w+: .*gone.jpg: No such file"):
-        every_node_reaches(tmp_path / "storage", [str(tmp_path / "gone.jpg")], nodes)
+        check_nodes(tmp_path / "storage", [str(tmp_path / "gone.jpg")], nodes)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run\.storage: cannot be written"):
-        every_node_reaches(tmp_path / "file", [], nodes)
+        check_nodes(tmp_path / "file", [], nodes)
