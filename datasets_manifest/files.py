@@ -37,21 +37,26 @@ def whole_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; without an error it becomes `folder`, which must be absent or empty.
+
+    Args:
+        replace: put it in the place of a `folder` that holds something, which is removed.
 
     Raises:
         OSError: not writable, disk full, or `folder` holds something. Nothing is left behind.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    draft, before = (folder.with_name(f".{folder.name}.{uuid4().hex}") for _ in range(2))
     draft.mkdir()
     try:
         yield draft
+        if replace and folder.exists():
+            folder.replace(before)
         draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    finally:
+        for leftover in (draft, before):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_atomically(file: Path, content: str | bytes, *, durable: bool = False) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, first_line, nearest
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.class_folders import list_pictures
 from datasets_manifest.manifest.schema import Columns, RecordFormat
@@ -224,7 +224,7 @@ def _read_parquet(file: Location, columns: Columns) -> Iterator[RawRecord]:
                     number += 1
                     yield RawRecord(f"record {number}", *values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = first_line(error)
         raise InputError(f"not a readable Parquet file: {problem}", file=file) from None
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from datasets_manifest.errors import InputError, from_validation_error, nearest
+from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
 from datasets_manifest.manifest import catalog, storage
 from datasets_manifest.manifest.image_template import check_template
 from datasets_manifest.manifest.storage import Location
@@ -203,7 +203,7 @@ def _parse(text: str, file: Location) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", file=file, field=f"line {error.lineno}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = first_line(error)
         raise InputError(f"cannot be parsed: {problem}", file=file) from None
 
 

@@ -8,7 +8,6 @@ for reporting only; training must not read them.
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import numpy as np
 import yaml
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import whole_folder
 from datasets_manifest.postcards.art import STYLES, encode, picture
 from datasets_manifest.postcards.words import CLASSES, DOMAINS, caption
 
@@ -55,7 +55,7 @@ def write_postcards(out: Path, *, seed: int = 0, train: int = 600, val: int = 20
     wanted = {"generator": "postcards", "version": VERSION, "seed": seed, "train": train, "val": val}
     if not _is_there(out, wanted):
         _refuse_foreign(out)
-        _write_and_swap(out, wanted)
+        _write(out, wanted)
     return {domain: out / domain / "manifest.yaml" for domain in DOMAINS}
 
 
@@ -87,22 +87,16 @@ def _refuse_foreign(out: Path) -> None:
         raise InputError("holds other files, which would be lost", file=out, wanted="an empty or a new folder")
 
 
-def _write_and_swap(out: Path, wanted: dict[str, Any]) -> None:
-    """Writes next to `out` and renames, so that a reader never sees half a data set."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as room:
-        fresh, stale = Path(room) / "fresh", Path(room) / "stale"
-        for domain in DOMAINS:
-            _write_domain(fresh / domain, domain, wanted)
-        (fresh / STAMP).write_text(json.dumps(wanted | {"files": _count_files(fresh)}) + "\n", encoding="utf-8")
-        try:
-            if out.exists():
-                out.rename(stale)
-            fresh.rename(out)
-        except OSError:
-            # another process may have written the same data set in the meantime
-            if not _is_there(out, wanted):
-                raise
+def _write(out: Path, wanted: dict[str, Any]) -> None:
+    try:
+        with whole_folder(out, replace=True) as draft:
+            for domain in DOMAINS:
+                _write_domain(draft / domain, domain, wanted)
+            (draft / STAMP).write_text(json.dumps(wanted | {"files": _count_files(draft)}) + "\n", encoding="utf-8")
+    except OSError:
+        # Another process may have written the same data set in the meantime.
+        if not _is_there(out, wanted):
+            raise
 
 
 def _write_domain(folder: Path, domain: str, wanted: dict[str, Any]) -> None:

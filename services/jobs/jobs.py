@@ -20,7 +20,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest.catalog import DATA_ROOT
 from services.errors import ServiceUnavailable
 from services.jobs.job_request import VARIABLE, JobRequest, check_id
@@ -95,14 +95,14 @@ class JobServer:
                 client = JobSubmissionClient(self.address)
             yield client
         except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
-            why = f"{str(error).splitlines()[0][:200]}); is the dashboard up and --address right?"
+            why = f"{first_line(error)}); is the dashboard up and --address right?"
             raise JobsUnavailable(f"no job server answers{at} ({why}") from None
         except AuthenticationError:
             raise JobsUnavailable(
                 "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from None
         except RuntimeError as error:
-            raise JobsUnavailable(f"the job server refused: {str(error).splitlines()[0][:300]}") from None
+            raise JobsUnavailable(f"the job server refused: {first_line(error)}") from None
 
     def submit(
         self,

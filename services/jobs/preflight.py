@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
 from datasets_manifest.manifest.readers import read_split
@@ -68,7 +68,7 @@ def check_mlflow(uri: str, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
     except TimeoutError:
         raise _no_mlflow(uri, f"no answer in {timeout_s:g} s") from None
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _no_mlflow(uri, (str(error).splitlines() or [""])[0][:200]) from None
+        raise _no_mlflow(uri, first_line(error)) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

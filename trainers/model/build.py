@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, first_line, nearest
 from trainers.m2can import schedules
 from trainers.m2can.encoders import wrappers as m2can_encoders
 from trainers.m2can.encoders.wrappers import PictureEncoder, SmallResNet, TextEncoder
@@ -29,10 +29,6 @@ from trainers.recipe.recipe import (
 )
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls a model's last part
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:

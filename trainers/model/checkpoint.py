@@ -103,7 +103,7 @@ def training_tensors(
 
 def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
     """Write what prediction needs."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     _save_tensors(folder / "model.safetensors", network.state_dict())
     for name, content in card_files(card).items():
         (folder / name).write_text(content, encoding="utf-8")

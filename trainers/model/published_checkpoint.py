@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
+from datasets_manifest.files import whole_file, whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.m2can.network import M2CAN
-from trainers.model.build import build_network, first_line, text_config
+from trainers.model.build import build_network, text_config
 from trainers.model.checkpoint import ModelCard, save_model
 from trainers.published.tensor_names import from_published, published_name, to_published
 from trainers.recipe.recipe import Recipe
@@ -120,13 +118,8 @@ def import_published(
         text_config=config,
         vocabulary=vocabulary,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        save_model(draft / "model", network, card)
-        os.replace(draft / "model", out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with whole_folder(out) as draft:
+        save_model(draft, network, card)
     return card
 
 
@@ -149,13 +142,8 @@ def export_published(network: M2CAN, recipe: Recipe, out: Path, *, epoch: int | 
         state = to_published({name: tensor.detach().cpu() for name, tensor in network.state_dict().items()})
     except ValueError as error:
         raise InputError(f"has no published form ({error})", field="MODEL") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with whole_file(out) as draft:
         torch.save({"epoch": -1 if epoch is None else epoch, "model_state": state, "best_acc": math.nan}, draft)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _only_file(place: Path) -> Path:

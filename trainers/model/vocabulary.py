@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest.corpus import Corpus
 from datasets_manifest.stream.encode import Vocabulary
 from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
@@ -32,7 +32,7 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
         json = tokenizer.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"no fast tokenizer could be read ({str(error).splitlines()[0]})",
+            f"no fast tokenizer could be read ({first_line(error)})",
             field="encoders.text.name",
             value=name,
             wanted="`tiny`, a local folder or a hub name of a transformers encoder",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
-from datasets_manifest.errors import InputError, from_validation_error, nearest
+from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
 from datasets_manifest.manifest.catalog import is_reference
 from datasets_manifest.stream.images import PictureViews
 from trainers.published.configuration import is_published_form, recipe_tree
@@ -318,7 +318,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not YAML ({str(error).splitlines()[0]})", file=file) from None
+        raise InputError(f"is not YAML ({first_line(error)})", file=file) from None
     if not isinstance(tree, dict):
         raise InputError("does not hold a mapping", file=file, value=tree, wanted="keys such as `data:`")
     return tree

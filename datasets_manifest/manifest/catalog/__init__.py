@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, first_line, nearest
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.storage import Location
 
@@ -149,7 +149,7 @@ def _configured(file: Path) -> str | None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read ({str(error).splitlines()[0]})", file=file) from None
+        raise InputError(f"cannot be read ({first_line(error)})", file=file) from None
     if not isinstance(content, dict) or not isinstance(content.get("data_root"), str):
         raise InputError("does not say where data are", file=file, value=content, wanted="`data_root: <folder>`")
     for key in content:
