@@ -19,14 +19,13 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
 from trainers.model.checkpoint import digests, read_json, verify
 from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
 from trainers.tracking.sender import open_client
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 
 REGISTERED = "one that `m2can models search` shows"
-# MLflow writes it beside a model's files when it downloads them from a server.
-_MLFLOW_ADDS = {"registered_model_meta"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def check_files(folder: Path, version: ModelVersion) -> None:
     if found != wanted:
         raise InputError("was altered after registration", file=listing, value=found, wanted=wanted)
     verify(folder)
-    extra = sorted(set(digests(folder)) - set(read_json(listing)) - _MLFLOW_ADDS)
+    extra = sorted(set(digests(folder)) - set(read_json(listing)) - {REGISTERED_MODEL_META_FILE_NAME})
     if extra:
         raise InputError("was put in after registration", file=folder / extra[0])
 

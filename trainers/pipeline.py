@@ -16,7 +16,7 @@ from trainers.model.checkpoint import ModelCard, load_card, model_folder
 from trainers.reports.run_report import draw_report
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 from trainers.tracking.journal import Journal
-from trainers.tracking.mlflow_run import PARENT_TAG
+from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
 from trainers.tracking.registration import ModelToLog, signature_for

@@ -23,7 +23,7 @@ from trainers.cluster.driver import train as run_training
 from trainers.pipeline import make_sender, publish
 from trainers.recipe.recipe import Recipe
 from trainers.tracking.journal import EpochRecord, Journal
-from trainers.tracking.mlflow_run import PARENT_TAG
+from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.outcome import Outcome, read_validator_inputs
 from trainers.validators import choose_epoch, epoch_score
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan

@@ -20,22 +20,18 @@ from sqlalchemy.engine import make_url
 from datasets_manifest.errors import InputError
 from trainers.tracking.address import SERVERS, scheme
 from trainers.tracking.journal import EpochRecord
+from trainers.tracking.mlflow_compat import (
+    MAX_ENTITY_KEY_LENGTH,
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    set_defaults,
+)
 
 _log = logging.getLogger(__name__)
 
 RUN_NAME_TAG = "m2can.run_name"
-PARENT_TAG = "mlflow.parentRunId"
 MARK = "epoch"
-# MLflow's limits for one request and for a name or value.
-_METRICS_A_BATCH, _PARAMS_A_BATCH, _KEY, _PARAM_VALUE = 1000, 100, 250, 6000
-# MLflow has these settings as environment variables only; what the user set stands.
-_DEFAULTS = {
-    # It would repeat a failed request for four minutes; the sender repeats it, and says so.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    # Standard output belongs to the command line (`--json`).
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -43,8 +39,7 @@ def open_client(uri: str) -> MlflowClient:
 
     A SQLite store that is new is set up on the way, under a lock: two processes doing that together break it.
     """
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     with _store_lock(uri):
         return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
@@ -108,8 +103,8 @@ class RunLink:
         # The epoch's own time: a database drops a second row of the same name, time, step and value.
         rows = [Metric(_key(name), value, millis, record.step) for name, value in sorted(record.metrics.items())]
         rows.append(Metric(MARK, record.epoch, millis, record.step))
-        for start in range(0, len(rows), _METRICS_A_BATCH):
-            self.client.log_batch(self.run_id, metrics=rows[start : start + _METRICS_A_BATCH])
+        for start in range(0, len(rows), MAX_METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=rows[start : start + MAX_METRICS_PER_BATCH])
         self.sent.add(record.epoch)
 
     def log_params(self, params: dict[str, Any]) -> None:
@@ -119,8 +114,8 @@ class RunLink:
         if changed:
             _log.warning("MLflow keeps the first values of %s of run %s", ", ".join(changed), self.run_id)
         rows = [Param(name, value) for name, value in wanted.items() if name not in self._params]
-        for start in range(0, len(rows), _PARAMS_A_BATCH):
-            self.client.log_batch(self.run_id, params=rows[start : start + _PARAMS_A_BATCH])
+        for start in range(0, len(rows), MAX_PARAMS_TAGS_PER_BATCH):
+            self.client.log_batch(self.run_id, params=rows[start : start + MAX_PARAMS_TAGS_PER_BATCH])
 
 
 @contextmanager
@@ -139,8 +134,8 @@ def _store_lock(uri: str) -> Iterator[None]:
 def _key(name: str) -> str:
     """A name as MLflow accepts it: few characters, and no empty or dotted steps in the path."""
     plain = posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", name)).lstrip("/.")
-    return plain[:_KEY] or "_"
+    return plain[:MAX_ENTITY_KEY_LENGTH] or "_"
 
 
 def _shortened(value: str) -> str:
-    return value if len(value) <= _PARAM_VALUE else value[: _PARAM_VALUE - 1] + "…"
+    return value if len(value) <= MAX_PARAM_VAL_LENGTH else value[: MAX_PARAM_VAL_LENGTH - 1] + "…"

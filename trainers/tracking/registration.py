@@ -21,13 +21,14 @@ import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
 import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
 from trainers.model.checkpoint import digests
+from trainers.tracking.mlflow_compat import VERSIONS_TAG, is_served, origin_of
 from trainers.tracking.mlflow_run import RunLink
 
 _log = logging.getLogger(__name__)
@@ -118,9 +119,7 @@ def register(link: RunLink, model: ModelToLog) -> str:
 def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> int:
     client = link.client
     _ensure_registered_model(client, model.registered_name)
-    served = client.tracking_uri.startswith(("http", "databricks"))
-    # A database that is opened without a server looks `models:/<id>` up at the process-wide address, and does not note
-    # the version with the model; a server does both rightly.
+    served = is_served(client)
     source = logged.model_uri if served else logged.artifact_location
     checksum = {CHECKSUM_TAG: logged.tags[CHECKSUM_TAG]} if CHECKSUM_TAG in logged.tags else {}
     made = client.create_model_version(
@@ -129,7 +128,7 @@ def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> in
     number = int(made.version)
     if not served:
         versions = json.dumps([{"name": model.registered_name, "version": number}])
-        client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": versions})
+        client.set_logged_model_tags(logged.model_id, {VERSIONS_TAG: versions})
     return number
 
 
@@ -163,19 +162,9 @@ def _logged_model(link: RunLink, model: ModelToLog) -> LoggedModel:
 
 def save(folder: Path, model: ModelToLog, logged: LoggedModel | None = None) -> None:
     """Write the pyfunc model into the new `folder`. Contacts nothing; `logged` is noted in it as its origin."""
-    origin = (
-        Model(
-            artifact_path=logged.artifact_location,
-            model_uuid=logged.model_id,
-            run_id=logged.source_run_id,
-            model_id=logged.model_id,
-        )
-        if logged is not None
-        else None
-    )
     mlflow.pyfunc.save_model(
         path=str(folder),
-        mlflow_model=origin,
+        mlflow_model=origin_of(logged) if logged is not None else None,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"bundle": str(model.bundle.resolve())},
         # Both packages land side by side in <model>/code, which MLflow puts first on the path when it loads: a fresh
