@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from benchmarks.tables import PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +19,7 @@ def test_results_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m benchmarks.tables writes it"
 
 
+@pytest.mark.slow
 def test_pages_build_with_all_links(tmp_path: Path) -> None:
     mkdocs = str(Path(sys.executable).with_name("mkdocs"))  # as `make docs` calls it: this folder is not in its path
     command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

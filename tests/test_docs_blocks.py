@@ -61,6 +61,7 @@ def runs(page: Path) -> bool:
     return any(block.mark is None and block.language in ("sh", "python") for block in blocks(page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "README.md" and runs(page)], ids=lambda p: p.name
 )

@@ -43,6 +43,7 @@ def test_a_difference_would_be_seen() -> None:
     assert largest_difference(first_terms(take()), first_terms(take_other())) > TOLERANCE
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_and_a_row_can_be_shown() -> None:
     found = measure_scoring(QUICK)
     assert found["ours"] > 0 and found["theirs"] > 0

@@ -71,6 +71,7 @@ def test_search_filters(registered: Registered) -> None:
     assert found(target="city") == []
 
 
+@pytest.mark.slow
 def test_more_models_than_a_page_of_mlflow_are_listed(tmp_path: Path) -> None:
     client = open_client(f"sqlite:///{tmp_path}/mlflow.db")
     for number in range(103):

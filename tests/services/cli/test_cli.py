@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from services.cli.main import main
 from tests.trainers.tiny_run import make_loop, prepared_run
 
+Command = Callable[..., tuple[int, str, str]]
 
-def m2can(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli.main", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+@pytest.fixture
+def m2can(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process and in `folder`: exit code, standard output, standard error."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["m2can", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capfd.readouterr())  # type: ignore[return-value]
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +54,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("models", "list"), "there is no MLflow store yet"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folder: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    folder: Path, m2can: Command, arguments: tuple[str, ...], words: str
+) -> None:
     (folder / "recipe.yaml").write_text("data: {sources: [a.yaml], target: b.yaml}\n")
-    done = m2can(*arguments, cwd=folder)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    code, out, err = m2can(*arguments)
+    assert code == 2, err
+    assert words in err
+    assert "Traceback" not in err
+    assert out == ""
 
 
-def test_predict_and_evaluate_from_a_checkpoint_folder(folder: Path) -> None:
+def test_the_process_ends_with_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "services.cli.main", "train", "nowhere.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere.yaml: there is no such file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_predict_and_evaluate_from_a_checkpoint_folder(folder: Path, m2can: Command) -> None:
     image = sorted((folder / "postcards" / "mountain" / "images").iterdir())[0]
-    one = m2can("predict", "checkpoint", "--text", "a day", "--image", str(image), "--json", cwd=folder)
-    assert one.returncode == 0, one.stderr
-    answer = json.loads(one.stdout)
-    assert sum(answer["probs"].values()) == pytest.approx(1, abs=1e-5)
+    code, out, err = m2can("predict", "checkpoint", "--text", "a day", "--image", str(image), "--json")
+    assert code == 0, err
+    assert sum(json.loads(out)["probs"].values()) == pytest.approx(1, abs=1e-5)
     manifest = "postcards/mountain/manifest.yaml"
-    many = m2can("predict", "checkpoint", "--data", manifest, "--out", "out/p.parquet", cwd=folder)
-    assert many.returncode == 0, many.stderr
+    code, out, err = m2can("predict", "checkpoint", "--data", manifest, "--out", "out/p.parquet")
+    assert code == 0, err
     table = pq.read_table(folder / "out" / "p.parquet")
     assert table.num_rows == 12
     assert table["id"][0].as_py().startswith("mountain-val")
-    scored = m2can("evaluate", "checkpoint", "--data", manifest, "--json", cwd=folder)
-    assert scored.returncode == 0, scored.stderr
-    metrics = json.loads(scored.stdout)
+    code, out, err = m2can("evaluate", "checkpoint", "--data", manifest, "--json")
+    assert code == 0, err
+    metrics = json.loads(out)
     assert metrics["records"] == 12
     assert sum(map(sum, metrics["confusion"])) == 12
