@@ -23,7 +23,7 @@ class InputError(ValueError):
 
     Args:
         problem: what is wrong, in one sentence without a final full stop.
-        file: the file in which it stands, if there is one.
+        file: the file that holds it, if there is one.
         field: the path of the field, e.g. ``splits.train.records`` or ``record 17, label``.
         value: the value found; shown shortened.
         wanted: what would have been accepted.
@@ -64,8 +64,8 @@ def first_line(error: BaseException | str) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where one pydantic error stands, in the user's terms.
+class _FieldPath:
+    """The field of one pydantic error, in the user's terms.
 
     path: keys and indexes as the user wrote them, without pydantic's names of union members.
     models: the models that could hold the last key of `path`.
@@ -88,38 +88,38 @@ def from_validation_error(error: ValidationError, model: type[BaseModel], file: 
         model: the model that was validated; its fields are walked through Optional, unions, dicts and lists.
         file: the file, or any words that say where the input came from.
     """
-    faults = [(fault, _place(fault["loc"], model)) for fault in error.errors(include_url=False)]
-    for fault, place in faults:
+    faults = [(fault, _field_path(fault["loc"], model)) for fault in error.errors(include_url=False)]
+    for fault, at in faults:
         if fault["type"] in ("extra_forbidden", "invalid_key"):
-            return _unknown_key(place, fault["input"], file)
+            return _unknown_key(at, fault["input"], file)
 
     first = faults[0][1]
     if first.union is not None:
         # Every member of a union complains. The member that got furthest is the one the user meant.
         stem = first.path[: first.union]
-        faults = [(fault, place) for fault, place in faults if place.path[: len(stem)] == stem]
-        depth = max(len(place.path) for _, place in faults)
-        chosen = next(place.path for _, place in faults if len(place.path) == depth)
-        faults = [(fault, place) for fault, place in faults if place.path == chosen]
+        faults = [(fault, at) for fault, at in faults if at.path[: len(stem)] == stem]
+        depth = max(len(at.path) for _, at in faults)
+        chosen = next(at.path for _, at in faults if len(at.path) == depth)
+        faults = [(fault, at) for fault, at in faults if at.path == chosen]
         faults = [pair for pair in faults if not pair[0]["type"].endswith("_type")] or faults
     else:
         faults = faults[:1]
     return _describe([dict(fault) for fault, _ in faults], faults[0][1], file)
 
 
-def _unknown_key(place: _Place, value: object, file: object) -> InputError:
-    *parents, key = place.path
-    valid = [name for model in place.models for name in _keys(model)]
+def _unknown_key(at: _FieldPath, value: object, file: object) -> InputError:
+    *parents, key = at.path
+    valid = [name for model in at.models for name in _keys(model)]
     close = nearest(key, valid)
     if close is not None:
         wanted = f"`{'.'.join([*parents, close])}` (the nearest valid key)"
     else:
         wanted = "one of " + ", ".join(f"`{name}`" for name in valid)
-    return InputError(f"unknown key `{key}`", file=file, field=".".join(place.path), value=value, wanted=wanted)
+    return InputError(f"unknown key `{key}`", file=file, field=".".join(at.path), value=value, wanted=wanted)
 
 
-def _describe(faults: list[dict[str, Any]], place: _Place, file: object) -> InputError:
-    field = ".".join(place.path) or None
+def _describe(faults: list[dict[str, Any]], at: _FieldPath, file: object) -> InputError:
+    field = ".".join(at.path) or None
     kind, value, message = faults[0]["type"], faults[0]["input"], faults[0]["msg"]
     if kind == "missing":
         return InputError("is missing", file=file, field=field)
@@ -152,7 +152,7 @@ def _wanted(fault: dict[str, Any]) -> str:
     return message.removeprefix("Input should be ")
 
 
-def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Place:
+def _field_path(loc: tuple[int | str, ...], model: type[BaseModel]) -> _FieldPath:
     """Walks `loc` down the types of `model`, leaving out what pydantic added to it."""
     path: list[str] = []
     union: int | None = None
@@ -169,7 +169,7 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> _Place:
         models = tuple(kind for kind in members if _is_model(kind))
         path.append(str(part))
         candidates = [inner for kind in members for inner in _step_into(kind, part)]
-    return _Place(tuple(path), models, union)
+    return _FieldPath(tuple(path), models, union)
 
 
 def _step_into(kind: Any, part: int | str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Names in one file that must be there in another: hosts, files, stages, ConfigMaps, labels."""
+"""Names in one file that must exist in another: hosts, files, stages, ConfigMaps, labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCRIPTS = "/opt/mlflow/"
 
 
 def compose_faults(content: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Of compose.yaml, whose form is right."""
+    """References of compose.yaml, which fits its schema."""
     for name, service in content["services"].items():
         if "build" in service:
             yield from (f"{name}: build: {fault}" for fault in _build_faults(service["build"], folder))
@@ -34,7 +34,7 @@ def compose_faults(content: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 def kubernetes_faults(objects: list[dict[str, Any]], folder: Path, generated: dict[str, list[str]]) -> Iterator[str]:
-    """Of all manifests together, whose forms are right.
+    """References among all manifests, which fit their schemas.
 
     Args:
         generated: ConfigMaps that kustomize makes, with the names of their files.
@@ -68,11 +68,11 @@ def kubernetes_faults(objects: list[dict[str, Any]], folder: Path, generated: di
 
 
 def kustomization_faults(file: Path, content: dict[str, Any]) -> Iterator[str]:
-    """What it names is there, and what lies beside it is named."""
+    """Every resource that it names exists, and every file beside it is named."""
     resources = content.get("resources", [])
     yield from (f"there is no {name}" for name in resources if not (file.parent / name).exists())
     beside = {other.name for other in file.parent.glob("*.yaml")} - {file.name}
-    yield from (f"{name} lies here and is not among the resources" for name in sorted(beside - set(resources)))
+    yield from (f"{name} is in this folder and not among the resources" for name in sorted(beside - set(resources)))
     for generator in content.get("configMapGenerator", []):
         yield from (f"there is no {name}" for name in generator["files"] if not (file.parent / name).is_file())
 
@@ -104,5 +104,5 @@ def _config_maps(pod: dict[str, Any]) -> set[str]:
 
 @cache
 def _secret_files() -> set[str]:
-    with tempfile.TemporaryDirectory() as place:
-        return set(make(Path(place)))
+    with tempfile.TemporaryDirectory() as folder:
+        return set(make(Path(folder)))

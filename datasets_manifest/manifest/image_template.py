@@ -1,8 +1,8 @@
 """Templates that turn what a record calls its picture into the path of the file, e.g. `photos/{first2}/{stem}.jpg`.
 
 For the entry `2014/00a1-x.jpg`: {entry} is all of it, {file} `00a1-x.jpg`, {folder} `2014`, {stem} `00a1-x`, {first2} `00`
-(of the stem) and {part1} `2014` (of the entry, up to the first of `/`, `-`, `_` and `.`). {k} stands for 1 to 10: every
-file that exists is a picture of the record.
+(of the stem) and {part1} `2014` (of the entry, up to the first of `/`, `-`, `_` and `.`). {k} is 1 to 10: every file
+that exists is a picture of the record.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Existing:
         """Those that exist; the first one if none does, so that the record counts as lacking its picture.
 
         Raises:
-            OSError: an object store is away.
+            OSError: an object store is unreachable.
         """
         return [path for path in paths if self._exists(path)] or paths[:1]
 

@@ -3,7 +3,7 @@
 The text formats may be packed with gzip (`train.jsonl.gz`); a file that unpacks to far more than such files do is refused.
 
 `read_records` yields one `RawRecord` after the other and checks only what belongs to the file's format. What a text, a
-picture or a label may be is the business of `readers.py`.
+picture or a label may be is checked in `record_values.py`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _FREE_ROWS = 1_000_000  # rows that a Parquet file of any size may hold: empty o
 
 
 class RawRecord(NamedTuple):
-    """One record as the file holds it; None stands for an absent or null value.
+    """One record as the file holds it; None is an absent or null value.
 
-    place: the record's number in its file, from 1, or for files of lines the line it stands on: "record 3", "line 4".
+    position: the record's number in its file, from 1, or for files of lines its line number: "record 3", "line 4".
     """
 
-    place: str
+    position: str
     id: Any
     text: Any
     image: Any
@@ -115,7 +115,7 @@ def _unpack(file: Location, packed: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             content = stream.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be unpacked ({error})", file=file, wanted="a whole gzip file") from None
+        raise InputError(f"cannot be unpacked ({error})", file=file, wanted="a complete gzip file") from None
     if len(content) > limit:
         wanted = f"at most {limit:,} bytes when unpacked; unpack it yourself if it is meant so"
         raise InputError("unpacks to far more than its size", file=file, value=len(packed), wanted=wanted)
@@ -166,15 +166,17 @@ def _from_dicts(records: Iterable[tuple[str, Any]], file: Location, columns: Col
     identity, text, image, label = _names(columns)
     explicit = {getattr(columns, role) for role in columns.model_fields_set} - {None}
     keys: set[str] = set()
-    complete = False  # `keys` holds all that is looked for
-    for place, record in records:
+    complete = False  # `keys` has every column that is needed
+    for position, record in records:
         if not isinstance(record, dict):
-            raise InputError("not a record", file=file, field=place, value=record, wanted='{"text": ..., "image": ...}')
+            raise InputError(
+                "not a record", file=file, field=position, value=record, wanted='{"text": ..., "image": ...}'
+            )
         if not complete:
             keys.update(record)
             complete = explicit <= keys and (text in keys or image in keys)
         get = record.get
-        yield RawRecord(place, get(identity), get(text), get(image), get(label))
+        yield RawRecord(position, get(identity), get(text), get(image), get(label))
     if keys and not complete:
         _check_columns(file, sorted(keys), columns)
 
@@ -188,23 +190,25 @@ def _read_table(file: Location, text: str, delimiter: str, columns: Columns) -> 
         picks = _header_positions(file, header, columns)
         start = rows.line_num + 1
         for row in rows:
-            place, start = f"line {start}", rows.line_num + 1
+            position, start = f"line {start}", rows.line_num + 1
             if not row:
                 continue
             if len(row) != len(header):
                 wanted = f"{len(header)} cells like the header; put cells that hold the separator in quotes"
-                raise InputError("wrong number of cells", file=file, field=place, value=len(row), wanted=wanted)
+                raise InputError("wrong number of cells", file=file, field=position, value=len(row), wanted=wanted)
             identity, sentence, paths, label = (None if pick is None else row[pick] for pick in picks)
             images = None if paths is None else [path.strip() for path in paths.split(_PATH_SEPARATOR)]
-            yield RawRecord(place, identity, sentence, images, label)
+            yield RawRecord(position, identity, sentence, images, label)
     except csv.Error as error:
-        place = f"line {rows.line_num}"
+        position = f"line {rows.line_num}"
         hint = 'a cell with quotes in it is written as "say ""hi"""'
-        raise InputError(f"not a {delimiter!r}-separated table: {error}", file=file, field=place, wanted=hint) from None
+        raise InputError(
+            f"not a {delimiter!r}-separated table: {error}", file=file, field=position, wanted=hint
+        ) from None
 
 
 def _header_positions(file: Location, header: list[str], columns: Columns) -> list[int | None]:
-    """Where each of id, text, image and label stands in a row; None for a column that is absent."""
+    """The index of id, text, image and label in a row; None for a column that is absent."""
     present = [name.strip() for name in header]
     _check_columns(file, present, columns)
     return [present.index(name) if name in present else None for name in _names(columns)]

@@ -23,7 +23,7 @@ _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of a cut emoji: a JSON file 
 
 
 class ValueFault(Exception):
-    """A value that cannot be used. Whoever reads the record knows where it stands and makes an InputError of it."""
+    """A value that cannot be used. `located` adds file and record and makes an InputError of it."""
 
     def __init__(self, column: str, problem: str, value: Any, wanted: str) -> None:
         super().__init__(problem)
@@ -31,8 +31,8 @@ class ValueFault(Exception):
 
     def located(self, file: Location, record: RawRecord) -> InputError:
         known = isinstance(record.id, str | int) and record.id != ""
-        place = f"{record.place} (id {str(record.id)[:80]!r})" if known else record.place
-        field = f"{place}, {self.column}"
+        position = f"{record.position} (id {str(record.id)[:80]!r})" if known else record.position
+        field = f"{position}, {self.column}"
         return InputError(self.problem, file=file, field=field, value=self.value, wanted=self.wanted)
 
 
@@ -43,7 +43,7 @@ def read_id(value: Any) -> str:
     if isinstance(value, str):
         identity = value.strip()
         if not _is_unicode(identity):
-            raise ValueFault("id", "half a character", value, "whole Unicode characters")
+            raise ValueFault("id", "an incomplete character", value, "complete Unicode characters")
         return identity
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -51,13 +51,13 @@ def read_id(value: Any) -> str:
 
 
 def read_texts(value: Any) -> list[str]:
-    """The sentences, without nulls and blank ones; half characters are replaced by U+FFFD."""
+    """The sentences, without nulls and blank ones; incomplete characters (lone surrogates) are replaced by U+FFFD."""
     texts = _read_strings(value, "text")
     return [text if _is_unicode(text) else _HALF_CHARACTERS.sub("\ufffd", text) for text in texts]
 
 
 class PathReader:
-    """Image paths of records → absolute paths or URIs, kept inside the image root unless the split allows more.
+    """Image paths of records → absolute paths or URIs inside the image root, unless the split allows more.
 
     Records often come from others, so a path in them must not reach the rest of the disk or of the store; neither must a
     symbolic link that came with the pictures. The root itself may be a link.
@@ -91,7 +91,7 @@ class PathReader:
         if storage.is_uri(path) or path.startswith("/"):
             return self._resolve_absolute(path)
         full = self._normalise(self._prefix + path)
-        # A URI is looked at as it was written: in it `..` cannot climb above the bucket, but out of the root.
+        # Normalising a URI stops `..` at the bucket, so a URI that leaves the root is found by its written form.
         inside = (full + "/").startswith(self._prefix) and not (self._remote and _climbs(path))
         if not self._allow_outside_root and not (inside and self._stays(full)):
             wanted = f"a path inside {self._root} (or `allow_outside_root: true` in the split)"

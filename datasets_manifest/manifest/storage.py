@@ -19,7 +19,7 @@ from datasets_manifest.errors import InputError
 Location = Path | str
 
 SCHEMES = ("s3", "gs", "hf")
-_SECONDS = 20.0  # without an answer after which a store counts as away
+_SECONDS = 20.0  # without an answer, after which a store counts as unreachable
 
 
 def is_uri(location: Location) -> bool:
@@ -28,7 +28,7 @@ def is_uri(location: Location) -> bool:
 
 
 def locate(folder: Location, written: str) -> Location:
-    """`written` as seen from `folder`: a URI and an absolute or `~` path stay, all else lies below `folder`.
+    """`written` relative to `folder`; a URI and an absolute or `~` path are independent of it.
 
     Raises:
         InputError: a scheme that is not read, or a URI without bucket.
@@ -66,12 +66,12 @@ def suffix(location: Location) -> str:
 
 
 def is_file(location: Location) -> bool:
-    """Raises OSError: the store is away or refuses."""
+    """Raises OSError: the store is unreachable or refuses."""
     return _kind(location) == fs.FileType.File
 
 
 def is_folder(location: Location) -> bool:
-    """In an object store: some object's name begins with it. Raises OSError: the store is away or refuses."""
+    """In an object store: some object's name begins with it. Raises OSError: the store is unreachable or refuses."""
     return _kind(location) == fs.FileType.Directory
 
 

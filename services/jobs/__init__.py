@@ -1,1 +1,1 @@
-"""Ray Jobs: what a job is asked to do, checks before it starts, submission and logs."""
+"""Ray Jobs: the request of a job, checks before it starts, submission and logs."""

@@ -29,7 +29,7 @@ class JobRequest(BaseModel):
 
     id: made by us; also the name of the run unless the recipe names one.
     content: a complete recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
-    environment: hash and versions at the place of submission.
+    environment: hash and versions where the job was submitted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +74,7 @@ def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | N
     """The request to train `recipe`: named, with absolute paths, without a cluster's address (the job runs on its own).
 
     Raises:
-        InputError: a password stands in it.
+        InputError: an address in it has a password.
     """
     check_id(identity)
     resolved = with_absolute_paths(recipe)

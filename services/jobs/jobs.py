@@ -34,7 +34,7 @@ _OURS, _RUN_NAME, _SUBMITTED = "m2can.kind", "m2can.run_name", "m2can.submitted"
 _STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
-# Ray's client tells each upload and each end of a stream; standard error is the job's output and ours.
+# Ray's client logs each upload and each end of a stream to standard error, among the job's output.
 for _name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
     logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
 

@@ -24,10 +24,10 @@ _PATHS = ("data.sources", "data.target", "run.storage", *_ENCODERS)
 def tune_request(
     identity: str, plan: SweepPlan, environment: dict[str, Any] | None = None, tracking_uri: str | None = None
 ) -> JobRequest:
-    """A sweep with its recipe inside it. `tracking_uri`: in place of the recipe's, or of MLFLOW_TRACKING_URI.
+    """A sweep with its recipe inside it. `tracking_uri`: default: the recipe's, or MLFLOW_TRACKING_URI.
 
     Raises:
-        InputError: a password stands in it.
+        InputError: an address in it has a password.
     """
     check_id(identity)
     resolved = with_absolute_paths(plan.recipe([]))

@@ -1,4 +1,4 @@
-"""Who may use an HTTP service: bearer tokens with scopes, kept as hashes in a file."""
+"""Who may use an HTTP service: bearer tokens with scopes, stored as hashes in a file."""
 
 from __future__ import annotations
 

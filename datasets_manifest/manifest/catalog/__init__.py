@@ -2,7 +2,7 @@
 
 `catalog:AVA` may stand wherever a manifest's path may. The data set's folder is `<data root>/AVA`, the published split
 lists in it are `train.json` and `val.json`. The data root is given once: `--data-root`, M2CAN_DATA_ROOT, or `data_root:`
-in the configuration file. A reference can place things elsewhere: `catalog:AVA?root=/photos/ava&train=/lists/a.json`.
+in the configuration file. A reference can name other locations: `catalog:AVA?root=/photos/ava&train=/lists/a.json`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from datasets_manifest.manifest.storage import Location
 
 DATA_ROOT, CONFIG = "M2CAN_DATA_ROOT", "M2CAN_CONFIG"
 _PREFIX = "catalog:"
-_PLACES = ("root", "train", "val")
+_LOCATIONS = ("root", "train", "val")
 
 
 class Entry(BaseModel):
-    """What is known of a data set; "unknown" stands where nothing is.
+    """What is known of a data set; "unknown" where nothing is.
 
     layout: the template of its pictures below its folder (see image_template); empty for sets that have manifests.
     domains: of a set of several domains, each with a manifest of its own in the folder of its name.
@@ -48,20 +48,20 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed `catalog:` reference; `places` are the folders and lists it names itself."""
+    """A parsed `catalog:` reference; `locations`: root, train and val, where it names them."""
 
     entry: Entry
     domain: str | None
-    places: dict[str, str]
+    locations: dict[str, str]
 
 
 def is_reference(written: str) -> bool:
     return written.startswith(_PREFIX)
 
 
-def reference(name: str, **places: str) -> str:
-    """The reference that `parse_reference` takes apart; `places`: root, train, val."""
-    return f"{_PREFIX}{name}" + (f"?{urlencode(places, quote_via=quote, safe='/:')}" if places else "")
+def reference(name: str, **locations: str) -> str:
+    """The inverse of `parse_reference`; `locations`: root, train, val."""
+    return f"{_PREFIX}{name}" + (f"?{urlencode(locations, quote_via=quote, safe='/:')}" if locations else "")
 
 
 def entries() -> dict[str, Entry]:
@@ -83,37 +83,39 @@ def find(name: str) -> Entry:
 
 
 def parse_reference(written: str) -> Reference:
-    """Raises InputError: no such data set or domain, or an unknown place."""
+    """Raises InputError: no such data set or domain, or an unknown location."""
     name, _, query = written.removeprefix(_PREFIX).partition("?")
     name, _, domain = name.partition("/")
     entry = find(name)
-    places = dict(parse_qsl(query, keep_blank_values=True))
-    for key in places:
-        if key not in _PLACES:
-            raise InputError(f"unknown place `{key}`", file=written, wanted=f"one of {', '.join(_PLACES)}")
+    locations = dict(parse_qsl(query, keep_blank_values=True))
+    for key in locations:
+        if key not in _LOCATIONS:
+            raise InputError(f"unknown location `{key}`", file=written, wanted=f"one of {', '.join(_LOCATIONS)}")
     if (domain not in entry.domains) if entry.domains else domain:
         names = ", ".join(f"{_PREFIX}{name}/{each}" for each in entry.domains) or f"{_PREFIX}{name}"
         raise InputError("no such domain", file=written, value=domain, wanted=names)
-    if entry.domains and places.keys() - {"root"}:
-        raise InputError("its domains have manifests, not lists", file=written, wanted="no place but `root`")
-    return Reference(entry, domain or None, places)
+    if entry.domains and locations.keys() - {"root"}:
+        raise InputError("its domains have manifests, not lists", file=written, wanted="no location but `root`")
+    return Reference(entry, domain or None, locations)
 
 
 def resolve(written: str) -> dict[str, Any] | Location:
-    """The manifest of a reference: its content, with absolute places, or its file.
+    """The manifest of a reference: its content, with absolute locations, or its file.
 
     Raises:
-        InputError: no such data set, or its place is not known.
+        InputError: no such data set, or its location is not known.
     """
     found = parse_reference(written)
-    entry, places = found.entry, found.places
+    entry, locations = found.entry, found.locations
     # Lists that are all given need no root but the pictures' own.
-    root = _absolute(places["root"]) if "root" in places else storage.locate(data_root(), entry.name)
+    root = _absolute(locations["root"]) if "root" in locations else storage.locate(data_root(), entry.name)
     if found.domain is not None:
         return storage.locate(root, f"{found.domain}/manifest.yaml")
     splits = {
         split: {
-            "records": str(_absolute(places[split]) if split in places else storage.locate(root, f"{split}.json")),
+            "records": str(
+                _absolute(locations[split]) if split in locations else storage.locate(root, f"{split}.json")
+            ),
             "image_root": str(root),
             "image_template": entry.layout,
         }
@@ -126,7 +128,7 @@ def data_root() -> Location:
     """Where data sets are.
 
     Raises:
-        InputError: nobody said, or the configuration file cannot be read.
+        InputError: it is not set, or the configuration file cannot be read.
     """
     root = os.environ.get(DATA_ROOT) or _configured(config_file())
     if not root:
@@ -136,7 +138,7 @@ def data_root() -> Location:
 
 
 def config_file() -> Path:
-    """M2CAN_CONFIG, or m2can/config.yaml where this machine's user keeps configuration."""
+    """M2CAN_CONFIG, or m2can/config.yaml in the user's configuration folder."""
     if os.environ.get(CONFIG):
         return Path(os.environ[CONFIG])
     home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -155,7 +157,7 @@ def _configured(file: Path) -> str | None:
     for key in content:
         if key != "data_root":
             raise InputError(f"unknown key `{key}`", file=file, wanted="`data_root`")
-    # Relative to the file it stands in, as in manifests and recipes.
+    # Relative to the configuration file, as in manifests and recipes.
     return str(storage.locate(file.absolute().parent, content["data_root"]))
 
 

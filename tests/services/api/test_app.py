@@ -175,13 +175,13 @@ def test_models_are_shown_and_promoted(service: Service) -> None:
         ("POST", f"/v1/models/{NAME}/promote", "admin"),
     ],
 )
-def test_each_door_asks_for_its_scope(service: Service, method: str, path: str, needs: str) -> None:
+def test_each_route_needs_its_scope(service: Service, method: str, path: str, needs: str) -> None:
     recipe = service.recipe()
     bodies = {
         "/v1/jobs": {"recipe": recipe},
         "/v1/sweeps": {"sweep": SWEEP, "recipe": recipe},
         "/v1/data/check": {"manifests": [str(service.folder / "a.yaml")]},
-        f"/v1/models/{NAME}/promote": {"version": "1", "alias": "doors"},
+        f"/v1/models/{NAME}/promote": {"version": "1", "alias": "routes"},
     }
     body = {"json": bodies[path]} if path in bodies and method == "POST" else {}
     for token in (None, "", "wrong"):

@@ -92,7 +92,7 @@ def test_a_job_is_submitted_found_read_and_forgotten(dashboard: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_without_the_token_the_job_server_stays_shut(dashboard: str) -> None:
+def test_the_job_server_refuses_a_wrong_token(dashboard: str) -> None:
     program = "import sys; from services.jobs.jobs import JobServer; JobServer(sys.argv[1]).list_jobs()"
     environment = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
     done = subprocess.run([sys.executable, "-c", program, dashboard], env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Online inference: the same probabilities as `predict`, and every door that must stay shut."""
+"""Online inference: the same probabilities as `predict`, and every request that must be refused."""
 
 from __future__ import annotations
 
