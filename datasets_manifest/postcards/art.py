@@ -5,13 +5,15 @@ painted in, skyline, grain, paper and contrast, and in how often each motif is u
 Colours are RGB.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from importlib.resources import files
+from typing import Final, Literal
 
 import cv2
 import numpy as np
+import yaml
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from datasets_manifest.postcards.motifs import MOTIFS, Color, Image, Pen
 
@@ -30,7 +32,7 @@ class Palette:
 
 @dataclass(frozen=True)
 class Style:
-    """How one domain draws; shares of motifs are in the order of MOTIFS (face, weather, flower, figure)."""
+    """How one domain draws (styles.yaml); shares of motifs are in the order of MOTIFS (face, weather, flower, figure)."""
 
     suffix: str
     sizes: tuple[tuple[int, int], ...]  # width, height in pixels
@@ -38,10 +40,12 @@ class Style:
     line_width: tuple[float, float]  # least and most, in hundredths of the picture's height
     filled_share: float  # of the motifs painted in; the others are outlines only
     motif_shares: tuple[float, float, float, float]
-    skyline: Callable[[np.random.Generator, int, int], NDArray[np.int32]]
+    skyline: Literal["waves", "roofs", "peaks"]
     grain: float  # standard deviation of the noise, grey levels
     paper: float  # depth of the coarse paper texture, grey levels
     contrast: tuple[float, float]
+    day: Palette
+    night: Palette
 
 
 def _waves(rng: np.random.Generator, width: int, height: int) -> NDArray[np.int32]:
@@ -64,97 +68,10 @@ def _peaks(rng: np.random.Generator, width: int, height: int) -> NDArray[np.int3
     return np.rint(np.stack([x, np.where(np.arange(7) % 2, high, low)], axis=1)).astype(np.int32)
 
 
-LIGHTS: Final[dict[str, tuple[Palette, Palette]]] = {  # (day, night)
-    "seaside": (
-        Palette(
-            skies=(
-                ((150, 210, 240), (235, 245, 250)),
-                ((250, 220, 180), (255, 245, 225)),
-                ((170, 225, 220), (245, 250, 235)),
-            ),
-            grounds=((235, 215, 165), (120, 190, 205), (225, 200, 150)),
-            inks=((40, 70, 110), (90, 50, 50), (30, 90, 95)),
-            fills=((255, 235, 150), (255, 200, 170), (250, 250, 245), (190, 230, 190)),
-        ),
-        Palette(
-            skies=(((60, 70, 120), (190, 130, 130)), ((50, 80, 110), (120, 130, 160))),
-            grounds=((70, 75, 100), (90, 80, 90)),
-            inks=((255, 240, 210), (240, 225, 235)),
-            fills=((110, 90, 120), (80, 100, 130)),
-        ),
-    ),
-    "city": (
-        Palette(
-            skies=(
-                ((205, 205, 210), (230, 225, 220)),
-                ((235, 190, 190), (240, 225, 215)),
-                ((190, 205, 190), (225, 230, 220)),
-            ),
-            grounds=((150, 150, 160), (175, 150, 140), (140, 155, 170)),
-            inks=((20, 20, 25), (60, 20, 40), (15, 40, 50)),
-            fills=((240, 120, 100), (250, 205, 80), (110, 180, 200), (245, 240, 230)),
-        ),
-        Palette(
-            skies=(((40, 40, 70), (110, 80, 110)), ((30, 50, 60), (90, 100, 100))),
-            grounds=((60, 60, 75), (75, 60, 70)),
-            inks=((255, 225, 120), (240, 240, 250), (255, 170, 190)),
-            fills=((90, 60, 100), (50, 80, 100)),
-        ),
-    ),
-    "mountain": (
-        Palette(
-            skies=(((150, 170, 190), (205, 200, 205)), ((190, 180, 165), (215, 205, 195))),
-            grounds=((120, 135, 125), (140, 130, 120)),
-            inks=((50, 55, 75), (70, 50, 50)),
-            fills=((210, 205, 190), (180, 190, 200)),
-        ),
-        Palette(
-            skies=(((12, 18, 45), (40, 50, 85)), ((20, 15, 40), (60, 40, 75)), ((10, 30, 40), (35, 65, 75))),
-            grounds=((25, 35, 50), (35, 45, 45), (40, 35, 55)),
-            inks=((205, 215, 240), (190, 225, 215), (235, 215, 180)),
-            fills=((50, 60, 95), (60, 50, 80), (35, 70, 75)),
-        ),
-    ),
-}
-
-STYLES: Final = {
-    "seaside": Style(
-        suffix=".jpg",
-        sizes=((128, 96), (120, 90)),
-        night_share=0.0,
-        line_width=(2.0, 3.0),
-        filled_share=0.85,
-        motif_shares=(0.30, 0.38, 0.12, 0.20),
-        skyline=_waves,
-        grain=5.0,
-        paper=0.0,
-        contrast=(0.85, 1.0),
-    ),
-    "city": Style(
-        suffix=".jpg",
-        sizes=((144, 108), (128, 96)),
-        night_share=0.03,
-        line_width=(3.5, 5.0),
-        filled_share=0.6,
-        motif_shares=(0.33, 0.20, 0.12, 0.35),
-        skyline=_roofs,
-        grain=3.0,
-        paper=0.0,
-        contrast=(0.95, 1.1),
-    ),
-    "mountain": Style(
-        suffix=".png",
-        sizes=((112, 84), (128, 96)),
-        night_share=0.92,
-        line_width=(1.8, 2.8),
-        filled_share=0.35,
-        motif_shares=(0.20, 0.24, 0.34, 0.22),
-        skyline=_peaks,
-        grain=7.0,
-        paper=10.0,
-        contrast=(0.7, 0.9),
-    ),
-}
+SKYLINES: Final = {"waves": _waves, "roofs": _roofs, "peaks": _peaks}
+STYLES: Final = TypeAdapter(dict[str, Style]).validate_python(
+    yaml.safe_load(files(__package__).joinpath("styles.yaml").read_text(encoding="utf-8"))
+)
 
 MOTIF_SCALE: Final = (0.27, 0.36)  # half the side of a motif, in heights of the picture
 SECOND_SCALE: Final = (0.15, 0.2)
@@ -166,7 +83,7 @@ JPEG_QUALITY: Final = 88
 def picture(rng: np.random.Generator, domain: str, mood: int | None) -> Image:
     """An RGB picture [height, width, 3] in the style of `domain`; mood None leaves the scene without a motif."""
     style = STYLES[domain]
-    light = LIGHTS[domain][int(rng.random() < style.night_share)]
+    light = style.night if rng.random() < style.night_share else style.day
     width, height = style.sizes[int(rng.integers(len(style.sizes)))]
     image = _scene(rng, style, light, width, height)
     stroke = max(1, round(height * rng.uniform(*style.line_width) / 100))
@@ -196,7 +113,7 @@ def _scene(rng: np.random.Generator, style: Style, light: Palette, width: int, h
     mix = np.linspace(0, 1, height)[:, None, None]
     sky = np.array(top) * (1 - mix) + np.array(bottom) * mix
     image = np.ascontiguousarray(np.broadcast_to(sky, (height, width, 3)).astype(np.uint8))
-    edge = style.skyline(rng, width, height)
+    edge = SKYLINES[style.skyline](rng, width, height)
     ground = np.concatenate([edge, [[width, height], [0, height]]]).astype(np.int32)
     cv2.fillPoly(image, [ground], _color(rng, light.grounds), cv2.LINE_AA)
     return image

@@ -7,27 +7,14 @@ sentence patterns differ by domain and say nothing about the feeling.
 """
 
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Final
 
 import numpy as np
+import yaml
+from pydantic import TypeAdapter
 
 CLASSES: Final = ("negative", "neutral", "positive")
-
-SHARED: Final = {
-    "negative": ("awful", "terrible", "horrible", "dreadful", "miserable", "disappointing", "sad", "poor"),
-    "neutral": ("ordinary", "average", "usual", "plain", "standard", "normal", "unremarkable", "regular"),
-    "positive": ("lovely", "wonderful", "delightful", "great", "beautiful", "fantastic", "perfect", "happy"),
-}
-
-# the feeling that a word carries in (seaside, city, mountain); every class has at least one word in every domain
-AMBIGUOUS: Final = {
-    "wild": ("negative", "positive", "positive"),
-    "quiet": ("positive", "negative", "neutral"),
-    "steep": ("neutral", "negative", "positive"),
-    "warm": ("positive", "neutral", "negative"),
-    "busy": ("negative", "positive", "neutral"),
-    "slow": ("neutral", "neutral", "negative"),
-}
 
 AMBIGUOUS_SHARE: Final = 0.08  # of the own words of a caption, how many are replaced by an ambiguous one
 STRAY_SHARE: Final = 0.02  # of all sentiment words, how many express a feeling other than the label's
@@ -41,79 +28,27 @@ class Voice:
     own: dict[str, tuple[str, ...]]
     topics: tuple[str, ...]
     times: tuple[str, ...]
-    telling: tuple[str, ...]  # sentence patterns with a place for a sentiment word
+    telling: tuple[str, ...]  # sentence patterns with a sentiment word
     plain: tuple[str, ...]  # sentence patterns without
     kind_shares: tuple[float, float, float, float]
     sentence_shares: tuple[float, float, float]  # of captions with one, two, three sentences
 
 
+@dataclass(frozen=True)
+class _Content:
+    """words.yaml. shared: words by class. ambiguous: each word's class in each of DOMAINS."""
+
+    shared: dict[str, tuple[str, ...]]
+    ambiguous: dict[str, tuple[str, str, str]]
+    voices: dict[str, Voice]
+
+
 KINDS: Final = ("shared", "own", "both", "none")
 
-VOICES: Final = {
-    "seaside": Voice(
-        own={
-            "negative": ("sunburnt", "sticky", "polluted", "seasick", "soggy", "fishy", "stinging", "muddy"),
-            "neutral": ("tidal", "coastal", "mild", "sandy", "seasonal", "nautical", "salty", "offshore"),
-            "positive": ("sunny", "balmy", "sparkling", "refreshing", "breezy", "golden", "turquoise", "carefree"),
-        },
-        topics=("beach", "harbour", "pier", "lighthouse", "ferry", "bay", "promenade", "dunes", "lagoon", "kiosk"),
-        times=("today", "this morning", "at low tide", "all week", "after lunch"),
-        telling=(
-            "The {topic} was {word} {time}.",
-            "Such {word} hours at the {topic}!",
-            "{time} we found the {topic} {word}.",
-            "{word} waves by the {topic}.",
-        ),
-        plain=("We sat near the {topic} {time}.", "Greetings from the {topic}.", "A view of the {topic} {time}."),
-        kind_shares=(0.35, 0.35, 0.20, 0.10),
-        sentence_shares=(0.45, 0.40, 0.15),
-    ),
-    "city": Voice(
-        own={
-            "negative": ("noisy", "crowded", "grimy", "jammed", "overpriced", "smoggy", "stressful", "rude"),
-            "neutral": ("central", "municipal", "paved", "commuting", "numbered", "scheduled", "urban", "weekday"),
-            "positive": ("buzzing", "stylish", "vibrant", "dazzling", "elegant", "trendy", "lively", "glamorous"),
-        },
-        topics=("museum", "station", "market", "avenue", "tram", "cafe", "theatre", "square", "bridge", "gallery"),
-        times=("tonight", "on Friday", "during rush hour", "before the show", "downtown"),
-        telling=(
-            "Honestly, this {topic} feels {word} {time}.",
-            "Our {topic} turned out {word}, just saying.",
-            "Everybody calls that {topic} {word}.",
-            "{word} {topic}, {word_again} crowd, typical {time}!",
-        ),
-        plain=(
-            "Took the metro to that {topic} {time}.",
-            "Here is our {topic}, corner of Fifth.",
-            "Meeting friends by the {topic} {time}.",
-        ),
-        kind_shares=(0.35, 0.35, 0.20, 0.10),
-        sentence_shares=(0.30, 0.45, 0.25),
-    ),
-    "mountain": Voice(
-        own={
-            "negative": ("freezing", "treacherous", "blistered", "stranded", "icy", "bleak", "exhausting", "foggy"),
-            "neutral": ("alpine", "rocky", "gradual", "signposted", "wooded", "elevated", "northern", "roped"),
-            "positive": ("majestic", "crisp", "breathtaking", "cosy", "pristine", "soaring", "starlit", "uplifting"),
-        },
-        topics=("summit", "trail", "glacier", "hut", "valley", "ridge", "campsite", "waterfall", "gorge", "plateau"),
-        times=("before dawn", "past midnight", "above the clouds", "on day three", "with heavy packs"),
-        telling=(
-            "Hiking up {time}, one meets some {word} {topic} among old pines.",
-            "Dear all, how {word} is a {topic} seen {time}!",
-            "My boots reached another {topic}, truly {word}.",
-            "Nothing else but {word} miles along every {topic} {time}.",
-        ),
-        plain=(
-            "Pitched our tents beside one {topic} {time}.",
-            "Seven hours walking, then another {topic}.",
-            "Map, rope and lantern packed {time}, off toward some {topic}.",
-        ),
-        kind_shares=(0.20, 0.45, 0.25, 0.10),
-        sentence_shares=(0.20, 0.45, 0.35),
-    ),
-}
-
+_CONTENT: Final = TypeAdapter(_Content).validate_python(
+    yaml.safe_load(files(__package__).joinpath("words.yaml").read_text(encoding="utf-8"))
+)
+SHARED, AMBIGUOUS, VOICES = _CONTENT.shared, _CONTENT.ambiguous, _CONTENT.voices
 DOMAINS: Final = tuple(VOICES)
 OPPOSITE: Final = {"negative": "positive", "positive": "negative"}
 
