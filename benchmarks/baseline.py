@@ -24,7 +24,8 @@ from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
 from datasets_manifest.stream.text import clean, drop_words, join_sentences, tokenizer_from_json
 from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d
-from trainers.m2can.encoders.wrappers import PictureEncoder, TextEncoder
+from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
 from trainers.model.device_batches import normalise
 

@@ -20,7 +20,7 @@ from trainers.cluster.driver import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders.wrappers import GivenFeatures
+from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch

@@ -14,9 +14,10 @@ from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from datasets_manifest.stream.encode import HostBatch
 from trainers.loop.step import Step
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders.wrappers import TextEncoder, freeze
+from trainers.m2can.encoders.freezing import freeze
+from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
-from trainers.model import build
+from trainers.model import build, encoders, optimizers
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout
 from trainers.recipe.recipe import Recipe, make_recipe
 
@@ -83,7 +84,7 @@ def make_network(size: Size, recipe: Recipe) -> M2CAN:
     pooling = recipe.encoders.text.pooling
     text = TextEncoder(BertModel(config, add_pooling_layer=pooling == "pooler"), pooling)
     freeze(text, recipe.encoders.text.freeze)
-    picture = build.build_picture_encoder(recipe.encoders.picture, load_weights=True)
+    picture = encoders.build_picture_encoder(recipe.encoders.picture, load_weights=True)
     return M2CAN(text, picture, size.sources, size.classes, **recipe.network.model_dump()).train()
 
 
@@ -133,7 +134,7 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
     discriminators = build.build_discriminators(len(network.heads), network.num_classes, recipe.discriminators).to(
         device
     )
-    optimizer, other = build.build_optimizers(network, discriminators, recipe.optimizer, recipe.train.batch_size)
+    optimizer, other = optimizers.build_optimizers(network, discriminators, recipe.optimizer, recipe.train.batch_size)
     if ordinary:
         optimizer = Adam(optimizer.param_groups)  # groups keep their rates
         for group in optimizer.param_groups:
@@ -145,7 +146,7 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
         objective=build.build_objective(recipe),
         optimizer=optimizer,
         discriminator_optimizer=other,
-        schedule=build.build_schedule(recipe.schedule, 10, 100),
+        schedule=optimizers.build_schedule(recipe.schedule, 10, 100),
         rho=recipe.sam.rho,
         every=recipe.sam.every,
         collective=Collective(),

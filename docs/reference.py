@@ -17,7 +17,8 @@ from docs.meanings import MEANINGS
 
 API = {
     "The method, plain torch": [
-        "trainers.m2can.network", "trainers.m2can.encoders.wrappers", "trainers.m2can.objective", "trainers.m2can.losses.task",
+        "trainers.m2can.network", "trainers.m2can.encoders.text", "trainers.m2can.encoders.picture",
+        "trainers.m2can.encoders.freezing", "trainers.m2can.objective", "trainers.m2can.losses.task",
         "trainers.m2can.losses.cross_modal", "trainers.m2can.losses.cross_domain", "trainers.m2can.losses.adversarial",
         "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sharpness",
         "trainers.m2can.collective",

@@ -25,11 +25,14 @@ from trainers.loop.step import Step
 from trainers.m2can import schedules
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders.wrappers import GivenFeatures, PictureEncoder, TextEncoder
+from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.build import build_discriminators, build_optimizers
+from trainers.model.build import build_discriminators
+from trainers.model.optimizers import build_optimizers
 from trainers.published import tensor_names as published
 from trainers.recipe.recipe import OptimizerSection
 

@@ -29,8 +29,9 @@ from trainers.cluster.resources import worker_resources
 from trainers.cluster.worker import WorkerConfig
 from trainers.cluster.worker_entrypoint import train_worker
 from trainers.failures import RunFailed, RunStopped
-from trainers.model.build import build_network, text_config
+from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, read_json
+from trainers.model.encoders import text_config
 from trainers.model.network_checks import require_parts, require_statistics
 from trainers.model.precision import expected_device, require_device
 from trainers.model.sizes import state_sizes

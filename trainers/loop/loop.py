@@ -34,9 +34,10 @@ from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import select, selection_rate
 from trainers.m2can.teacher import follow
 from trainers.model import checkpoint
-from trainers.model.build import build_network, build_objective, build_schedule
+from trainers.model.build import build_network, build_objective
 from trainers.model.checkpoint import ModelCard, TrainingState
 from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.model.optimizers import build_schedule
 from trainers.model.precision import LossScale, autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.model.trained_parts import build_trained_parts
 from trainers.validators import epoch_score

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch, Outputs
-from trainers.m2can.encoders.wrappers import GivenFeatures, PictureEncoder, TextEncoder
+from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.names import Modalities
 
 PROJECTED, BILINEAR, FUSED, HIDDEN = 256, 128, 64, 128

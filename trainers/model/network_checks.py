@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from datasets_manifest.errors import InputError
-from trainers.m2can.encoders.wrappers import PictureEncoder
+from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.network import M2CAN
 
 

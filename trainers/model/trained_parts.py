@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.m2can.network import M2CAN
 from trainers.m2can.teacher import make_teacher
-from trainers.model.build import build_discriminators, build_optimizers
+from trainers.model.build import build_discriminators
+from trainers.model.optimizers import build_optimizers
 from trainers.recipe.recipe import Recipe
 
 

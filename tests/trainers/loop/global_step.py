@@ -17,6 +17,7 @@ from trainers.m2can.collective import Collective, DistributedCollective, slice_s
 from trainers.m2can.encoders.batch_norm import BatchNormMode
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.model import build
+from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe.recipe import Recipe, apply_override, make_recipe
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
@@ -137,7 +138,7 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     config = build.text_config(recipe.encoders.text, VOCABULARY, 0, 16)
     network = build.build_network(recipe, config, CLASSES, load_weights=True).to(dtype).train()
     discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.discriminators).to(dtype)
-    optimizers = build.build_optimizers(network, discriminators, recipe.optimizer)
+    optimizers = build_optimizers(network, discriminators, recipe.optimizer)
     step = RecordedStep(
         network=network,
         model=data_parallel(network, collective),
@@ -145,7 +146,7 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
         objective=build.build_objective(recipe),
         optimizer=optimizers[0],
         discriminator_optimizer=optimizers[1],
-        schedule=build.build_schedule(recipe.schedule, 1, 20),
+        schedule=build_schedule(recipe.schedule, 1, 20),
         rho=recipe.sam.rho,
         collective=collective,
         parts=scenario.accumulate,

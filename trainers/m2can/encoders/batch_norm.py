@@ -1,18 +1,20 @@
 """Batch normalisation over groups of pictures, the same on any number of workers, in four modes.
 
-per_sample  a sample's pictures in a view are one group, as in the published code, which calls the picture encoder
-            once a sample. All groups go through one call; the running averages move as if the calls had come one
-            after another (order: domain → weak samples → strong samples), in closed form.
-batch       all pictures of the global batch are one group (synchronised over the workers).
-ghost       the global batch is cut into a fixed number of parts, each with its rows of all domains and views; the
-            pictures of one are a group (Hoffer et al., "Train longer, generalize better", NIPS 2017). A worker that
-            holds whole parts normalises without an exchange, where `batch` takes two a layer. The running averages
-            move by the groups' mean, weighed by their pictures.
-frozen      the running averages are used and do not move.
+per_sample  The pictures of a sample in one view are a group, as in the published code, which calls the picture encoder
+            once for each sample. Here one call takes all groups, and the running statistics move in closed form as
+            if the calls had come one after another (order: domain, then weak samples, then strong samples).
+batch       All pictures of the global batch are one group, synchronised over the workers.
+ghost       The global batch is cut into a fixed number of ghost batches, each with its rows of all domains and views
+            (Hoffer et al., "Train longer, generalize better", NIPS 2017). A worker that holds whole ghost batches
+            normalises without an exchange, where `batch` needs two for each layer. The running statistics move by
+            the ghosts' mean, weighted by their number of pictures.
+frozen      The running statistics are used and do not move.
 
-The running averages move once a pass, in PictureGroups.commit: a forward pass only leaves what it saw in `pending`, by
-part of the batch, so that a forward pass that is computed again (activation checkpointing, the second pass over a part)
-leaves the same. per_sample and frozen are exact for a batch in parts; the others cannot be and are refused (Step).
+The running statistics move once a pass, in PictureGroups.commit. A forward pass only stores its contribution in
+`pending`, by part of the batch, so that computing it again (activation checkpointing, SAM's second pass) stores the same.
+With accumulation over parts of a batch, per_sample and frozen are exact; Step refuses the other two.
+
+Suffixes: P pictures, G groups, N rows of a batch, B samples, V views, D domains, R views and domains, C channels.
 """
 
 from __future__ import annotations
@@ -30,28 +32,28 @@ BatchNormMode = Literal["per_sample", "batch", "ghost", "frozen"]
 
 
 class PictureGroups:
-    """Which pictures are normalised together; shared by the layers of one encoder and set before each training pass."""
+    """Which pictures are normalised together; all layers of an encoder share it, and each training pass sets it."""
 
     def __init__(self, mode: BatchNormMode, ghosts: int = 1) -> None:
         self.mode, self.ghosts = mode, ghosts
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
-        self.part = 0  # where the part of the worker's slice starts that is in the encoder now
-        self._ordered: Batch | None = None  # the batch whose order of calls is known; both passes of a step ask for it
-        self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # of the groups, by momentum
+        self.part = 0  # first sample, in the worker's slice, of the part that the encoder computes now
+        self._ordered: Batch | None = None  # the batch whose order of calls is known: a step with SAM asks twice
+        self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # see group_weights
 
     @property
     def one_ghost(self) -> bool:
-        """Whether all pictures here are one group, without a placeholder."""
+        """Whether this worker holds a single ghost batch and no placeholder picture."""
         return self.mode == "ghost" and self.num_groups == 2 and self.real_P is None
 
     @property
     def needs_whole_batch(self) -> bool:
-        """Whether a part of a batch would be normalised by other statistics than the batch."""
+        """Whether accumulation over parts of a batch would change the statistics."""
         return self.mode in ("batch", "ghost") and any(layer.weight.requires_grad for layer in self.layers)
 
     def begin(self, batch: Batch) -> None:
-        """Take over the groups of `batch`. A picture whose owner is N (a placeholder) counts nowhere."""
+        """Set the groups of a pass. A picture whose owner is N is a placeholder and counts nowhere."""
         assert batch.picture_owner is not None
         self._weights = {}
         self.owner_P = batch.picture_owner
@@ -79,7 +81,7 @@ class PictureGroups:
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
 
     def _by_ghost(self, batch: Batch, count_G: Tensor) -> None:
-        """Put the rows' ghosts in the place of the rows as groups."""
+        """Make ghost batches the groups instead of rows."""
         stops = torch.tensor(slice_sizes(batch.global_batch, self.ghosts)).cumsum(0)
         if not {batch.offset, batch.offset + batch.size} <= {0, *stops.tolist()}:
             raise ValueError(f"rows {batch.offset} to {batch.offset + batch.size} cut one of {self.ghosts} ghosts")
@@ -93,7 +95,7 @@ class PictureGroups:
         self.one_picture_each = False
 
     def _order_groups(self, whole: Batch) -> None:
-        """Each group's place in the published order of calls, over all workers; samples without pictures have none."""
+        """How many calls the published code makes after each group's, over all workers; none for an empty sample."""
         rows = whole.num_views * whole.num_domains
         exists_RB = (whole.pictures_of_rows()[:-1] > 0).view(rows, whole.size, 1).to(self.owner_P.device)
         everyone = self.collective.gather(exists_RB.double(), whole.global_batch).squeeze(-1)
@@ -104,9 +106,9 @@ class PictureGroups:
         self._ordered = whole
 
     def group_weights(self, momentum: float, dtype: torch.dtype) -> Tensor:
-        """How much of a group's statistics is in the running average after the pass, [G]; the same for all layers.
+        """Weight of each group's statistics in the running statistics after the pass, [G]; the same for all layers.
 
-        per_sample: m·(1−m)^(calls after). ghost: m·(the group's part of all pictures).
+        With momentum m: m·(1−m)^(calls after the group's) in per_sample, m·(its share of all pictures) in ghost.
         """
         key = momentum, dtype
         if key not in self._weights:
@@ -120,19 +122,20 @@ class PictureGroups:
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
     def shares(self) -> list[Tensor]:
-        """What the pass here adds to the averages, where others add too: to be summed over the workers for `commit`."""
+        """What this worker's pass adds to the running statistics; to be summed over the workers and given to `commit`."""
         return self._added() if self.mode in ("per_sample", "ghost") else []
 
     def _added(self) -> list[Tensor]:
-        """Of all layers in one tensor; none if the pass moves nothing."""
+        """The layers' contributions in one tensor; an empty list if the pass moves nothing."""
         added = [torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in self.layers if layer.pending]
         return [torch.cat(added)] if added else []
 
     def commit(self, shares: list[Tensor] | None = None) -> None:
-        """Move the running averages, once a pass.
+        """Move the running statistics, once a pass.
 
         Args:
-            shares: summed over the workers; nothing where each holds the whole already: one worker, or `batch`.
+            shares: the sum of `shares()` over the workers; None or empty with one worker, and in the mode `batch`,
+                where each worker has the whole already.
         """
         added = shares or self._added()
         if not added:
@@ -147,17 +150,17 @@ class PictureGroups:
             layer.pending = {}
 
     def forget(self) -> None:
-        """Drop the batch and what a pass left: after a step, or because a pass came out infinite."""
+        """Drop the batch and the contributions of its pass: after a step, or because a pass was not finite."""
         self._ordered = None
         for layer in self.layers:
             layer.pending = {}
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """Same parameters and buffers as torch's BatchNorm2d; in training it normalises by the encoder's PictureGroups."""
+    """torch's BatchNorm2d, same parameters and buffers, that in training normalises by the encoder's PictureGroups."""
 
     groups: PictureGroups
-    pending: dict[int, Tensor]  # by the part's place: its share of the new averages of mean and variance, [2, C]
+    pending: dict[int, Tensor]  # by PictureGroups.part: contribution to running mean and variance, [2, C]
 
     @classmethod
     def convert(cls, module: nn.Module, groups: PictureGroups) -> nn.Module:
@@ -185,7 +188,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         normalise = self._whole_batch if self.groups.mode == "batch" or self.groups.one_ghost else self._by_group
-        # Moments of half-precision activations need more digits than these have.
+        # Half precision has too few digits for the moments.
         return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
 
     def _by_group(self, x: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
 
     def _by_picture(self, x: Tensor) -> Tensor:
-        """Groups of one picture: a group normalisation with a group for each channel."""
+        """Groups of one picture: torch's group normalisation with a group for each channel."""
         pictures, channels, number = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
         y, mean_PC, rstd_PC = torch.native_group_norm(
             x, self.weight, self.bias, pictures, channels, number, channels, self.eps
@@ -221,10 +224,10 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
-        """Assigned, not added: a recomputed forward pass leaves the same."""
+        """Store a pass's contribution; a recomputed forward pass overwrites it with the same."""
         groups = self.groups
         assert self.momentum is not None
-        # No matrix product: autocast would round it.
+        # Not a matrix product, which autocast would round.
         weight_G1 = groups.group_weights(self.momentum, mean_GC.dtype)[: len(mean_GC)].unsqueeze(1)
         self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
 
@@ -238,7 +241,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             self.pending[groups.part] = weight * torch.stack([mean_C, var_C])
             return y
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
-        # One exchange for both moments. Around the running average, the same on all workers, they lose no digits.
+        # One exchange for both moments. Taken around the running mean, which all workers share, they keep their digits.
         moved = x - self.running_mean[:, None, None]  # type: ignore[index]
         counted = moved if groups.real_P is None else moved * groups.real_P.to(x.dtype)[:, None, None, None]
         sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])

@@ -14,7 +14,8 @@ from tests.trainers.m2can import made
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.batch_norm import BatchNormMode, GroupedBatchNorm2d
-from trainers.m2can.encoders.wrappers import PictureEncoder, SmallResNet, freeze
+from trainers.m2can.encoders.freezing import freeze
+from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
 
 # Pictures by view, domain, sample.
 ONE_EACH = [[[1, 1, 1], [1, 1, 1]], [[1, 1, 1], [1, 1, 1]]]

@@ -1,0 +1,74 @@
+"""Text encoders: a transformers model with a pooling, without the cost of padding."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.m2can.encoders.packing import group_by_length, pack
+from trainers.m2can.encoders.transformers_compat import encode_packed, use_packed_attention
+
+Pooling = Literal["pooler", "cls", "mean"]
+
+
+class TextEncoder(nn.Module):
+    """A Hugging Face encoder with a pooling.
+
+    Args:
+        model: a model of transformers.AutoModel's kind (`last_hidden_state`, and `pooler_output` for `pooler`).
+        pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens).
+
+    Where the lengths of the texts are known, the cost follows their sum and not the longest, and the features are the
+    same: models that go through transformers' attention interface compute no padded token (see packing) while `packs`
+    is true; others take the texts in a few groups of similar length. Whoever compiles the model sets `packs` to False.
+
+    Shape:
+        tokens [N, L] padded on the right, mask [N, L], lengths [N] in host memory → [N, width]
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # type: ignore[assignment]  # parameters without a gradient would stop data parallelism
+        if pooling == "pooler" and getattr(model, "pooler", None) is None:
+            raise ValueError(f"pooling `pooler`: {type(model).__name__} has no pooler; use `cls` or `mean`")
+        self.model = model
+        self.pooling = pooling
+        config: Any = model.config
+        self.width = int(config.hidden_size)
+        self.packs = use_packed_attention(model)
+
+    def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
+        if lengths_N is None:
+            return self._padded(tokens_NL, mask_NL)
+        if self.packs:
+            return self._packed(tokens_NL, lengths_N.numpy())
+        groups = group_by_length(lengths_N.numpy(), tokens_NL.shape[1])
+        order_N = torch.from_numpy(np.concatenate([rows for rows, _ in groups]))
+        back_N, order_N = order_N.argsort().to(tokens_NL.device), order_N.to(tokens_NL.device)
+        features = [
+            self._padded(tokens_NL[at, :length], mask_NL[at, :length])
+            for at, (rows, length) in zip(order_N.split([len(rows) for rows, _ in groups]), groups, strict=True)
+        ]
+        return torch.cat(features)[back_N]
+
+    def _packed(self, tokens_NL: Tensor, lengths_N: np.ndarray) -> Tensor:
+        packing = pack(lengths_N, tokens_NL.shape[1], tokens_NL.device)
+        out = encode_packed(self.model, tokens_NL, packing)
+        if self.pooling == "pooler":  # of every token, of which the texts' first ones are asked for
+            return out.pooler_output.index_select(0, packing.first_N)
+        hidden_TK = out.last_hidden_state.squeeze(1)
+        return hidden_TK.index_select(0, packing.first_N) if self.pooling == "cls" else packing.mean(hidden_TK)
+
+    def _padded(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        out = self.model(input_ids=tokens_NL, attention_mask=mask_NL)
+        if self.pooling == "pooler":
+            return out.pooler_output
+        hidden_NLK = out.last_hidden_state
+        if self.pooling == "cls":
+            return hidden_NLK[:, 0]
+        weight_NL1 = mask_NL.unsqueeze(-1).to(hidden_NLK.dtype)
+        return (hidden_NLK * weight_NL1).sum(1) / weight_NL1.sum(1).clamp_min(1)

@@ -1,0 +1,214 @@
+"""Text and picture encoders by their names in a recipe: transformers, torchvision, timm, and tiny ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from datasets_manifest.errors import InputError, first_line, nearest
+from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
+from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
+from trainers.m2can.encoders.text import TextEncoder
+from trainers.model.weights import HEADS, is_weights_file, load_weights_file
+from trainers.recipe.recipe import PictureEncoderSection, TextEncoderSection
+
+
+def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
+    """The encoder's transformers configuration, of `tiny` or as found in the folder or hub.
+
+    Raises:
+        InputError: no such encoder.
+    """
+    from transformers import AutoConfig, BertConfig
+
+    if section.name == "tiny":
+        config = BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=section.hidden,
+            num_hidden_layers=section.layers,
+            num_attention_heads=max(1, section.hidden // 32),
+            intermediate_size=2 * section.hidden,
+            max_position_embeddings=max_tokens,
+            pad_token_id=pad_id,
+        )
+    else:
+        try:
+            config = AutoConfig.from_pretrained(section.name)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no text encoder could be read ({first_line(error)})",
+                field="encoders.text.name",
+                value=section.name,
+                wanted="`tiny`, a local folder or a hub name of a transformers encoder",
+            ) from None
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and max_tokens > limit:
+            raise InputError(
+                "is more than the encoder reads",
+                field="data.texts.max_tokens",
+                value=max_tokens,
+                wanted=f"at most {limit}",
+            )
+    if section.dropout is not None:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, section.dropout)
+    return config.to_dict()
+
+
+def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, load_weights: bool) -> TextEncoder:
+    from transformers import AutoConfig, AutoModel
+
+    settings = dict(config)
+    made = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    if load_weights and section.weights == "pretrained" and section.name != "tiny":
+        try:
+            model = AutoModel.from_pretrained(section.name, config=made, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"its weights could not be read ({first_line(error)})",
+                field="encoders.text.weights",
+                value=section.name,
+                wanted="a folder or hub name with weights, `random` or a file",
+            ) from None
+    else:
+        model = AutoModel.from_config(made, dtype=torch.float32)
+    model.train()  # from_pretrained leaves eval mode behind
+    try:
+        encoder = TextEncoder(model, section.pooling)
+        freeze(encoder, section.freeze)
+        if section.activation_checkpointing:
+            checkpoint_activations(encoder)
+    except ValueError as error:
+        raise InputError(str(error), field="encoders.text") from None
+    if load_weights and section.weights not in ("pretrained", "random"):
+        load_weights_file(encoder.model, section.weights, "encoders.text.weights")
+    return encoder
+
+
+def build_picture_encoder(section: PictureEncoderSection, *, load_weights: bool) -> PictureEncoder:
+    """Raises InputError: no such encoder or weights."""
+    pretrained = load_weights and section.weights not in ("random",) and not is_weights_file(section.weights)
+    kind, _, name = section.name.partition(":")
+    if section.name == "tiny":
+        model: nn.Module = SmallResNet(section.width)
+        width = 8 * section.width
+    elif kind == "torchvision":
+        model, width = _torchvision(name, section.weights if pretrained else None)
+    elif kind == "timm":
+        model, width = _timm(name, pretrained)
+    else:
+        raise InputError(
+            "unknown picture encoder",
+            field="encoders.picture.name",
+            value=section.name,
+            wanted="`tiny`, `torchvision:<model>` or `timm:<model>`",
+        )
+    if section.head == "identity_linear":
+        _append_identity(model, width)
+    if load_weights and is_weights_file(section.weights):
+        load_weights_file(model, section.weights, "encoders.picture.weights")
+    encoder = PictureEncoder(model, width, section.batch_norm, section.ghosts)
+    try:
+        freeze(encoder, section.freeze)
+    except ValueError as error:
+        raise InputError(str(error), field="encoders.picture.freeze", value=section.freeze) from None
+    if section.activation_checkpointing:
+        try:
+            checkpoint_activations(encoder)
+        except ValueError:
+            raise InputError(
+                "the blocks of this architecture are not known",
+                field="encoders.picture.activation_checkpointing",
+                value=True,
+                wanted="false",
+            ) from None
+    return encoder
+
+
+def _torchvision(name: str, weights: str | None) -> tuple[nn.Module, int]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = nearest(name, known)
+        raise InputError(
+            "torchvision has no such model",
+            field="encoders.picture.name",
+            value=name,
+            wanted=f"for example `{close or 'resnet50'}`",
+        )
+    chosen = "DEFAULT" if weights == "pretrained" else weights
+    try:
+        if chosen is not None:
+            chosen = torchvision.models.get_model_weights(name)[chosen]
+    except KeyError:
+        wanted = ", ".join(w.name for w in torchvision.models.get_model_weights(name))
+        raise InputError(
+            "unknown weights", field="encoders.picture.weights", value=weights, wanted=f"{wanted}, `random` or a file"
+        ) from None
+    try:
+        model = torchvision.models.get_model(name, weights=chosen)
+    except OSError as error:
+        raise InputError(
+            f"the weights could not be fetched ({error})",
+            field="encoders.picture.weights",
+            value=weights,
+            wanted="a local file, or a network",
+        ) from None
+    for head in HEADS:
+        if hasattr(model, head) and not getattr(model, "aux_logits", False):  # with those, training gives two outputs
+            setattr(model, head, _without_classifier(getattr(model, head)))
+            width = _width_of(model)
+            if width is not None:
+                return model, width
+    raise InputError("its head is not known", field="encoders.picture.name", value=name, wanted="another model")
+
+
+def _without_classifier(head: nn.Module) -> nn.Module:
+    """What stays of a head: the normalisation and flattening before a single linear layer (ConvNeXt), else nothing."""
+    parts = list(head) if isinstance(head, nn.Sequential) else [head]
+    kept = [part for part in parts[:-1] if not isinstance(part, nn.Dropout)]
+    linear = sum(isinstance(part, nn.Linear) for part in parts)
+    return nn.Sequential(*kept) if kept and linear == 1 and isinstance(parts[-1], nn.Linear) else nn.Identity()
+
+
+def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    try:
+        import timm
+    except ImportError:
+        raise InputError(
+            "timm is not installed",
+            field="encoders.picture.name",
+            value=f"timm:{name}",
+            wanted="pip install 'm2can[timm]'",
+        ) from None
+    if not timm.is_model(name):
+        close = nearest(name, timm.list_models())
+        raise InputError(
+            "timm has no such model", field="encoders.picture.name", value=name, wanted=f"for example `{close}`"
+        )
+    model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return model, model.num_features
+
+
+def _append_identity(model: nn.Module, width: int) -> None:
+    linear = nn.Linear(width, width)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(width))
+        linear.bias.zero_()
+    if not isinstance(getattr(model, "fc", None), nn.Identity):
+        raise InputError(
+            "needs a ResNet of torchvision", field="encoders.picture.head", value="identity_linear", wanted="`none`"
+        )
+    model.fc = linear
+
+
+@torch.no_grad()
+def _width_of(model: nn.Module) -> int | None:
+    """The feature width, by asking: families keep it in different places. None if the output is no vector."""
+    training = model.training
+    shape = model.eval()(torch.zeros(1, 3, 224, 224)).shape
+    model.train(training)
+    return int(shape[1]) if len(shape) == 2 else None
