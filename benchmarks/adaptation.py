@@ -34,7 +34,7 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
 
     from datasets_manifest.postcards.generate import write_postcards
     from datasets_manifest.stream.local_stream import LocalStream
-    from trainers.cluster.driver import prepare
+    from trainers.cluster.preparation import prepare
     from trainers.loop.loop import Loop, Observer
     from trainers.m2can.collective import Collective
     from trainers.recipe.demo import demo_recipe

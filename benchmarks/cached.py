@@ -16,7 +16,7 @@ from datasets_manifest.manifest.corpus import Corpus
 from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
-from trainers.cluster.driver import prepare
+from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective

@@ -34,7 +34,7 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
-from trainers.cluster.driver import prepare
+from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
 from trainers.model.checkpoint import model_folder

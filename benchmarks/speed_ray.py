@@ -28,8 +28,8 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
-from trainers.cluster.driver import prepare
 from trainers.cluster.fork_server import OFF
+from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop
 from trainers.loop.step import data_parallel
 from trainers.m2can.collective import Collective, DistributedCollective

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainers.cluster.driver import prepare
+from trainers.cluster.preparation import prepare
 from trainers.recipe.recipe import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"

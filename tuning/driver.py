@@ -18,11 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from trainers.cluster.driver import RunFailed, prepare
 from trainers.cluster.local_cluster import start_ray
+from trainers.cluster.preparation import prepare
 from trainers.cluster.resources import most_resources
+from trainers.failures import RunFailed
 from trainers.model.checkpoint import load_card, model_folder, read_json
-from trainers.pipeline import model_to_log
 from trainers.recipe.recipe import Recipe
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
@@ -30,11 +30,12 @@ from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.outcome import read_validator_inputs
 from trainers.tracking.provenance import job_tags
+from trainers.tracking.run_sender import model_to_log
 from trainers.tracking.sender import Sender, TrackedRun
 from trainers.validators import choose_candidate
-from tuning.report import draw_report
+from tuning.report import draw_report, table
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, Choices, Range, SweepPlan
-from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, stop_file, train_and_track
+from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, stop_file, train_run
 from tuning.trial_results import Trial, read_trials, result_tree
 
 METRIC = "score"
@@ -42,12 +43,14 @@ OnTrial = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class SweepOutcome:
+class SweepResult:
     """What a sweep came to.
 
     best: None for a comparison. best_recipe: the file that `train` takes. registered: where the best model is.
+    report: folder with the pictures. report_page: report.html in it. parent_run: the sweep's MLflow run.
     """
 
+    plan: SweepPlan
     folder: Path
     trials: list[Trial]
     best: Trial | None
@@ -56,6 +59,30 @@ class SweepOutcome:
     report: Path
     tracking_uri: str | None
     parent_run: str | None
+
+    @property
+    def report_page(self) -> Path:
+        return self.report / REPORT
+
+    def table(self) -> str:
+        """The trials and what was chosen, as text."""
+        return table(self.plan.sweep, self.trials, self.best)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `end` event that `m2can tune --json` prints."""
+        registered = self.registered
+        return {
+            "event": "end",
+            "sweep": self.plan.sweep.name,
+            **result_tree(self.plan.sweep, self.trials, self.best),
+            "best_recipe": str(self.best_recipe) if self.best_recipe else None,
+            "model_name": registered.model_name if registered else None,
+            "model_version": str(registered.model_version) if registered else None,
+            "tracking_uri": self.tracking_uri,
+            "run_id": self.parent_run,
+            "report": str(self.report),
+            "report_page": str(self.report_page),
+        }
 
 
 class Progress(tune.Callback):
@@ -84,7 +111,7 @@ def settings(config: Mapping[str, Any]) -> str:
     )
 
 
-def run_sweep(plan: SweepPlan) -> SweepOutcome:
+def run_sweep(plan: SweepPlan) -> SweepResult:
     """Run all trials, or those that are left of a sweep of this name, then choose, draw and register.
 
     Raises:
@@ -118,7 +145,7 @@ def run_sweep(plan: SweepPlan) -> SweepOutcome:
     draw_report(plan, trials, best, report)
     if uri:
         _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
-    return SweepOutcome(folder, trials, best, best_recipe, registered, report, uri, parent)
+    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, uri, parent)
 
 
 def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:
@@ -274,8 +301,8 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     assert job.tracking_uri is not None
     if plan.sweep.objective == LEAVE_ONE_SOURCE_OUT:
         name = f"{plan.sweep.name}-best"
-        outcome, tags = train_and_track(job, placed_recipe(job, name, best.overrides))
-        checkpoint, epoch, numbers = outcome.checkpoint, outcome.chosen.epoch, outcome.accuracies()
+        result = train_run(job, placed_recipe(job, name, best.overrides))
+        checkpoint, epoch, numbers, tags = result.checkpoint, result.chosen_epoch, result.accuracies(), result.tags
     else:
         content = best.content
         name, tags, epoch = best.name, content["tags"], int(content["chosen_epoch"])
@@ -285,24 +312,6 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
     journal = Journal(str(job.folder / name / "journal"))
     return Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage).finish("FINISHED", model=model)
-
-
-def as_json(outcome: SweepOutcome, plan: SweepPlan) -> dict[str, Any]:
-    """The outcome as plain values."""
-    tree = result_tree(plan.sweep, outcome.trials, outcome.best)
-    registered = outcome.registered
-    return {
-        "event": "end",
-        "sweep": plan.sweep.name,
-        **tree,
-        "best_recipe": str(outcome.best_recipe) if outcome.best_recipe else None,
-        "model_name": registered.model_name if registered else None,
-        "model_version": str(registered.model_version) if registered else None,
-        "tracking_uri": outcome.tracking_uri,
-        "run_id": outcome.parent_run,
-        "report": str(outcome.report),
-        "report_page": str(outcome.report / REPORT),
-    }
 
 
 def planned_trials(plan: SweepPlan) -> int:

@@ -9,22 +9,23 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ray import tune
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from trainers.cluster.driver import RunFailed, RunStopped, prepare, set_threads
-from trainers.cluster.driver import train as run_training
-from trainers.pipeline import make_sender, publish
+from trainers.failures import RunFailed, RunStopped
 from trainers.recipe.recipe import Recipe
 from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG
-from trainers.tracking.outcome import Outcome, read_validator_inputs
+from trainers.tracking.outcome import read_validator_inputs
+from trainers.training_run import Result, RunObserver, Stop, run
 from trainers.validators import choose_epoch, epoch_score
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
 from tuning.trial_results import TRIAL_FILE
@@ -37,12 +38,12 @@ Report = Callable[[dict[str, Any]], None]
 class TrialJob:
     """What all trials of a sweep share.
 
-    folder: where their runs go. share: part of the cluster a trial may take, 0 to 1. parent: MLflow run of the sweep.
+    folder: where their runs go. cpu_fraction: part of the cluster a trial may take, 0 to 1. parent: MLflow run of the sweep.
     """
 
     plan: SweepPlan
     folder: Path
-    share: float
+    cpu_fraction: float
     tracking_uri: str | None
     parent: str | None
 
@@ -53,7 +54,7 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     A trial that Tune starts again goes on from its run's checkpoint; one that had ended only repeats its last report.
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    set_threads()
+    torch.set_num_threads(1)
     name = f"{job.plan.sweep.name}-{tune.get_context().get_trial_id()}"
     file = job.folder / name / TRIAL_FILE
     if file.is_file():
@@ -107,14 +108,22 @@ def _work(config: dict[str, Any], job: TrialJob, name: str, report: Report, stop
 def _target_run(
     job: TrialJob, name: str, overrides: list[str], report: Report, stop: threading.Event
 ) -> dict[str, Any]:
+    class ReportEpochs(RunObserver):
+        def on_epoch(self, record: EpochRecord) -> None:
+            report({"epoch": record.epoch, "score": _score_so_far(job, name), "finished": False})
+
     recipe = placed_recipe(job, name, overrides)
-
-    def on_epoch(record: EpochRecord) -> None:
-        report({"epoch": record.epoch, "score": _score_so_far(job, name), "finished": False})
-
-    outcome, tags = train_and_track(job, recipe, on_epoch, stop)
-    score = epoch_score(recipe.selection.validator, read_validator_inputs(outcome.checkpoint))
-    return {"score": score, **_told(outcome), "tags": tags}
+    result = train_run(job, recipe, ReportEpochs(), nullcontext(stop))
+    return {
+        "score": epoch_score(recipe.selection.validator, read_validator_inputs(result.checkpoint)),
+        "epochs": result.last_epoch,
+        "chosen_epoch": result.chosen_epoch,
+        "checkpoint": str(result.checkpoint),
+        "source_accuracy": result.chosen_metrics.get("source/val/accuracy"),
+        "target_macro_f1": result.chosen_metrics.get("target/val/macro_f1"),
+        **result.accuracies(),
+        "tags": dict(result.tags),
+    }
 
 
 def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -125,12 +134,11 @@ def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> di
     for position, left_out in enumerate(sources):
         others = [source for source in sources if source != left_out]
         swapped = [*overrides, f"data.sources={json.dumps(others)}", f"data.target={json.dumps(left_out)}"]
-        outcome, _ = train_and_track(job, placed_recipe(job, f"{name}-without-{position}", swapped))
-        accuracy = outcome.accuracies()["target_accuracy_chosen"]
-        if accuracy is None:
+        result = train_run(job, placed_recipe(job, f"{name}-without-{position}", swapped))
+        if result.target_accuracy_chosen is None:
             raise InputError("has no labelled validation rows to score by", field="data.sources", value=left_out)
-        accuracies[outcome.card.target] = accuracy
-        epochs += outcome.last.epoch
+        accuracies[result.target] = result.target_accuracy_chosen
+        epochs += result.last_epoch
     return {"score": float(np.mean(list(accuracies.values()))), "left_out": accuracies, "epochs": epochs}
 
 
@@ -142,27 +150,10 @@ def placed_recipe(job: TrialJob, name: str, overrides: list[str]) -> Recipe:
     return recipe.model_copy(update={"run": run, "tracking": tracking})
 
 
-def train_and_track(
-    job: TrialJob,
-    recipe: Recipe,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    stop: threading.Event | None = None,
-) -> tuple[Outcome, dict[str, str]]:
-    """Train and log to MLflow below the sweep's run, without registering a model; the outcome and its MLflow tags."""
-    prepared = prepare(recipe)
+def train_run(job: TrialJob, recipe: Recipe, observer: RunObserver | None = None, stop: Stop | None = None) -> Result:
+    """Train with an MLflow run below the sweep's; no model is registered."""
     tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
-    sender = make_sender(prepared, tags) if recipe.tracking.enabled else None
-    if sender is not None:
-        sender.start()
-    try:
-        outcome = run_training(prepared, on_epoch=on_epoch, stop=stop, share=job.share)
-    except BaseException as error:
-        if sender is not None:
-            sender.finish("KILLED" if isinstance(error, RunStopped) else "FAILED", deadline_s=10.0)
-        raise
-    if sender is not None:
-        publish(outcome, sender, with_model=False)
-    return outcome, dict(sender.tags) if sender is not None else {}
+    return run(recipe, observer=observer, stop=stop, cpu_fraction=job.cpu_fraction, tags=tags, register=False)
 
 
 def _journal(job: TrialJob, name: str) -> Journal:
@@ -175,15 +166,3 @@ def _score_so_far(job: TrialJob, name: str) -> float:
     scores = [record.metrics.get("selection/score", float("nan")) for record in records]
     sources = [record.metrics.get("source/val/accuracy") for record in records]
     return scores[choose_epoch(scores, sources, job.plan.recipe([]).selection.gate)]
-
-
-def _told(outcome: Outcome) -> dict[str, Any]:
-    metrics = outcome.chosen.metrics
-    return {
-        "epochs": outcome.last.epoch,
-        "chosen_epoch": outcome.chosen.epoch,
-        "checkpoint": str(outcome.checkpoint),
-        "source_accuracy": metrics.get("source/val/accuracy"),
-        "target_macro_f1": metrics.get("target/val/macro_f1"),
-        **outcome.accuracies(),
-    }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.output import percent
+
+if TYPE_CHECKING:
+    from trainers.training_run import Result
 
 SOURCE_ONLY = ["uacr.enabled=false", *(f"objective.{term}=0" for term in ("cmcfa", "cdcfa", "cdafa", "mcc"))]
 
@@ -41,25 +44,25 @@ def demo(
     adapted = run_recipe(demo_recipe(manifests, [*common, f"cluster.workers={workers}"]))
     _table(alone, adapted)
     typer.echo("\nThe model, from the registry, on a postcard of the target:")
-    model = f"models:/{adapted['model_name']}@candidate"
-    predictor = load_predictor(model, adapted["tracking_uri"], folder / "runs")
+    model = f"models:/{adapted.model_name}@candidate"
+    predictor = load_predictor(model, adapted.tracking_uri, folder / "runs")
     card = read_split(load_manifest(list(manifests.values())[-1]), "val").table.slice(0, 1).to_pylist()[0]
     result = predictor.predict([card["texts"]], [card["images"]])
     typer.echo(f"  “{' '.join(card['texts'])}”  {card['images'][0]}")
     probs = ", ".join(f"{name} {percent(p)}" for name, p in zip(predictor.classes, result.probs[0], strict=True))
     typer.echo(f"  predicted {result.labels[0]} ({probs}); true {predictor.classes[card['label']]}")
-    typer.echo(f"\nReport of the run: {adapted['report_page']}")
-    typer.echo(f"Pictures of the run: {adapted['report']}")
-    typer.echo(f"All runs and models: mlflow server --host 127.0.0.1 --backend-store-uri {adapted['tracking_uri']}")
+    typer.echo(f"\nReport of the run: {adapted.report_page}")
+    typer.echo(f"Pictures of the run: {adapted.report}")
+    typer.echo(f"All runs and models: mlflow server --host 127.0.0.1 --backend-store-uri {adapted.tracking_uri}")
     typer.echo(f"Whole demo: {time.monotonic() - started:.0f} s")
 
 
-def _table(alone: dict[str, Any], adapted: dict[str, Any]) -> None:
+def _table(alone: Result, adapted: Result) -> None:
     rows = [
-        ("source-only, chosen without target labels", alone["target_accuracy_chosen"]),
-        ("M2CAN, chosen without target labels", adapted["target_accuracy_chosen"]),
-        ("M2CAN, last epoch", adapted["target_accuracy_last"]),
-        ("M2CAN, best epoch by target labels (oracle)", adapted["target_accuracy_oracle"]),
+        ("source-only, chosen without target labels", alone.target_accuracy_chosen),
+        ("M2CAN, chosen without target labels", adapted.target_accuracy_chosen),
+        ("M2CAN, last epoch", adapted.target_accuracy_last),
+        ("M2CAN, best epoch by target labels (oracle)", adapted.target_accuracy_oracle),
     ]
     typer.echo("\ntarget accuracy")
     for name, value in rows:

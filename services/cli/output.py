@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from trainers.training_run import RunObserver
+
 if TYPE_CHECKING:
+    from trainers.cluster.preparation import Prepared
     from trainers.tracking.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0
@@ -26,7 +29,7 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-class RunProgress:
+class RunProgress(RunObserver):
     """Progress of a run on standard error: a bar on a terminal, plain lines elsewhere.
 
     Args:
@@ -42,6 +45,11 @@ class RunProgress:
         self._done_samples = 0
         self._last = (0, 0)
         self._printed = 0.0
+
+    def on_start(self, prepared: Prepared) -> None:
+        for note in prepared.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", file=sys.stderr)
 
     def __enter__(self) -> RunProgress:
         if self._console.is_terminal:

@@ -48,7 +48,7 @@ def import_(
     result = {"model": str(folder), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
     lines = [f"{folder}  ({', '.join(names)})"]
     if register is not None:
-        from trainers.pipeline import register_import
+        from trainers.tracking.run_sender import register_import
 
         tracked = register_import(folder, card, register, tracking_uri, storage)
         result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}

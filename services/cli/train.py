@@ -6,11 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +17,8 @@ from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 if TYPE_CHECKING:
-    from trainers.cluster.driver import Prepared
-    from trainers.tracking.sender import Sender
+    from trainers.recipe.recipe import Recipe
+    from trainers.training_run import Result
 
 
 def train(
@@ -59,20 +58,21 @@ def train(
         return
     result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace, profile=profile)
     if json_:
-        print_json(result)
+        print_json(result.to_dict())
     else:
         print_result(result)
 
 
-def dry_run_recipe(recipe: Any, *, as_json: bool) -> None:
+def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     """What a run of the recipe would take, from a few of its steps."""
     from trainers.cluster.disk import megabytes
     from trainers.cluster.dry_run import dry_run
     from trainers.tracking.address import tracking_uri
+    from trainers.training_run import prepare_and_start_ray
 
-    prepared = prepare_beside_ray(recipe)
     if recipe.tracking.enabled:
-        tracking_uri(recipe)  # an address that MLflow does not know is refused
+        tracking_uri(recipe)  # refuses an address that MLflow does not know
+    prepared = prepare_and_start_ray(recipe)
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
     found = dry_run(prepared)
@@ -92,114 +92,12 @@ def dry_run_recipe(recipe: Any, *, as_json: bool) -> None:
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 
-def prepare_beside_ray(recipe: Any) -> Any:
-    """trainers.cluster.driver.prepare, with Ray up at its end. A Ray of this machine starts meanwhile: both take seconds.
+def run_recipe(recipe: Recipe, *, as_json: bool = False, trace: Path | None = None, profile: bool = False) -> Result:
+    """Train as `m2can train` does: with progress on standard error, and stopped by SIGTERM."""
+    from trainers.training_run import run
 
-    Others' clusters are joined only once everything was found good.
-    """
-    from trainers.cluster.local_cluster import is_elsewhere, start_ray
-
-    def work() -> Any:
-        from trainers.cluster.driver import prepare, set_threads
-
-        set_threads()
-        return prepare(recipe)
-
-    with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(work)
-        if not is_elsewhere(recipe.cluster.address):
-            start_ray(recipe.cluster.address)
-        prepared = working.result()
-    start_ray(recipe.cluster.address)
-    return prepared
-
-
-def run_recipe(
-    recipe: Any, *, as_json: bool = False, trace: Path | None = None, profile: bool = False
-) -> dict[str, Any]:
-    """Prepare, train, publish; what came of it as plain values."""
-    from trainers.failures import RunStopped
-    from trainers.reports.page import REPORT
-
-    prepared = prepare_beside_ray(recipe)
-    from trainers.cluster.driver import train as run_training
-    from trainers.tracking.address import tracking_uri
-
-    tracking = Tracking(prepared) if recipe.tracking.enabled else None
-    for note in prepared.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", err=True)
-    try:
-        with RunProgress(recipe.train.epochs, as_json) as progress, stop_on_sigterm(recipe.cluster.grace_s) as stop:
-
-            def on_step(content: dict[str, Any]) -> None:
-                progress.on_step(content)
-                if tracking is not None:
-                    tracking.begin()
-
-            outcome = run_training(
-                prepared,
-                on_step=on_step,
-                on_epoch=progress.on_epoch,
-                trace=trace,
-                profile=profile,
-                stop=stop,
-            )
-    except BaseException as error:
-        if tracking is not None:
-            asked = isinstance(error, (KeyboardInterrupt, RunStopped))
-            tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=10.0)
-        raise
-    from trainers.pipeline import publish
-    from trainers.reports.run_report import draw_report
-
-    tracked = publish(outcome, tracking.sender()) if tracking is not None else None
-    report = outcome.folder / "report" if tracked else draw_report(outcome)
-    return {
-        "event": "end",
-        "run_name": outcome.name,
-        "run_id": tracked.run_id if tracked else None,
-        "tracking_uri": tracking_uri(recipe) if tracked else None,
-        "checkpoint": str(outcome.checkpoint),
-        "model_name": tracked.model_name if tracked else None,
-        "model_version": str(tracked.model_version) if tracked else None,
-        **outcome.numbers(),
-        "report": str(report),
-        "report_page": str(report / REPORT),
-    }
-
-
-class Tracking:
-    """The run's writer to MLflow, which begins with the first step: MLflow's imports would make everybody wait for it.
-
-    Raises:
-        InputError: an address MLflow cannot track to.
-    """
-
-    def __init__(self, prepared: Prepared) -> None:
-        from trainers.tracking.address import tracking_uri
-
-        tracking_uri(prepared.recipe)
-        self.prepared = prepared
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-        self._made: Future[Sender] | None = None
-
-    def begin(self) -> Future[Sender]:
-        """Make the writer in the background, once."""
-        if self._made is None:
-            self._made = self._pool.submit(self._make)
-        return self._made
-
-    def sender(self) -> Sender:
-        """The writer, which was started."""
-        return self.begin().result()
-
-    def _make(self) -> Sender:
-        from trainers.pipeline import make_sender
-
-        sender = make_sender(self.prepared)
-        sender.start()
-        return sender
+    progress, stop = RunProgress(recipe.train.epochs, as_json), stop_on_sigterm(recipe.cluster.grace_s)
+    return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile)
 
 
 @contextmanager
@@ -233,17 +131,21 @@ def stop_on_sigterm(grace_s: float) -> Iterator[threading.Event]:
         signal.signal(signal.SIGALRM, before[1])
 
 
-def print_result(result: dict[str, Any]) -> None:
-    if result["oracle_epoch"] is not None:
+def print_result(result: Result) -> None:
+    if result.oracle_epoch is not None:
         typer.echo("target accuracy")
-        for which in ("chosen", "last", "oracle"):
-            without = f" (without target labels, by {result['validator']})" if which == "chosen" else ""
-            value = percent(result[f"target_accuracy_{which}"])
-            typer.echo(f"  {which:6} epoch {result[f'{which}_epoch']:3}  {value:>7}{without}")
-        typer.echo(f"  regret           {percent(result['regret']):>7} (oracle less chosen)")
-    typer.echo(f"checkpoint  {result['checkpoint']}")
-    if result["model_name"]:
-        typer.echo(f"model       models:/{result['model_name']}@candidate (version {result['model_version']})")
-        typer.echo(f"MLflow run  {result['run_id']} at {result['tracking_uri']}")
-    typer.echo(f"pictures    {result['report']}")
-    typer.echo(f"report      {result['report_page']}")
+        rows = {
+            "chosen": (result.chosen_epoch, result.target_accuracy_chosen),
+            "last": (result.last_epoch, result.target_accuracy_last),
+            "oracle": (result.oracle_epoch, result.target_accuracy_oracle),
+        }
+        for which, (epoch, accuracy) in rows.items():
+            how = f" (without target labels, by {result.validator})" if which == "chosen" else ""
+            typer.echo(f"  {which:6} epoch {epoch:3}  {percent(accuracy):>7}{how}")
+        typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
+    typer.echo(f"checkpoint  {result.checkpoint}")
+    if result.model_name:
+        typer.echo(f"model       models:/{result.model_name}@candidate (version {result.model_version})")
+        typer.echo(f"MLflow run  {result.run_id} at {result.tracking_uri}")
+    typer.echo(f"pictures    {result.report}")
+    typer.echo(f"report      {result.report_page}")

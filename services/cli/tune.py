@@ -37,30 +37,26 @@ def tune(
     if dry_run:
         _show_plan(plan)
         return
-    from trainers.cluster.driver import set_threads
-    from trainers.reports.page import REPORT
-    from tuning.driver import as_json, run_sweep
-    from tuning.report import table
+    from tuning.driver import run_sweep
 
-    set_threads()
-    outcome = run_sweep(plan)
+    result = run_sweep(plan)
     if json_:
-        print_json(as_json(outcome, plan))
+        print_json(result.to_dict())
         return
-    typer.echo(table(plan.sweep, outcome.trials, outcome.best))
-    if outcome.best is not None:
-        typer.echo(f"\nbest        {outcome.best.name}, by {plan.sweep.objective} without target labels")
-        typer.echo(f"recipe      {outcome.best_recipe}  (m2can train {outcome.best_recipe})")
-    if outcome.registered is not None:
-        typer.echo(f"model       models:/{outcome.registered.model_name}@candidate")
-    if outcome.tracking_uri is not None:
-        typer.echo(f"MLflow run  {outcome.parent_run} at {outcome.tracking_uri}")
-    typer.echo(f"pictures    {outcome.report}")
-    typer.echo(f"report      {outcome.report / REPORT}")
+    typer.echo(result.table())
+    if result.best is not None:
+        typer.echo(f"\nbest        {result.best.name}, by {plan.sweep.objective} without target labels")
+        typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
+    if result.registered is not None:
+        typer.echo(f"model       models:/{result.registered.model_name}@candidate")
+    if result.tracking_uri is not None:
+        typer.echo(f"MLflow run  {result.parent_run} at {result.tracking_uri}")
+    typer.echo(f"pictures    {result.report}")
+    typer.echo(f"report      {result.report_page}")
 
 
 def _show_plan(plan: Any) -> None:
-    from trainers.cluster.driver import prepare
+    from trainers.cluster.preparation import prepare
     from tuning.driver import planned_trials
 
     prepared = prepare(plan.recipe([]))

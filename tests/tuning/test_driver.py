@@ -17,7 +17,7 @@ from trainers.recipe.recipe import load_recipe
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.provenance import JOB_ID_VARIABLE
-from tuning.driver import as_json, run_sweep
+from tuning.driver import run_sweep
 
 _GRID = {"algorithm": "grid", "space": {"optimizer.lr.encoders": {"choices": [1e-5, 2e-3]}}}
 
@@ -42,7 +42,7 @@ def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch)
     assert len(versions) == 1 and versions[0].tags["m2can.run_name"] == outcome.best.name
     names = {item.path for item in client.list_artifacts(outcome.parent_run, "report")}
     assert {"report/table.md", "report/parallel_coordinates.png"} <= names
-    assert json.loads(json.dumps(as_json(outcome, plan)))["best"] == outcome.best.name
+    assert json.loads(json.dumps(outcome.to_dict()))["best"] == outcome.best.name
 
     again = run_sweep(plan)  # nothing is left to do, and nothing is done twice
     assert [trial.content for trial in again.trials] == [trial.content for trial in outcome.trials]

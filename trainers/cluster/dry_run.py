@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from trainers.cluster.disk import evaluation_bytes, most_at_once
-from trainers.cluster.driver import Prepared, RunFailed, ended_with, require_own_name, start_workers
+from trainers.cluster.driver import ended_with, start_workers
+from trainers.cluster.preparation import Prepared, require_own_name
 from trainers.cluster.worker_entrypoint import dry_run_worker
+from trainers.failures import RunFailed
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
 SECONDS = 5.0

@@ -23,7 +23,7 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.images import BadPicture, read_picture_bytes
 from datasets_manifest.stream.local_stream import LocalStream
-from trainers.cluster.driver import prepare
+from trainers.cluster.preparation import prepare
 from trainers.model.device_batches import make_encoding
 from trainers.recipe.demo import demo_recipe
 

@@ -16,7 +16,8 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster.disk import most_at_once, retention
-from trainers.cluster.driver import prepare, train
+from trainers.cluster.driver import train
+from trainers.cluster.preparation import prepare
 from trainers.cluster.worker import evaluation_tensors
 from trainers.recipe.recipe import make_recipe
 

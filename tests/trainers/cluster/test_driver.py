@@ -13,7 +13,9 @@ import pytest
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
-from trainers.cluster.driver import Prepared, RunFailed, prepare, train
+from trainers.cluster.driver import train
+from trainers.cluster.preparation import Prepared, prepare
+from trainers.failures import RunFailed
 from trainers.model.device_batches import make_encoding
 from trainers.tracking.outcome import Outcome
 

@@ -8,8 +8,8 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import prepared_run
-from trainers.cluster.driver import _claim
 from trainers.cluster.dry_run import dry_run
+from trainers.cluster.preparation import claim
 
 
 @pytest.mark.slow
@@ -31,6 +31,6 @@ def test_a_rehearsal_measures_and_leaves_nothing(tmp_path: Path, ray_cluster: No
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
-    _claim(prepared_run(tmp_path, ["run.name=mine"]))
+    claim(prepared_run(tmp_path, ["run.name=mine"]))
     with pytest.raises(InputError, match=r"run\.name"):
         dry_run(prepared_run(tmp_path, ["run.name=mine", "train.epochs=4"]))

@@ -10,8 +10,8 @@ import torch
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.driver import Prepared, _claim
 from trainers.cluster.journal_callback import JournalCallback
+from trainers.cluster.preparation import Prepared, claim
 from trainers.loop.loop import Loop, Observer
 from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.batch import Batch, Outputs
@@ -93,8 +93,8 @@ def test_a_report_within_an_epoch_is_no_record(tmp_path: Path) -> None:
 def test_a_name_belongs_to_one_recipe(run: Prepared, tmp_path: Path) -> None:
     folder = tmp_path / "cards"
     first = prepared_run(folder, ["run.name=mine"])
-    _claim(first)
-    _claim(prepared_run(folder, ["run.name=mine", "cluster.workers=2", "checkpoint.every_steps=4"]))
+    claim(first)
+    claim(prepared_run(folder, ["run.name=mine", "cluster.workers=2", "checkpoint.every_steps=4"]))
     with pytest.raises(InputError, match=r"run\.name.*'mine'.*train\.epochs=8") as caught:
-        _claim(prepared_run(folder, ["run.name=mine", "train.epochs=4"]))
+        claim(prepared_run(folder, ["run.name=mine", "train.epochs=4"]))
     assert "differs in train.epochs" in str(caught.value)

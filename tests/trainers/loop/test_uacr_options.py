@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.driver import Prepared
+from trainers.cluster.preparation import Prepared
 from trainers.loop.loop import Loop
 from trainers.loop.pseudo_labels import pseudo_labels
 from trainers.m2can.calibration import find_temperature, sharpen

@@ -1,4 +1,4 @@
-"""From a finished run to what people look at: pictures, the MLflow run, the registered model."""
+"""A run's sender and its model, with the names and tags they have in MLflow."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from types import MappingProxyType
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from trainers.cluster.driver import Prepared
+from datasets_manifest.manifest.corpus import Corpus
 from trainers.model.checkpoint import ModelCard, load_card, model_folder
-from trainers.reports.run_report import draw_report
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG
-from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
 from trainers.tracking.registration import ModelToLog, signature_for
 from trainers.tracking.sender import Sender, TrackedRun
@@ -25,20 +23,22 @@ from trainers.tracking.sender import Sender, TrackedRun
 _EXAMPLE = pd.DataFrame({"text": ["a caption of one sentence"], "image": [None]})
 
 
-def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({})) -> Sender:
-    """The run's one writer to MLflow; `tags` are added to those every run has."""
-    recipe, card = prepared.recipe, prepared.card
+def make_sender(
+    name: str, folder: Path, card: ModelCard, corpus: Corpus, tags: Mapping[str, str] = MappingProxyType({})
+) -> Sender:
+    """The sender of the run `name` in `folder`; `tags` are added to those that every run has."""
+    recipe = card.recipe
     return Sender(
         tracking_uri(recipe),
         recipe.tracking.experiment,
-        prepared.name,
-        Journal(str(prepared.folder / "journal")),
+        name,
+        Journal(str(folder / "journal")),
         params=recipe.flat(),
         tags={
             "m2can.sources": ",".join(card.sources),
             "m2can.target": card.target,
-            "m2can.folder": str(prepared.folder),
-            "m2can.data": data_fingerprint(prepared.corpus),
+            "m2can.folder": str(folder),
+            "m2can.data": data_fingerprint(corpus),
             "m2can.code": code_version(),
             "m2can.environment": environment()["hash"],
             **job_tags(),
@@ -46,19 +46,6 @@ def make_sender(prepared: Prepared, tags: Mapping[str, str] = MappingProxyType({
         },
         storage=run_storage(recipe),
     )
-
-
-def publish(outcome: Outcome, sender: Sender, *, with_model: bool = True) -> TrackedRun:
-    """Draw the pictures, log them and the model, register it as `candidate`, end the MLflow run.
-
-    Raises:
-        TrackingUnavailable: MLflow is away; everything is in the run's folder.
-    """
-    report = draw_report(outcome)
-    model = None
-    if with_model:
-        model = model_to_log(outcome.checkpoint, outcome.chosen.epoch, outcome.accuracies(), outcome.name, sender.tags)
-    return sender.finish("FINISHED", artifacts=report, model=model)
 
 
 def model_to_log(

@@ -1,0 +1,281 @@
+"""One training run from recipe to registered model. The command, a Tune trial and `m2can.train` all call `run`.
+
+Torch, Ray and MLflow are imported where they are needed: a local Ray starts while the others are still being imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from trainers.failures import RunStopped, TrackingUnavailable
+from trainers.tracking.address import tracking_uri
+
+if TYPE_CHECKING:
+    import threading
+
+    from trainers.cluster.preparation import Prepared
+    from trainers.recipe.recipe import Recipe
+    from trainers.tracking.journal import EpochRecord
+    from trainers.tracking.outcome import Outcome
+    from trainers.tracking.sender import Sender, TrackedRun
+
+Stop = AbstractContextManager["threading.Event | None"]
+_PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
+_CLOSED_WITHIN_S = 10.0  # how long MLflow may be away when a run that failed is closed there
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training run came to.
+
+    checkpoint: folder of the chosen epoch, which `Predictor.load` reads. oracle_epoch: the epoch best by target labels.
+    Accuracies are those of the target's validation records, 0 to 1, and None without labels; regret is oracle less chosen.
+    report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
+    run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
+    None if no model was registered. tags: of the MLflow run.
+    """
+
+    run_name: str
+    folder: Path
+    sources: list[str]
+    target: str
+    checkpoint: Path
+    validator: str
+    chosen_epoch: int
+    last_epoch: int
+    oracle_epoch: int | None
+    target_accuracy_chosen: float | None
+    target_accuracy_last: float | None
+    target_accuracy_oracle: float | None
+    regret: float | None
+    report: Path
+    report_page: Path
+    records: list[EpochRecord] = field(repr=False)
+    run_id: str | None = None
+    tracking_uri: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    tags: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def chosen_metrics(self) -> dict[str, float]:
+        """Metrics of the chosen epoch."""
+        return next(record.metrics for record in self.records if record.epoch == self.chosen_epoch)
+
+    def accuracies(self) -> dict[str, float | None]:
+        """The accuracies and the regret by name."""
+        names = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "regret")
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `end` event that `m2can train --json` prints last."""
+        return {
+            "event": "end",
+            "run_name": self.run_name,
+            "run_id": self.run_id,
+            "tracking_uri": self.tracking_uri,
+            "checkpoint": str(self.checkpoint),
+            "model_name": self.model_name,
+            "model_version": self.model_version,
+            "validator": self.validator,
+            "chosen_epoch": self.chosen_epoch,
+            "last_epoch": self.last_epoch,
+            "oracle_epoch": self.oracle_epoch,
+            **self.accuracies(),
+            "report": str(self.report),
+            "report_page": str(self.report_page),
+        }
+
+    def _repr_html_(self) -> str:
+        """Accuracies and the report's pictures, as a notebook shows them."""
+        rows = {name.replace("_", " "): value for name, value in self.accuracies().items() if value is not None}
+        cells = "".join(f"<tr><th>{name}</th><td>{100 * value:.1f} %</td></tr>" for name, value in rows.items())
+        files = [file for file in sorted(self.report.iterdir()) if file.suffix in _PICTURES]
+        pictures = "".join(
+            f'<img alt="{file.stem.replace("_", " ")}" style="max-width:100%" '
+            f'src="data:{_PICTURES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}">'
+            for file in files
+        )
+        where = html.escape(f"{' + '.join(self.sources)} → {self.target}: {self.run_name}, epoch {self.chosen_epoch}")
+        return f"<p><strong>{where}</strong></p><table>{cells}</table>{pictures}"
+
+
+class RunObserver:
+    """Hears how a run goes. It is entered while the workers run."""
+
+    def on_start(self, prepared: Prepared) -> None:
+        """All inputs were found good; the workers are about to start."""
+
+    def on_step(self, content: dict[str, Any]) -> None:
+        """A step has ended: epoch, step, steps, samples and the loss terms of its passes."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """An epoch was trained and scored."""
+
+    def __enter__(self) -> RunObserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def run(
+    recipe: Recipe,
+    *,
+    observer: RunObserver | None = None,
+    stop: Stop | None = None,
+    trace: Path | None = None,
+    profile: bool = False,
+    cpu_fraction: float = 1.0,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    register: bool = True,
+) -> Result:
+    """Check the inputs, train, choose an epoch, draw the report, log to MLflow and register the model.
+
+    Nothing is started or written before all inputs were found good, but for a Ray on this machine.
+
+    Args:
+        stop: entered while the workers run. Once its event is set, they write a checkpoint and the run ends.
+        trace: file for every step's loss terms, as JSON lines.
+        profile: write a profile of a few steps to the run's folder.
+        cpu_fraction: part of the cluster's CPUs that this run may take, 0 to 1.
+        tags: of the MLflow run, beside those that every run has.
+        register: whether the model goes into the registry, as `candidate`.
+
+    Raises:
+        InputError: the recipe, its data or the cluster are not right.
+        RunFailed: training ended without a model.
+        RunStopped: the event of `stop` was set.
+        TrackingUnavailable: MLflow was away at the end; the run's folder holds everything.
+    """
+    observer = observer or RunObserver()
+    uri = tracking_uri(recipe) if recipe.tracking.enabled else None
+    prepared = prepare_and_start_ray(recipe)
+    from trainers.cluster.driver import train
+    from trainers.reports.run_report import draw_report
+
+    tracking = _Tracking(prepared, tags) if uri else None
+    observer.on_start(prepared)
+    try:
+        with observer, stop or nullcontext() as stop_event:
+            outcome = train(
+                prepared,
+                on_step=_both(observer.on_step, tracking),
+                on_epoch=observer.on_epoch,
+                trace=trace,
+                profile=profile,
+                stop=stop_event,
+                cpu_fraction=cpu_fraction,
+            )
+        report = draw_report(outcome)
+    except BaseException as error:
+        if tracking is not None:
+            asked = isinstance(error, (KeyboardInterrupt, RunStopped))
+            with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
+                tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=_CLOSED_WITHIN_S)
+        raise
+    tracked = tracking.publish(outcome, report, register) if tracking else None
+    return _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
+
+
+def prepare_and_start_ray(recipe: Recipe) -> Prepared:
+    """`trainers.cluster.preparation.prepare`, with Ray running at its end. A Ray of this machine starts meanwhile.
+
+    A cluster elsewhere is joined only after all inputs were found good.
+
+    Raises:
+        InputError: the recipe or its data are not right, or no cluster answers at `cluster.address`.
+    """
+    from trainers.cluster.local_cluster import is_elsewhere, start_ray
+
+    def work() -> Prepared:
+        from trainers.cluster.preparation import prepare
+
+        return prepare(recipe)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        if not is_elsewhere(recipe.cluster.address):
+            start_ray(recipe.cluster.address)
+        prepared = working.result()
+    start_ray(recipe.cluster.address)
+    return prepared
+
+
+class _Tracking:
+    """The run's sender to MLflow. It is made with the first step: training must not wait for MLflow's imports."""
+
+    def __init__(self, prepared: Prepared, tags: Mapping[str, str]) -> None:
+        self._prepared, self._tags = prepared, tags
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+        self._made: Future[Sender] | None = None
+
+    def begin(self) -> Future[Sender]:
+        """Make and start the sender in the background, once."""
+        if self._made is None:
+            self._made = self._pool.submit(self._make)
+        return self._made
+
+    def sender(self) -> Sender:
+        return self.begin().result()
+
+    def publish(self, outcome: Outcome, report: Path, register: bool) -> TrackedRun:
+        """Log the report and the model, register the model, close the MLflow run."""
+        from trainers.tracking.run_sender import model_to_log
+
+        sender, model = self.sender(), None
+        if register:
+            epoch, accuracies = outcome.chosen.epoch, outcome.accuracies()
+            model = model_to_log(outcome.checkpoint, epoch, accuracies, outcome.name, sender.tags)
+        return sender.finish("FINISHED", artifacts=report, model=model)
+
+    def _make(self) -> Sender:
+        from trainers.tracking.run_sender import make_sender
+
+        prepared = self._prepared
+        sender = make_sender(prepared.name, prepared.folder, prepared.card, prepared.corpus, self._tags)
+        sender.start()
+        return sender
+
+
+def _both(on_step: Callable[[dict[str, Any]], None], tracking: _Tracking | None) -> Callable[[dict[str, Any]], None]:
+    if tracking is None:
+        return on_step
+
+    def hear(content: dict[str, Any]) -> None:
+        on_step(content)
+        tracking.begin()
+
+    return hear
+
+
+def _result(
+    outcome: Outcome, report: Path, uri: str | None, tracked: TrackedRun | None, tags: Mapping[str, str]
+) -> Result:
+    from trainers.reports.page import REPORT
+
+    return Result(
+        run_name=outcome.name,
+        folder=outcome.folder,
+        sources=outcome.card.sources,
+        target=outcome.card.target,
+        checkpoint=outcome.checkpoint,
+        **outcome.numbers(),
+        report=report,
+        report_page=report / REPORT,
+        records=outcome.records,
+        run_id=tracked.run_id if tracked else None,
+        tracking_uri=uri,
+        model_name=tracked.model_name if tracked else None,
+        model_version=tracked.model_version if tracked else None,
+        tags=dict(tags),
+    )
