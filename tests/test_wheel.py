@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.split("/")[0] in NOT_IN_THE_WHEEL]
-    for package in ("datasets_manifest", "trainers", "tuning", "services"):
+    for package in ("datasets_manifest", "trainers", "tuning", "services", "m2can"):
         sources = {str(p.relative_to(ROOT)) for p in (ROOT / package).rglob("*.py") if "__pycache__" not in p.parts}
         assert sources <= set(names), sources - set(names)
     assert {"trainers/recipe/recipes/demo.yaml", "datasets_manifest/manifest/catalog/AVA.yaml"} <= set(names)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets_manifest.errors import InputError
 
-PACKAGES = ("datasets_manifest", "trainers", "tuning", "services")
+PACKAGES = ("datasets_manifest", "trainers", "tuning", "services", "m2can")
 SUFFIXES = (".py", ".yaml", ".json")
 MAX_BYTES = 20 * 2**20
 

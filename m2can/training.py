@@ -1,0 +1,163 @@
+"""`m2can.train`, `m2can.tune` and `m2can.load_recipe`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.recipe.recipe import Recipe
+    from trainers.training_run import Result
+    from tuning.driver import SweepResult
+
+
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The validated recipe.
+
+    Args:
+        recipe: a file (a published configuration too), the name of a recipe that comes along (`AVA`, `PCCD`, `RPCD`,
+            `TumEmo`, `Twitter`, `Yelp`), a nested mapping of its values, or a Recipe.
+        overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
+
+    Raises:
+        InputError: names the file, the key, the value and the nearest valid key.
+
+    Example:
+        >>> import m2can
+        >>> data = {"sources": ["seaside/manifest.yaml", "city/manifest.yaml"], "target": "mountain/manifest.yaml"}
+        >>> recipe = m2can.load_recipe({"data": data}, overrides={"train.epochs": 5})
+        >>> recipe.train.epochs, recipe.sam.rho
+        (5, 0.05)
+    """
+    from trainers.recipe import recipe as recipes
+    from trainers.recipe.recipes import packaged_recipe
+    from tuning.sweep import as_override
+
+    changes = [as_override(key, value) for key, value in (overrides or {}).items()]
+    if isinstance(recipe, str | Path):
+        file = Path(recipe)
+        return recipes.load_recipe(file if file.is_file() else packaged_recipe(str(recipe)) or file, changes)
+    tree = recipe.model_dump(mode="json") if isinstance(recipe, recipes.Recipe) else _copied(recipe)
+    for change in changes:
+        recipes.apply_override(tree, change)
+    return recipes.make_recipe(tree)
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    trace: str | Path | None = None,
+    profile: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Train a recipe on a Ray cluster, choose an epoch without target labels, register the model in MLflow.
+
+    Args:
+        recipe: see `load_recipe`.
+        overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
+        workers: Ray Train workers (cluster.workers).
+        address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
+        trace: file for every step's loss terms, as JSON lines.
+        profile: write a profile of a few steps to the run's folder.
+        progress: show steps and epochs on standard error, or as a bar on a terminal or in a notebook.
+
+    Raises:
+        InputError: the recipe, its data or the cluster are not right; found before training starts.
+        RunFailed: training ended without a model.
+        TrackingUnavailable: MLflow was away at the end; the run's folder holds everything.
+
+    Example:
+        >>> import m2can
+        >>> cards = m2can.write_postcards("postcards", train=30, val=12)
+        >>> data = {"sources": [str(cards["seaside"]), str(cards["city"])], "target": str(cards["mountain"])}
+        >>> data["pictures"] = {"resize": 36, "crop": 32}
+        >>> tiny = {"text": {"name": "tiny"}, "picture": {"name": "tiny"}}
+        >>> train = {"epochs": 1, "batch_size": 6}
+        >>> result = m2can.train({"data": data, "encoders": tiny, "train": train}, workers=1, progress=False)
+        >>> result.target, result.last_epoch, result.report_page.name
+        ('mountain', 1, 'report.html')
+        >>> predictor = m2can.Predictor.load(result.checkpoint)
+        >>> predictor.predict([["a lovely day"]], [[]]).labels[0] in predictor.classes
+        True
+    """
+    from services.cli.output import RunProgress
+    from trainers.training_run import run
+
+    _quiet_mlflow()
+    places = {"cluster.workers": workers, "cluster.address": address}
+    given = {key: value for key, value in places.items() if value is not None}
+    loaded = load_recipe(recipe, overrides={**(overrides or {}), **given})
+    observer = RunProgress(loaded.train.epochs, as_json=False) if progress else None
+    return run(loaded, observer=observer, stop=nullcontext(), trace=Path(trace) if trace else None, profile=profile)
+
+
+def tune(
+    sweep: str | Path,
+    recipe: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    address: str | None = None,
+) -> SweepResult:
+    """Search or compare recipes: each trial is one training run, chosen without target labels.
+
+    A sweep that was cut off goes on when it is called again; trials that had ended are not repeated.
+
+    Args:
+        sweep: a sweep file, or the name of one that comes along (`ablation`, `baselines`).
+        recipe: file or name of a recipe, in place of the sweep's own.
+        overrides: values by dotted key, for all trials.
+        name: of the sweep, in place of its own.
+        address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
+
+    Raises:
+        InputError: the sweep, its recipe or the data are not right.
+        RunFailed: no trial came to an end.
+        TrackingUnavailable: MLflow was away at the end; the sweep's folder holds everything.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import m2can
+        >>> cards = m2can.write_postcards("postcards", train=30, val=12)
+        >>> recipe = f'''
+        ... data:
+        ...   sources: [{cards["seaside"]}, {cards["city"]}]
+        ...   target: {cards["mountain"]}
+        ...   pictures: {{resize: 36, crop: 32}}
+        ... encoders: {{text: {{name: tiny}}, picture: {{name: tiny}}}}
+        ... train: {{epochs: 1, batch_size: 6}}
+        ... '''
+        >>> _ = Path("recipe.yaml").write_text(recipe)
+        >>> sweep = "{name: rho, recipe: recipe.yaml, algorithm: grid, space: {sam.rho: {choices: [0.0, 0.05]}}}"
+        >>> _ = Path("sweep.yaml").write_text(sweep)
+        >>> result = m2can.tune("sweep.yaml")
+        >>> len(result.trials), result.best.config["sam.rho"] in (0.0, 0.05)
+        (2, True)
+    """
+    from trainers.recipe.recipes import packaged_recipe
+    from tuning.driver import run_sweep
+    from tuning.sweep import as_override, load_sweep
+
+    _quiet_mlflow()
+    given = {"cluster.address": address} if address is not None else {}
+    changes = [as_override(key, value) for key, value in {**(overrides or {}), **given}.items()]
+    file = Path(recipe) if recipe is not None else None
+    if file is not None and not file.is_file():
+        file = packaged_recipe(str(file)) or file
+    return run_sweep(load_sweep(Path(sweep), file, changes, name))
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _quiet_mlflow() -> None:
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
