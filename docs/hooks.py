@@ -1,7 +1,7 @@
 """Pages and parts of pages that are made when the documents are built.
 
-recipe.md, commands.md and api.md come from the code, `{{ file:path.to.value }}` from benchmarks/results/<file>.json, and
-a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
+recipe.md, commands.md and api.md come from the code, notebook.md from notebook.ipynb, `{{ file:path.to.value }}` from
+benchmarks/results/<file>.json, and a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
 def on_files(files: Files, config: Any) -> Files:
     """The generated pages. Imported here: the models need the whole package."""
     sys.path.insert(0, str(ROOT))  # here: MkDocs takes back what a hook's file does to the path
-    from docs.reference import api_page, commands_page, recipe_page
+    from docs.reference import api_page, commands_page, notebook_page, recipe_page
 
-    for name, make in (("recipe.md", recipe_page), ("commands.md", commands_page), ("api.md", api_page)):
-        files.append(File.generated(config, name, content=make()))
+    pages = {"recipe": recipe_page, "commands": commands_page, "api": api_page, "notebook": notebook_page}
+    for name, make in pages.items():
+        files.append(File.generated(config, f"{name}.md", content=make()))
     return files
 
 

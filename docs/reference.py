@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 import typing
@@ -23,6 +24,7 @@ API = {
         "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sharpness",
         "trainers.m2can.collective",
     ],
+    "From Python": ["m2can.training", "m2can.models", "trainers.training_run"],
     "Training": [
         "trainers.recipe.recipe", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
         "trainers.model.checkpoint", "trainers.model.predictor",
@@ -159,6 +161,15 @@ def commands_page() -> str:
 
     walk(ROOT, "m2can")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def notebook_page() -> str:
+    """notebook.ipynb as a page: its texts, and its code in blocks."""
+    cells = json.loads((Path(__file__).parent / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    code = [cell["cell_type"] == "code" for cell in cells]
+    title, *rest = [f"```python\n{t}\n```" if is_code else t for t, is_code in zip(texts, code, strict=True)]
+    return "\n\n".join([title, "[As a notebook](notebook.ipynb)", *rest]) + "\n"
 
 
 def api_page() -> str:

@@ -124,20 +124,18 @@ def tune(
         TrackingUnavailable: MLflow was away at the end; the sweep's folder holds everything.
 
     Example:
+        >>> import json
         >>> from pathlib import Path
         >>> import m2can
         >>> cards = m2can.write_postcards("postcards", train=30, val=12)
-        >>> recipe = f'''
-        ... data:
-        ...   sources: [{cards["seaside"]}, {cards["city"]}]
-        ...   target: {cards["mountain"]}
-        ...   pictures: {{resize: 36, crop: 32}}
-        ... encoders: {{text: {{name: tiny}}, picture: {{name: tiny}}}}
-        ... train: {{epochs: 1, batch_size: 6}}
-        ... '''
-        >>> _ = Path("recipe.yaml").write_text(recipe)
-        >>> sweep = "{name: rho, recipe: recipe.yaml, algorithm: grid, space: {sam.rho: {choices: [0.0, 0.05]}}}"
-        >>> _ = Path("sweep.yaml").write_text(sweep)
+        >>> data = {"sources": [str(cards["seaside"]), str(cards["city"])], "target": str(cards["mountain"])}
+        >>> data["pictures"] = {"resize": 36, "crop": 32}
+        >>> tiny = {"text": {"name": "tiny"}, "picture": {"name": "tiny"}}
+        >>> recipe = {"data": data, "encoders": tiny, "train": {"epochs": 1, "batch_size": 6}}
+        >>> sweep = {"name": "radius", "recipe": "recipe.yaml", "algorithm": "grid"}
+        >>> sweep["space"] = {"sam.rho": {"choices": [0.0, 0.05]}}
+        >>> _ = Path("recipe.yaml").write_text(json.dumps(recipe))  # YAML, too
+        >>> _ = Path("sweep.yaml").write_text(json.dumps(sweep))
         >>> result = m2can.tune("sweep.yaml")
         >>> len(result.trials), result.best.config["sam.rho"] in (0.0, 0.05)
         (2, True)

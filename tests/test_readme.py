@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import m2can
 from trainers.cluster.preparation import prepare
 from trainers.recipe.recipe import load_recipe
 
@@ -53,3 +54,13 @@ def test_own_data_example_prepares(folder: Path) -> None:
     assert prepared.card.target == "shop"
     assert prepared.card.classes == ["negative", "neutral", "positive"]
     assert [len(part) for part in prepared.corpus.train] == [20, 20, 20]
+
+
+@pytest.mark.slow
+def test_python_example_runs(folder: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    names: dict[str, object] = {}
+    exec(compile(block("python", "m2can.train"), str(README), "exec"), names)
+    result = names["result"]
+    assert isinstance(result, m2can.Result) and result.last_epoch == 5 and result.target == "shop"
