@@ -31,8 +31,8 @@ def load_recipe(
         >>> import m2can
         >>> data = {"sources": ["seaside/manifest.yaml", "city/manifest.yaml"], "target": "mountain/manifest.yaml"}
         >>> recipe = m2can.load_recipe({"data": data}, overrides={"train.epochs": 5})
-        >>> recipe.train.epochs, recipe.sam.rho
-        (5, 0.05)
+        >>> recipe.train.epochs, recipe.preset
+        (5, 'recommended')
     """
     from trainers.recipe import recipe as recipes
     from trainers.recipe.recipes import packaged_recipe

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from datasets_manifest.errors import InputError
 from trainers.failures import RunStopped, TrackingUnavailable
 from trainers.tracking.address import tracking_uri
 
@@ -165,11 +166,17 @@ def run(
 
     tracking = _Tracking(prepared, tags) if uri else None
     observer.on_start(prepared)
+
+    def on_step(content: dict[str, Any]) -> None:
+        observer.on_step(content)
+        if tracking is not None:
+            tracking.begin()
+
     try:
         with observer, stop or nullcontext() as stop_event:
             outcome = train(
                 prepared,
-                on_step=_both(observer.on_step, tracking),
+                on_step=on_step,
                 on_epoch=observer.on_epoch,
                 trace=trace,
                 profile=profile,
@@ -178,7 +185,8 @@ def run(
             )
         report = draw_report(outcome)
     except BaseException as error:
-        if tracking is not None:
+        # What is refused before the first step leaves nothing in MLflow: the name may be that of a finished run.
+        if tracking is not None and (tracking.has_begun or not isinstance(error, InputError)):
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
                 tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=_CLOSED_WITHIN_S)
@@ -219,6 +227,10 @@ class _Tracking:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._made: Future[Sender] | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        return self._made is not None
+
     def begin(self) -> Future[Sender]:
         """Make and start the sender in the background, once."""
         if self._made is None:
@@ -245,17 +257,6 @@ class _Tracking:
         sender = make_sender(prepared.name, prepared.folder, prepared.card, prepared.corpus, self._tags)
         sender.start()
         return sender
-
-
-def _both(on_step: Callable[[dict[str, Any]], None], tracking: _Tracking | None) -> Callable[[dict[str, Any]], None]:
-    if tracking is None:
-        return on_step
-
-    def hear(content: dict[str, Any]) -> None:
-        on_step(content)
-        tracking.begin()
-
-    return hear
 
 
 def _result(

@@ -1,0 +1,109 @@
+"""How a run's MLflow run is closed: by what ended the training. Nothing trains here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets_manifest.errors import InputError
+from tests.trainers.made_run import made_run
+from trainers import training_run
+from trainers.cluster.preparation import Prepared
+from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
+from trainers.tracking.outcome import Outcome
+from trainers.tracking.sender import TrackedRun
+
+
+class FakeSender:
+    """Notes how the MLflow run was closed."""
+
+    def __init__(self, away: bool) -> None:
+        self.away, self.statuses, self.models, self.tags = away, [], [], {"m2can.target": "sea"}
+
+    def start(self) -> None:
+        pass
+
+    def finish(self, status: str, *, artifacts: Path | None = None, model: Any = None, **_: Any) -> TrackedRun:
+        self.statuses.append(status)
+        self.models.append(model)
+        if self.away:
+            raise TrackingUnavailable("MLflow was away")
+        return TrackedRun("id", "m2can-sea" if model else None, "3" if model else None)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return made_run(tmp_path_factory.mktemp("made"))
+
+
+def run(
+    outcome: Outcome,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    error: BaseException | None = None,
+    steps: int = 1,
+    away: bool = False,
+    register: bool = True,
+) -> tuple[training_run.Result | BaseException, FakeSender]:
+    """Of a training that takes `steps` steps and then ends, with `error` if there is one."""
+    sender, recipe = FakeSender(away), outcome.card.recipe
+    prepared = Prepared(recipe, outcome.name, outcome.folder, outcome.corpus, outcome.card, [], 0, 0)
+
+    def train(prepared: Prepared, *, on_step: Any, **_: Any) -> Outcome:
+        for step in range(steps):
+            on_step({"step": step})
+        if error is not None:
+            raise error
+        return outcome
+
+    monkeypatch.setattr(training_run, "prepare_and_start_ray", lambda recipe: prepared)
+    monkeypatch.setattr("trainers.cluster.driver.train", train)
+    monkeypatch.setattr("trainers.tracking.run_sender.make_sender", lambda *_: sender)
+    monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_: "the model")
+    try:
+        return training_run.run(recipe, register=register), sender
+    except BaseException as raised:
+        return raised, sender
+
+
+@pytest.mark.parametrize(
+    ("error", "steps", "statuses"),
+    [
+        (RunFailed("diverged"), 1, ["FAILED"]),
+        (RunFailed("no worker started"), 0, ["FAILED"]),
+        (RunStopped("asked"), 1, ["KILLED"]),
+        (KeyboardInterrupt(), 1, ["KILLED"]),
+        (InputError("is the name of a run with another recipe"), 0, []),
+        (InputError("found late"), 1, ["FAILED"]),
+    ],
+)
+@pytest.mark.parametrize("away", [False, True])
+def test_the_mlflow_run_is_closed_by_what_ended_the_training(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, error: BaseException, steps: int, statuses: list[str], away: bool
+) -> None:
+    raised, sender = run(outcome, monkeypatch, error=error, steps=steps, away=away)
+    assert raised is error and sender.statuses == statuses
+
+
+@pytest.mark.parametrize("register", [True, False])
+def test_a_finished_run_is_reported_and_registered_if_wanted(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, register: bool
+) -> None:
+    result, sender = run(outcome, monkeypatch, register=register)
+    assert isinstance(result, training_run.Result)
+    assert (sender.statuses, sender.models) == (["FINISHED"], ["the model" if register else None])
+    assert result.report_page.is_file() and (result.report / "summary.json").is_file()
+    end = result.to_dict()
+    assert (end["event"], end["run_id"], end["model_version"]) == ("end", "id", "3" if register else None)
+    assert (end["chosen_epoch"], end["oracle_epoch"]) == (2, 3)
+    assert end["regret"] == pytest.approx(0.1)
+    assert result.chosen_metrics["source/hill/val/accuracy"] == 0.8
+    shown = result._repr_html_()
+    assert "hill + town → sea" in shown and "<td>60.0 %</td>" in shown and "data:image/" in shown
+
+
+def test_mlflow_away_at_the_end_is_told(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised, _ = run(outcome, monkeypatch, away=True)
+    assert isinstance(raised, TrackingUnavailable)
