@@ -16,16 +16,12 @@ from trainers.cluster.preparation import Prepared, require_own_name
 from trainers.cluster.worker_entrypoint import dry_run_worker
 from trainers.failures import RunFailed
 
-LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
-SECONDS = 5.0
-EVAL_BATCHES = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
     """What was measured and what follows from it.
 
-    workers, steps: of the rehearsal. steps_per_epoch, eval_batches: of the run, for each worker.
+    workers, steps: of the dry run. steps_per_epoch, eval_batches: of the run, for each worker.
     memory_mib: the most that one worker held, by kind (`process`, and `gpu` where there is one).
     step_s, eval_batch_s: without the first, which warms up. epoch_s: estimated, of an epoch in which the whole target takes
     part. checkpoint_bytes: of a real checkpoint. disk_bytes: of all that lie in the run's folder at a time, at most.
@@ -48,7 +44,7 @@ class DryRun:
 
 
 def dry_run(prepared: Prepared) -> DryRun:
-    """Run the rehearsal. Ray must be running. The run's folder is not made.
+    """Measure a few steps on the recipe's workers. Ray must be running. The run's folder is not made.
 
     Raises:
         InputError: the recipe, the data, or a cluster that lacks what the recipe asks for.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -120,15 +118,9 @@ def _checkpoint_bytes(loop: Loop) -> int:
     state = loop.state()
     if loop.rank != 0:
         return 0
-    with _scratch() as folder:
-        loop.save(folder / "checkpoint", {}, state)
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="m2can-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="m2can-") as folder:
+        loop.save(Path(folder) / "checkpoint", {}, state)
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def _most_of_all(loop: Loop, values: dict[str, float]) -> dict[str, float]:

@@ -89,7 +89,7 @@ class Listener:
         self.fatal: str | None = None
         self.out_of_memory: str | None = None  # which worker
         self.stopped: dict[str, int] | None = None
-        self.measured: dict[str, Any] | None = None  # by a rehearsal
+        self.measured: dict[str, Any] | None = None  # by a dry run
         self._stop_workers = stop
         self._asked_to_stop = False
         self._trace: TextIO | None = None

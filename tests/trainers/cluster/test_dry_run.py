@@ -13,7 +13,7 @@ from trainers.cluster.preparation import claim
 
 
 @pytest.mark.slow
-def test_a_rehearsal_measures_and_leaves_nothing(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, ray_cluster: None) -> None:
     run = prepared_run(
         tmp_path, ["cluster.workers=2", "checkpoint.keep=3", "train.eval_batch_size=16", "run.name=later"]
     )
