@@ -40,7 +40,6 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return run_on(folder, 1, EXACT), run_on(folder, 2, EXACT)
 
 
-@pytest.mark.slow
 def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
     (one, trace_one), (two, trace_two) = one_and_two
     assert len(trace_one) == len(trace_two) == 2 * 5
@@ -56,7 +55,6 @@ def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
     assert one.chosen.metrics["target/val/accuracy"] == two.chosen.metrics["target/val/accuracy"]
 
 
-@pytest.mark.slow
 def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
     """The loop without Ray, on batches read in this process, gives the run's metrics."""
     outcome = one_and_two[0][0]
@@ -68,7 +66,6 @@ def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
                 assert metrics[name] == pytest.approx(record.metrics[name], rel=1e-9), (record.epoch, name)
 
 
-@pytest.mark.slow
 def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
     outcome: Outcome = one_and_two[1][0]
     assert [record.epoch for record in outcome.records] == [1, 2]
@@ -80,7 +77,6 @@ def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
     assert outcome.oracle.metrics["target/val/accuracy"] == best
 
 
-@pytest.mark.slow
 def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
     folder = one_and_two[1][0].folder
     assert sorted(file.name for file in (folder / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]

@@ -1,7 +1,7 @@
 """The same global batch on 1, 2 and 4 workers (real processes on gloo) gives the same step.
 
 Seven rows of each domain make uneven slices, pictures are ragged, and some workers have none. One start per world runs
-all scenarios; the processes fork from a server that has imported torch once.
+all scenarios; the processes fork from a server that has imported torch once. The world of 4 is a slow test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.trainers.loop.global_step import Scenario, worker
 
-WORLDS = (1, 2, 4)
+FOUR = pytest.param(4, marks=pytest.mark.slow)
 PICTURES_OF = {
     "per_sample": "ragged",
     "batch": "none at the end",
@@ -71,8 +71,6 @@ ALL = [
 ]
 SECONDS = 300
 
-Found = dict[tuple[int, int, Scenario], dict[str, Any]]
-
 
 def start(world_size: int, folder: Path) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(
@@ -91,16 +89,25 @@ def start(world_size: int, folder: Path) -> None:
                 process.kill()
 
 
+class Found:
+    """What each worker found for each scenario; a world starts when a test first asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.worlds: dict[int, list[dict[Scenario, dict[str, Any]]]] = {}
+
+    def __getitem__(self, key: tuple[int, int, Scenario]) -> dict[str, Any]:
+        world_size, rank, scenario = key
+        if world_size not in self.worlds:
+            start(world_size, self.folder)
+            files = [self.folder / f"{world_size}-{rank}.pt" for rank in range(world_size)]
+            self.worlds[world_size] = [dict(zip(ALL, torch.load(file), strict=True)) for file in files]
+        return self.worlds[world_size][rank][scenario]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    folder = tmp_path_factory.mktemp("worlds")
-    results = {}
-    for world_size in WORLDS:
-        start(world_size, folder)
-        for rank in range(world_size):
-            for scenario, result in zip(ALL, torch.load(folder / f"{world_size}-{rank}.pt"), strict=True):
-                results[world_size, rank, scenario] = result
-    return results
+    return Found(tmp_path_factory.mktemp("worlds"))
 
 
 def disagreement(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -113,17 +120,14 @@ def disagreement(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     )
 
 
-def others(found: Found, scenario: Scenario) -> list[dict[str, Any]]:
-    return [found[w, rank, scenario] for w in WORLDS if w > 1 for rank in range(w)]
-
-
 @pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS], ids=str)
-def test_first_step(found: Found, scenario: Scenario) -> None:
+@pytest.mark.parametrize("world_size", [2, FOUR])
+def test_first_step(found: Found, world_size: int, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]
     # In float32 a weight is too coarse to tell its perturbation.
     whats = ("gradients", "statistics", "perturbation")[: 3 if scenario.dtype == "float64" else 2]
-    for other in others(found, scenario):
+    for other in (found[world_size, rank, scenario] for rank in range(world_size)):
         for what in whats:
             assert disagreement(other[what], one[what]) < tolerance, what
         assert disagreement(other["terms"][0], one["terms"][0]) < tolerance
@@ -131,11 +135,12 @@ def test_first_step(found: Found, scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize("scenario", TWENTY_STEPS, ids=str)
-def test_twenty_steps(found: Found, scenario: Scenario) -> None:
+@pytest.mark.parametrize("world_size", [2, FOUR])
+def test_twenty_steps(found: Found, world_size: int, scenario: Scenario) -> None:
     one = found[1, 0, scenario]["terms"]
     assert len(one) == 20
     assert disagreement(one[18], one[0]) > 1e-2  # the same two batches in turn: the terms have moved
-    for other in others(found, scenario):
+    for other in (found[world_size, rank, scenario] for rank in range(world_size)):
         assert max(disagreement(a, b) for a, b in zip(other["terms"], one, strict=True)) < 1e-6
 
 
@@ -164,16 +169,16 @@ def test_a_mistake_shows(found: Found) -> None:
 
 
 @pytest.mark.parametrize("scenario", PARTS, ids=str)
-def test_a_step_in_parts_is_the_whole_step(found: Found, scenario: Scenario) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, FOUR])
+def test_a_step_in_parts_is_the_whole_step(found: Found, world_size: int, scenario: Scenario) -> None:
     """Gradients, statistics and terms, in-batch negatives and class confusion included."""
     whole = found[1, 0, replace(scenario, accumulate=1)]
-    for world_size in WORLDS:
-        for rank in range(world_size):
-            parts = found[world_size, rank, scenario]
-            for what in ("gradients", "statistics", "perturbation"):
-                assert disagreement(parts[what], whole[what]) < 1e-9, what
-            assert disagreement(parts["terms"][0], whole["terms"][0]) < 1e-9
-            assert parts["counts"] == whole["counts"]
+    for rank in range(world_size):
+        parts = found[world_size, rank, scenario]
+        for what in ("gradients", "statistics", "perturbation"):
+            assert disagreement(parts[what], whole[what]) < 1e-9, what
+        assert disagreement(parts["terms"][0], whole["terms"][0]) < 1e-9
+        assert parts["counts"] == whole["counts"]
 
 
 def test_workers_climb_along_their_own_gradients(found: Found) -> None:

@@ -32,7 +32,6 @@ def test_heads(number: int) -> None:
     assert sorted(errors) == sorted([*fields, "weights_after", "discriminators_after", "uacr"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FULL)))
 def test_full(number: int) -> None:
     errors = errors_of(FULL[number])
