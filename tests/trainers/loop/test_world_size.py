@@ -126,9 +126,9 @@ def test_first_step(found: Found, world_size: int, scenario: Scenario) -> None:
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]
     # In float32 a weight is too coarse to tell its perturbation.
-    whats = ("gradients", "statistics", "perturbation")[: 3 if scenario.dtype == "float64" else 2]
+    kinds = ("gradients", "statistics", "perturbation")[: 3 if scenario.dtype == "float64" else 2]
     for other in (found[world_size, rank, scenario] for rank in range(world_size)):
-        for what in whats:
+        for what in kinds:
             assert disagreement(other[what], one[what]) < tolerance, what
         assert disagreement(other["terms"][0], one["terms"][0]) < tolerance
         assert other["counts"] == one["counts"]
