@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
@@ -34,12 +30,10 @@ from trainers.tracking.run_sender import model_to_log
 from trainers.tracking.sender import Sender, TrackedRun
 from trainers.validators import choose_candidate
 from tuning.report import draw_report, table
-from tuning.sweep import LEAVE_ONE_SOURCE_OUT, Choices, Range, SweepPlan
-from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, stop_file, train_run
+from tuning.search import METRIC, scheduler, search_space
+from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
+from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, train_run
 from tuning.trial_results import Trial, read_trials, result_tree
-
-METRIC = "score"
-OnTrial = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
                 metric=METRIC,
                 mode="max",
                 search_alg=search,
-                scheduler=_scheduler(plan, job.folder),
+                scheduler=scheduler(plan, job.folder),
                 num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
             ),
             run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress()]),
@@ -206,70 +200,6 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
     grid = tuner.fit()
     failed = [result for result in grid if result.error is not None]
     return {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in failed}
-
-
-def search_space(plan: SweepPlan, concurrent: int) -> tuple[dict[str, Any], Any]:
-    """Tune's space and searcher; with `concurrent` trials at once."""
-    sweep = plan.sweep
-    if sweep.is_comparison:
-        grid = {"seed": tune.grid_search(list(sweep.seeds)), "variant": tune.grid_search(list(sweep.variants))}
-        return grid, BasicVariantGenerator(max_concurrent=concurrent)
-    if sweep.algorithm == "grid":
-        points = {key: part.choices if isinstance(part, Choices) else part.grid() for key, part in sweep.space.items()}
-        return {key: tune.grid_search(values) for key, values in points.items()}, BasicVariantGenerator(
-            max_concurrent=concurrent
-        )
-    domains = {key: _domain(part) for key, part in sweep.space.items()}
-    if sweep.algorithm == "random":
-        return domains, BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
-    search = OptunaSearch(OptunaSearch.convert_search_space(domains), metric=METRIC, mode="max", seed=sweep.seed)
-    return {}, ConcurrencyLimiter(search, max_concurrent=concurrent)
-
-
-def _domain(part: Choices | Range) -> Any:
-    if isinstance(part, Choices):
-        return tune.choice(part.choices)
-    if part.integer:
-        low, high = int(part.low), int(part.high)
-        if part.log:
-            return tune.lograndint(low, high + 1)
-        return tune.qrandint(low, high, int(part.step)) if part.step else tune.randint(low, high + 1)
-    if part.log:
-        return tune.loguniform(part.low, part.high)
-    return tune.quniform(part.low, part.high, part.step) if part.step else tune.uniform(part.low, part.high)
-
-
-class Halving(ASHAScheduler):
-    """ASHA that asks a trial to end in place of killing it.
-
-    A killed trial's training holds its CPUs for minutes (Ray 2.60), and its MLflow run would stay open.
-    """
-
-    def __init__(self, name: str, folder: Path, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._name, self._folder = name, folder
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP and not result["finished"]:
-            write_atomically(stop_file(self._folder, f"{self._name}-{trial.trial_id}"), "")
-            return TrialScheduler.CONTINUE
-        return decision
-
-
-def _scheduler(plan: SweepPlan, folder: Path) -> TrialScheduler:
-    asha = plan.sweep.asha
-    if asha is None:
-        return FIFOScheduler()
-    epochs = plan.recipe([]).train.epochs
-    return Halving(
-        plan.sweep.name,
-        folder,
-        time_attr="epoch",  # a restarted trial counts its reports anew; its epochs go on
-        max_t=epochs + 1,
-        grace_period=asha.grace_epochs,
-        reduction_factor=asha.reduction,
-    )
 
 
 def _open_parent(plan: SweepPlan, base: Recipe, uri: str, storage: Path, folder: Path) -> str:
@@ -312,14 +242,3 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
     journal = Journal(str(job.folder / name / "journal"))
     return Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage).finish("FINISHED", model=model)
-
-
-def planned_trials(plan: SweepPlan) -> int:
-    """How many trials a sweep has."""
-    sweep = plan.sweep
-    if sweep.is_comparison:
-        return len(sweep.variants) * len(sweep.seeds)
-    if sweep.algorithm == "grid":
-        sizes = [len(part.choices) if isinstance(part, Choices) else len(part.grid()) for part in sweep.space.values()]
-        return math.prod(sizes)
-    return sweep.trials

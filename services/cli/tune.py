@@ -57,7 +57,7 @@ def tune(
 
 def _show_plan(plan: Any) -> None:
     from trainers.cluster.preparation import prepare
-    from tuning.driver import planned_trials
+    from tuning.search import planned_trials
 
     prepared = prepare(plan.recipe([]))
     sweep = plan.sweep

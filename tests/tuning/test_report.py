@@ -11,9 +11,10 @@ from PIL import Image
 from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
 from trainers.model.checkpoint import read_json
-from tuning.driver import planned_trials, search_space, trials_at_once
+from tuning.driver import trials_at_once
 from tuning.report import draw_report, importances, table
 from tuning.report_page import write_report
+from tuning.search import planned_trials, search_space
 from tuning.trial_results import Trial
 
 SPACE = {"uacr.start": {"low": 0.1, "high": 0.6}, "sam.rho": {"choices": [0, 0.05]}}
