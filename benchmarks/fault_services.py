@@ -63,7 +63,7 @@ class MlflowServer:
 
     def what_it_has(self, run_name: str) -> str:
         """Epochs, metrics sent twice, and model versions of a run, in words."""
-        from trainers.tracking.sender import open_client
+        from trainers.tracking.mlflow_run import open_client
 
         client = open_client(self.uri)
         experiment = client.get_experiment_by_name("m2can")

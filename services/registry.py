@@ -20,8 +20,8 @@ from datasets_manifest.files import whole_folder
 from trainers.model.checkpoint import digests, read_json, verify
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME
+from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
-from trainers.tracking.sender import open_client
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
 

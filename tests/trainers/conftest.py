@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder whose SQLite store is set up once: that takes seconds."""
-    from trainers.tracking.sender import open_client, resolve_tracking_uri
+    from trainers.tracking.address import resolve_tracking_uri
+    from trainers.tracking.mlflow_run import open_client
 
     storage = tmp_path_factory.mktemp("a storage")
     open_client(resolve_tracking_uri(None, storage))

@@ -1,10 +1,10 @@
-"""The one writer to MLflow: it stands beside the driver, reads the journal and sends what MLflow does not have yet.
+"""The only writer to MLflow: a thread in the driver reads the journal and sends what MLflow does not have yet.
 
     controller ──after_report──▶ journal/epoch-00001.json … ──Sender──▶ MLflow run, pictures, model, registry
 
-Training never waits for MLflow and never fails with it. What was sent is known from MLflow itself: an epoch goes out in
-one batch with a metric `epoch`, and the epochs found there are not sent again. So a sender that is killed anywhere, or
-cut off after its batch arrived, is followed by another of the same run name that sends the rest once.
+Training never waits for MLflow and never fails with it. MLflow itself says what it has: an epoch is sent in one batch with
+a metric `epoch`, and an epoch found there is not sent again. So if a sender is killed, the next one of the same run name
+sends the rest, once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,12 @@ import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from trainers.failures import TrackingUnavailable
-from trainers.tracking.address import resolve_tracking_uri, without_password
+from trainers.tracking.address import without_password
 from trainers.tracking.journal import Journal
-from trainers.tracking.mlflow_run import RunLink, open_client, open_experiment
+from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.registration import ModelToLog, register
-
-__all__ = [
-    "ModelToLog",
-    "Sender",
-    "TrackedRun",
-    "TrackingUnavailable",
-    "open_client",
-    "open_experiment",
-    "resolve_tracking_uri",
-]
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +43,16 @@ class TrackedRun:
     run_id: str
     model_name: str | None
     model_version: str | None
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What `finish` asks of the thread, and its answer."""
+
+    status: str
+    artifacts: Path | None
+    model: ModelToLog | None
+    done: Future[TrackedRun] = field(default_factory=Future)
 
 
 class Sender:
@@ -86,7 +86,7 @@ class Sender:
         self.uri, self.experiment, self.run_name, self.journal = uri, experiment, run_name, journal
         self.tags = tags
         self._params, self._storage, self._interval_s = params, storage, interval_s
-        self._place = without_password(uri)
+        self._shown_uri = without_password(uri)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,7 +140,7 @@ class Sender:
             wait([ending.done], timeout=min(deadline_s - away_s, 0.5))
         self.stop()
         if not ending.done.done():
-            raise TrackingUnavailable(self._farewell(f"was away for {deadline_s:g} s")) from self._last_error
+            raise TrackingUnavailable(self._unsent(f"was away for {deadline_s:g} s")) from self._last_error
         return ending.done.result()
 
     def stop(self) -> None:
@@ -156,14 +156,13 @@ class Sender:
             self._wake.clear()
             ending = self._ending
             try:
-                link = self._send_news()
-                if ending is not None:
-                    self._answering = True
-                    tracked = _conclude(link, ending)
-                    self._note_success()
-                    self._answer(ending, tracked)
-                else:
-                    self._note_success()
+                link = self._send_new_records()
+                self._answering = ending is not None
+                tracked = _end_run(link, ending) if ending is not None else None
+                self._note_success()
+                if ending is not None and tracked is not None:
+                    self._ending = None
+                    ending.done.set_result(tracked)
                 pause = self._interval_s
             except Exception as error:
                 self._link = None  # what MLflow has is read from it again
@@ -176,61 +175,53 @@ class Sender:
                     return
             self._wake.wait(pause)
 
-    def _send_news(self) -> RunLink:
+    def _send_new_records(self) -> RunLink:
+        """Send what the MLflow run does not have; find or make that run first."""
         if self._link is None:
-            self._link = self._connect()
+            link = RunLink.open(self.uri, self.experiment, self._storage, self.run_name, self.tags)
+            link.log_params(self._params)
+            self._link = link
         self.run_id = self._link.run_id
         for record in self.journal.read(known=self._link.sent):
             self._link.send(record)
         return self._link
 
-    def _connect(self) -> RunLink:
-        """Find or make the MLflow run, and read from it what was sent before."""
-        link = RunLink.open(self.uri, self.experiment, self._storage, self.run_name, self.tags)
-        link.log_params(self._params)
-        return link
-
     def _note_success(self) -> None:
         self._failing_since = None
         if self._warned:
-            _log.warning("MLflow at %s is back and has all records", self._place)
+            _log.warning("MLflow at %s is back and has all records", self._shown_uri)
         self._warned = False
 
     def _note_failure(self, error: Exception, ending: _Ending | None) -> None:
         self._last_error = error
         self._failing_since = self._failing_since or time.monotonic()
         if ending is not None and isinstance(error, MlflowException) and error.error_code in _REFUSALS:
-            refusal = TrackingUnavailable(self._farewell("refused"))
+            refusal = TrackingUnavailable(self._unsent("refused"))
             refusal.__cause__ = error
-            self._answer(ending, refusal)
+            self._ending = None
+            ending.done.set_exception(refusal)
         elif ending is not None and not isinstance(error, _AWAY):
-            self._answer(ending, error)
+            self._ending = None
+            ending.done.set_exception(error)
         elif not self._warned:
             self._warned = True
             _log.warning(
                 "MLflow at %s does not take the run's records, training goes on; the journal %s keeps them until it does: %s",
-                self._place,
+                self._shown_uri,
                 self.journal.folder,
-                _line(error),
+                without_password(first_line(error)),
             )
 
-    def _answer(self, ending: _Ending, answer: TrackedRun | Exception) -> None:
-        self._ending = None
-        if isinstance(answer, Exception):
-            ending.done.set_exception(answer)
-        else:
-            ending.done.set_result(answer)
-
-    def _farewell(self, what: str) -> str:
-        cause = f" ({_line(self._last_error)})" if self._last_error is not None else ""
+    def _unsent(self, what: str) -> str:
+        cause = f" ({without_password(first_line(self._last_error))})" if self._last_error is not None else ""
         return (
-            f"MLflow at {self._place} {what}{cause}. Nothing is lost: the journal {self.journal.folder} and the "
+            f"MLflow at {self._shown_uri} {what}{cause}. Nothing is lost: the journal {self.journal.folder} and the "
             f"checkpoints beside it keep everything, and it is sent, once, when a run named {self.run_name} is started "
             "again."
         )
 
 
-def _conclude(link: RunLink, ending: _Ending) -> TrackedRun:
+def _end_run(link: RunLink, ending: _Ending) -> TrackedRun:
     if ending.artifacts is not None:
         link.client.log_artifacts(link.run_id, str(ending.artifacts), "report")
     name, version = None, None
@@ -239,17 +230,3 @@ def _conclude(link: RunLink, ending: _Ending) -> TrackedRun:
     if link.client.get_run(link.run_id).info.status != ending.status:
         link.client.set_terminated(link.run_id, ending.status)
     return TrackedRun(link.run_id, name, version)
-
-
-class _Ending:
-    """What `finish` asks of the thread, and its answer."""
-
-    def __init__(self, status: str, artifacts: Path | None, model: ModelToLog | None) -> None:
-        self.status, self.artifacts, self.model = status, artifacts, model
-        self.done: Future[TrackedRun] = Future()
-
-
-def _line(error: Exception | None) -> str:
-    """The first line of an error, short: MLflow's repeat the whole request."""
-    text = str(error).strip() or repr(error)
-    return without_password(text.splitlines()[0])[:300]

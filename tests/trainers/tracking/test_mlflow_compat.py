@@ -19,9 +19,9 @@ from mlflow.entities import LoggedModelStatus
 from packaging.version import Version
 
 from trainers.tracking import mlflow_compat
-from trainers.tracking.mlflow_run import open_experiment
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.mlflow_run import open_client, open_experiment
 from trainers.tracking.registration import ModelToLog, save
-from trainers.tracking.sender import open_client, resolve_tracking_uri
 
 CLIENT = {
     "create_logged_model": {"experiment_id", "name", "source_run_id", "tags"},

@@ -28,9 +28,10 @@ from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, save_model
 from trainers.model.encoders import text_config
 from trainers.recipe.recipe import make_recipe
+from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.journal import Journal
+from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import ALIAS, ModelToLog, signature_for
-from trainers.tracking.sender import open_client, resolve_tracking_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("elsewhere")]
 
@@ -118,7 +119,8 @@ def test_records_of_an_outage_are_sent_once_when_the_server_is_back(
 OPEN_TOGETHER = """
 import sys, time
 from pathlib import Path
-from trainers.tracking.sender import open_experiment, resolve_tracking_uri
+from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.mlflow_run import open_experiment
 folder, name = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready-{name}").touch()
 deadline = time.monotonic() + 120

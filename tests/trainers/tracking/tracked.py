@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 
+from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.journal import EpochRecord, Journal
+from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import ModelToLog, signature_for
-from trainers.tracking.sender import Sender, open_client, resolve_tracking_uri
+from trainers.tracking.sender import Sender
 
 PATIENCE_S = 120.0
 
