@@ -56,11 +56,11 @@ def _cells(row: dict[str, Any] | None) -> str:
 
 def draw(runs: list[dict[str, Any]], file: Path) -> None:
     """A dot for every variant's mean, a bar for its standard deviation, one panel a data set."""
-    from trainers.reports.figures import BLUE, GREEN, ORANGE, VERMILION, figure_file
+    from trainers.reports.charts import BLUE, GREEN, ORANGE, VERMILION, new_figure, save_png
 
     rows = summary(runs)
     names = [name for group in GROUPS.values() for name in group if name != "majority" and (DATA[0], name) in rows]
-    with figure_file(file, height=1.2 + 0.2 * len(names)) as figure:
+    with new_figure(9.0, 1.2 + 0.2 * len(names)) as figure:
         panels = figure.subplots(1, len(DATA), sharey=True, squeeze=False)[0]
         for axes, data in zip(panels, DATA, strict=True):
             for place, name in enumerate(names):
@@ -78,6 +78,7 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
             axes.set_xlabel("target accuracy, %, chosen without target labels", fontsize=9)
             axes.grid(True, axis="x")
             axes.set_yticks([-place for place in range(len(names))], names, fontsize=8)
+        save_png(figure, file)
 
 
 def main() -> None:

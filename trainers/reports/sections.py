@@ -1,4 +1,4 @@
-"""The report's sections: what was trained on what, the curves, the choice, the target's predictions."""
+"""What a run's page shows of its training and of the target's predictions; the words stand in templates/run.html."""
 
 from __future__ import annotations
 
@@ -7,27 +7,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe.recipe import Recipe, make_recipe
-from trainers.reports.charts import Plot, Series, charts, curves, figure, percent, plain, round_percent
-from trainers.reports.figures import TERMS
-from trainers.reports.page import Html, details, html, scrolling, section, table
+from trainers.reports.charts import (
+    BLUE,
+    RULE,
+    SHARES,
+    SKY,
+    Chart,
+    Epochs,
+    Scale,
+    curves,
+    letter_y,
+    new_figure,
+    percent,
+    plain,
+    svg,
+    titled,
+)
+from trainers.reports.figures import (
+    accuracy_series,
+    by_score,
+    draw_precision,
+    pseudo_label_series,
+    score_series,
+    series_of,
+    term_series,
+)
 from trainers.tracking.address import without_password
-from trainers.tracking.journal import EpochRecord
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, environment
 
-NO_LABELS = "The target's {split} records have no labels here, so {what} not known."
-_MOST_CLASSES = 30  # of a confusion matrix that is written out
+MOST_CLASSES = 30  # of a confusion matrix that is written out, and of a list of classes
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _OBJECTIVE = ("cmcfa", "cdcfa", "cdafa", "mcc", "moments", "imitation")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the sections read.
+    """A finished run.
 
-    numbers: of summary.json. tensors: what the chosen epoch's model said of every scored row (see worker).
+    numbers: of summary.json. tensors: the chosen epoch's predictions for every scored row (see worker).
     """
 
     outcome: Outcome
@@ -45,8 +67,18 @@ class Run:
         data = self.outcome.card.recipe.data
         return data.val_split if self.of_target(data.val_split) else data.train_split
 
+    @property
+    def epochs(self) -> Epochs:
+        """All epochs; the chosen, the last and the oracle epoch are marked. One epoch may have several names."""
+        outcome, names = self.outcome, dict[float, list[str]]()
+        for name, record in (("chosen", outcome.chosen), ("last", outcome.last), ("oracle", outcome.oracle)):
+            if record is not None:
+                names.setdefault(float(record.epoch), []).append(name)
+        ends = (outcome.records[0].epoch, outcome.records[-1].epoch)
+        return Epochs(ends, {epoch: ", ".join(said) for epoch, said in names.items()})
 
-def overview(run: Run) -> Html:
+
+def overview(run: Run) -> dict[str, Any]:
     """What was trained, on what, with what."""
     outcome, recipe = run.outcome, run.outcome.card.recipe
     metrics = [record.metrics for record in outcome.records]
@@ -56,10 +88,8 @@ def overview(run: Run) -> Html:
     o = recipe.objective
     terms = [f"{name.upper()} {getattr(o, name):g}" for name in _OBJECTIVE if getattr(o, name)]
     parts = [*terms, *(["SAM"] if recipe.sam.rho else []), *(["UACR"] if recipe.uacr.enabled else [])]
-    found = environment()
-    versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     workers = recipe.cluster.workers
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("domains", f"{' + '.join(outcome.card.sources)} → {outcome.card.target}"),
         ("classes", ", ".join(outcome.card.classes)),
         ("preset", recipe.preset),
@@ -73,261 +103,152 @@ def overview(run: Run) -> Html:
         ("time in epochs", f"{seconds:,.0f} s"),
         ("speed, median", f"{np.median(speed):,.0f} samples/s" if speed else "–"),
         ("memory of a worker's process, most", f"{memory:,.0f} MiB" if memory else "–"),
-        ("m2can", code_version()),
-        ("python", found["python"]),
-        ("packages", versions),
+        *versions(),
     ]
-    return section(
-        "overview",
-        "What was trained on what",
-        table(("", ""), [(name, html(value)) for name, value in rows], "The run"),
-        details("Values that differ from the preset", _differences(recipe)),
-        details("The whole recipe", _values(_shown(recipe), "Recipe")),
-    )
+    return {"rows": rows, "differences": _differences(recipe), "recipe": list(_shown(recipe).items())}
 
 
-def choice(run: Run) -> Html:
+def versions() -> list[tuple[str, str]]:
+    """The code's version, Python's and the packages'."""
+    found = environment()
+    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
+    return [("m2can", code_version()), ("python", found["python"]), ("packages", packages)]
+
+
+def choice(run: Run) -> dict[str, Any]:
     """Chosen, last and oracle epoch side by side, and what other validators would have chosen."""
-    outcome, numbers = run.outcome, run.numbers
+    outcome = run.outcome
+    keys = ("target/val/accuracy", "target/val/macro_f1", "source/val/accuracy")
     named = {"chosen, without target labels": outcome.chosen, "last": outcome.last, "oracle, by labels": outcome.oracle}
-    rows = [_choice_row(name, record) for name, record in named.items() if record is not None]
-    head = ("checkpoint", "epoch", "target accuracy", "target macro-F1", "source accuracy", "selection score")
-    if numbers["regret"] is None:
-        said = NO_LABELS.format(split=outcome.card.recipe.data.val_split, what="accuracy, oracle and regret are")
-    else:
-        said = (
-            f"Regret {percent(numbers['regret'])}: so much lower is the target accuracy of the chosen epoch than that of "
-            "the best one by labels. The labels are for this report only."
-        )
+    rows = [
+        (name, f"{r.epoch}", *(percent(r.metrics.get(key)) for key in keys), plain(r.metrics.get("selection/score")))
+        for name, r in named.items()
+        if r is not None
+    ]
     verdicts = [
-        (row["validator"], f"{row['epoch']}", _percent(row["accuracy"]), _percent(row["regret"]))
+        (row["validator"], f"{row['epoch']}", percent(row["accuracy"]), percent(row["regret"]))
         for row in outcome.verdicts
     ]
-    return section(
-        "choice",
-        "Which epoch was chosen",
-        f"The validator {numbers['validator']} chose epoch {outcome.chosen.epoch} of {outcome.last.epoch}.",
-        table(head, rows, "Chosen, last and oracle epoch"),
-        said,
-        details(
-            "What every validator would have chosen",
-            table(("validator", "epoch", "target accuracy", "regret"), verdicts, "Choices of all validators"),
-        ),
-    )
+    return {"rows": rows, "verdicts": verdicts}
 
 
-def learning(run: Run) -> Html:
+def learning(run: Run) -> dict[str, Any]:
     """Accuracies, selection score and every loss term by epoch."""
-    records = run.outcome.records
-    sources = {f"source/{name}/val/accuracy": name for name in run.outcome.card.sources}
-    series = [
-        _series(records, "target/val/accuracy", "target", 0),
-        _series(records, "source/val/accuracy", "sources", 1),
-    ]
-    if len(sources) > 1:
-        series += [_series(records, key, name, i + 2) for i, (key, name) in enumerate(sources.items())]
-    marks, epochs = _marks(run.outcome), _epochs(records)
-    losses = sorted({name for r in records for name in r.metrics if name.startswith("loss/")}, key=_term_order)
+    records, epochs = run.outcome.records, run.epochs
     drawn = [
-        curves("Validation accuracy", series, format=percent, x=epochs, marks=marks),
-        curves(
-            "Selection score, seen without target labels",
-            [_series(records, "selection/score", "score", 2)],
-            x=epochs,
-            marks=marks,
-        ),
-        *(
-            curves(f"Loss: {_term(name)}", [_series(records, name, _term(name), 0)], x=epochs, marks=marks, height=200)
-            for name in losses
-        ),
+        curves("Validation accuracy", accuracy_series(records), Scale(percent=True), epochs),
+        curves("Selection score, seen without target labels", score_series(records), epochs=epochs),
+        *(curves(f"Loss: {term.name}", [term], epochs=epochs) for term in term_series(records)),
     ]
-    labelled = any("target/val/accuracy" in r.metrics for r in records)
-    missing = NO_LABELS.format(split=run.outcome.card.recipe.data.val_split, what="the target's accuracy is")
-    return section("learning", "Learning curves", *([] if labelled else [missing]), charts(drawn))
+    return {"charts": drawn, "labelled": any("target/val/accuracy" in r.metrics for r in records)}
 
 
-def pseudo_labels(run: Run) -> Html:
+def pseudo_labels(run: Run) -> dict[str, Any]:
     """UACR over the epochs, and how far the chosen epoch's score tells right from wrong."""
-    title, records, recipe = "Pseudo labels", run.outcome.records, run.outcome.card.recipe
+    records, recipe = run.outcome.records, run.outcome.card.recipe
     if not recipe.uacr.enabled or recipe.train.target_labels == "oracle":
-        return section("pseudo-labels", title, "UACR was off: the run had no pseudo labels.")
-    shares = [_series(records, f"uacr/class_share/{name}", name, i) for i, name in enumerate(run.outcome.card.classes)]
-    quality = [
-        _series(records, "uacr/precision", "right among selected", 0),
-        _series(records, "uacr/accuracy", "right among all", 1),
-        _series(records, "uacr/kept_share", "selected", 6),
+        return {"used": False}
+    shares = [
+        series_of(records, f"uacr/class_share/{name}", name, i) for i, name in enumerate(run.outcome.card.classes)
     ]
-    marks, epochs = _marks(run.outcome), _epochs(records)
     drawn = [
-        curves("Selected after each epoch", quality, format=percent, y=(0, 1), x=epochs, marks=marks),
-        curves("Classes among the selected", shares, format=percent, y=(0, 1), x=epochs, marks=marks),
+        curves("Selected after each epoch", pseudo_label_series(records), SHARES, run.epochs),
+        curves("Classes among the selected", shares, SHARES, run.epochs),
     ]
     target = run.of_target(recipe.data.train_split)
     known = target["true"] >= 0
-    if not known.any():
-        said = NO_LABELS.format(split=recipe.data.train_split, what="the precision of its pseudo labels is")
-        return section("pseudo-labels", title, said, charts(drawn))
-    drawn.append(_precision_by_score(target["score"][known], (target["true"] == target["label"])[known]))
-    return section("pseudo-labels", title, charts(drawn))
+    if known.any():
+        drawn.append(_precision(target["score"][known], (target["true"] == target["label"])[known]))
+    return {"used": True, "charts": drawn, "labelled": bool(known.any())}
 
 
-def confusion_matrix(run: Run) -> Html:
-    """Counts by true and predicted class, on the chosen epoch."""
-    classes, split = run.outcome.card.classes, run.validation
-    target = run.of_target(split)
+def confusion_matrix(run: Run) -> dict[str, Any]:
+    """Counts by true and predicted class on the chosen epoch; of many classes, the pairs that are confused most."""
+    classes, target = run.outcome.card.classes, run.of_target(run.validation)
     if not (target["true"] >= 0).any():
-        return section("confusion", "Confusion matrix", NO_LABELS.format(split=split, what="the confusion matrix is"))
+        return {"labelled": False}
     counts = confusion(target["true"], target["label"], len(classes))
-    right, total = int(counts.trace()), int(counts.sum())
-    intro = (
-        f"Of {total:,} labelled {split} records of {run.outcome.card.target} {right:,} are right ({percent(right / total)}). "
-        "A cell has the number of records and its share of the true class."
-    )
-    shown = _matrix(counts, classes) if len(classes) <= _MOST_CLASSES else _confused_pairs(counts, classes)
-    return section("confusion", "Confusion matrix", intro, shown)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    rows = [
+        (name, list(zip(row.tolist(), part.tolist(), strict=True)), int(row.sum()))
+        for name, row, part in zip(classes, counts, shares, strict=True)
+    ]
+    many = len(classes) > MOST_CLASSES
+    return {
+        "labelled": True,
+        "right": int(counts.trace()),
+        "total": int(counts.sum()),
+        "classes": classes,
+        "rows": [] if many else rows,
+        "pairs": _confused_pairs(counts, classes) if many else [],
+    }
 
 
-def calibration(run: Run) -> Html:
-    """Reliability diagram of the chosen epoch on the target."""
-    split = run.validation
-    target = run.of_target(split)
+def calibration(run: Run) -> dict[str, Any]:
+    """Reliability diagram of the chosen epoch on the target; without labels the confidences alone."""
+    target = run.of_target(run.validation)
     bins = reliability(target["true"], target["label"], target["prob"])
     if not bins:
-        said = NO_LABELS.format(split=split, what="calibration is")
-        return section("calibration", "Calibration", said, _confidences(target["prob"]))
-    rows = sum(part.count for part in bins)
-    error = sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / rows
-    plot = Plot(
-        (0, 1),
-        (0, 1),
-        label=f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {percent(error)}",
-        x_title="confidence",
-        x_format=round_percent,
-        y_format=round_percent,
-    )
-    for part in bins:
-        said = f"confidence {percent(part.confidence)}: accuracy {percent(part.accuracy)}, {part.count:,} records"
-        plot.box((part.low, part.high), (0, part.accuracy), 5, said, opacity=0.35 + 0.65 * part.count / rows)
-    plot.segment((0, 0), (1, 1))
-    for part in bins:
-        plot.marker(part.confidence, part.accuracy, 0, 0, f"{part.count:,} records")
-    numbers = table(
-        ("confidence", "accuracy", "records"),
-        [(percent(part.confidence), percent(part.accuracy), f"{part.count:,}") for part in bins],
-        "Reliability: numbers",
-    )
-    return section(
-        "calibration",
-        "Calibration",
-        f"Expected calibration error {percent(error)} over {rows:,} labelled {split} records, in 15 bins of equal width "
-        "(Guo et al. 2017). On the dashed line confidence and accuracy agree; bars below it are too sure of themselves, "
-        "fuller bars have more records.",
-        charts([figure("Accuracy by confidence", plot.svg() + details("Numbers", numbers))]),
-    )
+        quantiles = [(f"{share:.0%}", percent(float(np.quantile(target["prob"], share)))) for share in _QUANTILES]
+        return {"labelled": False, "quantiles": quantiles}
+    total = sum(part.count for part in bins)
+    error = sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / total
+    rows = [(percent(part.confidence), percent(part.accuracy), f"{part.count:,}") for part in bins]
+    with new_figure() as figure:
+        axes = figure.subplots()
+        for part, (confidence, accuracy, count) in zip(bins, rows, strict=True):
+            opacity = 0.35 + 0.65 * part.count / total
+            width = part.high - part.low
+            (bar,) = axes.bar(part.low, part.accuracy, width, align="edge", color=SKY, alpha=opacity)
+            (point,) = axes.plot(part.confidence, part.accuracy, "o", color=BLUE)
+            titled(bar, f"confidence {confidence}: accuracy {accuracy}, records: {count}")
+            titled(point, f"records: {count}")
+        axes.plot((0, 1), (0, 1), **RULE)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("confidence")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        letter_y(axes, SHARES)
+        label = f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {percent(error)}"
+        picture = svg(figure, label)
+    head = ("confidence", "accuracy", "records")
+    return {
+        "labelled": True,
+        "error": error,
+        "total": total,
+        "chart": Chart("Accuracy by confidence", picture, head=head, rows=rows),
+    }
 
 
-def _choice_row(name: str, record: EpochRecord) -> tuple[str, ...]:
-    m = record.metrics
-    keys = ("target/val/accuracy", "target/val/macro_f1", "source/val/accuracy")
-    score = m.get("selection/score")
-    return (
-        name,
-        f"{record.epoch}",
-        *(_percent(m.get(key)) for key in keys),
-        plain(score) if score is not None else "–",
-    )
-
-
-def _precision_by_score(scores: np.ndarray, right: np.ndarray) -> Html:
+def _precision(scores: np.ndarray, right: np.ndarray) -> Chart:
     """Precision in ten parts of equal size, by score."""
-    finite = np.isfinite(scores)
-    order = np.argsort(-scores[finite], kind="stable")
-    scores, right = scores[finite][order], right[finite][order]
-    parts = [part for part in np.array_split(np.arange(len(scores)), min(10, len(scores))) if len(part)]
     title = "Precision by score, the chosen epoch"
-    every = float(right.mean())
-    plot = Plot(
-        (0, len(parts)),
-        (0, 1),
-        label=f"{title}: surest first. Right among all: {percent(every)}",
-        x_title="tenths of the target, surest first",
-        whole_x=True,
-        y_format=round_percent,
-    )
-    rows = []
-    for place, part in enumerate(parts):
-        share = float(right[part].mean())
-        rows.append((f"{scores[part[0]]:.3g} to {scores[part[-1]]:.3g}", f"{len(part):,}", percent(share)))
-        plot.box((place + 0.08, place + 0.92), (0, share), 0, f"score {rows[-1][0]}: {percent(share)} right")
-    plot.segment((0, every), (len(parts), every))
-    numbers = details("Numbers", table(("score", "records", "right"), rows, f"{title}: numbers"))
-    return figure(title, plot.svg() + f"<p class='soft'>Dashed: {percent(every)} right among all.</p>" + numbers)
+    scores, right = by_score(scores, right)
+    if not len(scores):
+        return Chart(title)
+    every = percent(float(right.mean()))
+    with new_figure() as figure:
+        axes = figure.subplots()
+        parts = draw_precision(axes, scores, right)
+        axes.set_xticks([])
+        axes.set_xlabel("tenths of the target, surest first")
+        picture = svg(figure, f"{title}: surest first. Right among all: {every}")
+    rows = [
+        (f"{scores[part[0]]:.3g} to {scores[part[-1]]:.3g}", f"{len(part):,}", percent(float(right[part].mean())))
+        for part in parts
+    ]
+    return Chart(title, picture, (), ("score", "records", "right"), rows, f"Dashed: {every} right among all.")
 
 
-def _confidences(prob: np.ndarray) -> Html:
-    rows = [(f"{share:.0%}", percent(float(np.quantile(prob, share)))) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
-    return table(("of the records below", "confidence"), rows, "Confidence of the predictions")
-
-
-def _matrix(counts: np.ndarray, classes: Sequence[str]) -> Html:
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    head = "".join(f'<th scope="col" class="n">{html(name)}</th>' for name in classes)
-    lines = "".join(
-        f'<tr><th scope="row">{html(name)}</th>'
-        + "".join(
-            f'<td class="n cell" style="background:rgba(var(--fill),{0.55 * share:.2f})">{count:,}<br>{share:.0%}</td>'
-            for count, share in zip(row.tolist(), part, strict=True)
-        )
-        + f'<td class="n cell">{int(row.sum()):,}</td></tr>'
-        for name, row, part in zip(classes, counts, shares, strict=True)
-    )
-    top = f'<tr><th scope="col">true ↓ predicted →</th>{head}<th scope="col" class="n">all</th></tr>'
-    return scrolling(f'<table class="confusion"><thead>{top}</thead><tbody>{lines}</tbody></table>', "Confusion matrix")
-
-
-def _confused_pairs(counts: np.ndarray, classes: Sequence[str]) -> Html:
-    """Of many classes, what is confused most."""
+def _confused_pairs(counts: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, str, str]]:
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CLASSES]
-    rows = [
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CLASSES]
+    return [
         (classes[true], classes[predicted], f"{wrong[true, predicted]:,}", f"{counts[true].sum():,}")
         for true, predicted in (divmod(int(place), len(classes)) for place in order)
         if wrong[true, predicted]
     ]
-    said = Html(f"<p>With {len(classes)} classes, the pairs that are confused most:</p>")
-    return Html(said + table(("true", "predicted", "records", "of the true class"), rows, "Most confused pairs"))
-
-
-def _series(records: Sequence[EpochRecord], metric: str, name: str, kind: int) -> Series:
-    return Series(name, [(float(r.epoch), r.metrics[metric]) for r in records if metric in r.metrics], kind)
-
-
-def _marks(outcome: Outcome) -> dict[float, str]:
-    """Names of the chosen, the last and the oracle epoch; one epoch may have several."""
-    names: dict[float, list[str]] = {}
-    for name, record in (("chosen", outcome.chosen), ("last", outcome.last), ("oracle", outcome.oracle)):
-        if record is not None:
-            names.setdefault(float(record.epoch), []).append(name)
-    return {epoch: ", ".join(said) for epoch, said in names.items()}
-
-
-def _epochs(records: Sequence[EpochRecord]) -> tuple[float, float]:
-    return float(records[0].epoch), float(records[-1].epoch)
-
-
-def _term(metric: str) -> str:
-    name = metric.removeprefix("loss/")
-    return TERMS.get(name, name)
-
-
-def _term_order(metric: str) -> tuple[int, str]:
-    name, known = metric.removeprefix("loss/"), list(TERMS)
-    return (known.index(name) if name in known else len(known), name)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else percent(value)
 
 
 def _shown(recipe: Recipe) -> dict[str, str]:
@@ -335,12 +256,8 @@ def _shown(recipe: Recipe) -> dict[str, str]:
     return {key: without_password(str(value)) for key, value in recipe.flat().items()}
 
 
-def _differences(recipe: Recipe) -> Html:
+def _differences(recipe: Recipe) -> list[tuple[str, str]]:
     bare = {"preset": recipe.preset, "data": {"sources": recipe.data.sources, "target": recipe.data.target}}
     before = _shown(make_recipe(bare))
-    rows = {k: v for k, v in _shown(recipe).items() if v != before.get(k) and not k.startswith(("run.", "tracking."))}
-    return _values(rows, "Values that differ from the preset") if rows else Html("<p>None.</p>")
-
-
-def _values(values: Mapping[str, str], label: str) -> Html:
-    return table(("key", "value"), [(key, html(value)) for key, value in values.items()], label)
+    changed = ((k, v) for k, v in _shown(recipe).items() if v != before.get(k))
+    return [(k, v) for k, v in changed if not k.startswith(("run.", "tracking."))]

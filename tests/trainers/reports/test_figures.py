@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from trainers.reports import figures
+from trainers.reports import charts, figures
 from trainers.tracking.journal import EpochRecord
 
 
@@ -42,9 +42,9 @@ def count(picture: np.ndarray, colour: str) -> int:
 def test_loss_curves_show_the_total_apart_from_the_terms(tmp_path: Path) -> None:
     figures.loss_curves(records(8), tmp_path / "new" / "loss.png")
     picture = pixels(tmp_path / "new" / "loss.png")
-    assert count(picture, figures.BLUE) > 500
+    assert count(picture, charts.BLUE) > 500
     half = picture.shape[1] // 3
-    assert count(picture[:, :half], figures.BLUE) == 0, "the first panel is the total, in black"
+    assert count(picture[:, :half], charts.BLUE) == 0, "the first panel is the total, in black"
 
 
 def test_every_recorded_term_has_its_panel(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_every_recorded_term_has_its_panel(tmp_path: Path) -> None:
 def test_accuracy_curves_draw_the_target_if_it_has_labels(tmp_path: Path, target: bool, drawn: bool) -> None:
     figures.accuracy_curves(records(8, target=target), 5, tmp_path / "accuracy.png")
     picture = pixels(tmp_path / "accuracy.png")
-    assert (count(picture, figures.BLUE) > 500) is drawn
-    assert count(picture, figures.VERMILION) > 500
-    assert count(picture, figures.GREEN) > 500
+    assert (count(picture, charts.BLUE) > 500) is drawn
+    assert count(picture, charts.VERMILION) > 500
+    assert count(picture, charts.GREEN) > 500
 
 
 def test_the_chosen_epoch_is_marked(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_pseudo_label_precision_bars_fall_with_the_score(tmp_path: Path) -> None
     bars = (picture == [0x56, 0xB4, 0xE9]).all(axis=2).sum(axis=0)
     left, right = np.nonzero(bars)[0][[0, -1]]
     assert bars[left + 5] > 3 * bars[right - 5]
-    assert count(picture, figures.BLUE) > 300
+    assert count(picture, charts.BLUE) > 300
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -137,5 +137,5 @@ def test_selection_curves(tmp_path: Path) -> None:
         each.metrics.update({"uacr/kept_share": 0.2 * each.epoch, "uacr/precision": 0.9, "uacr/accuracy": 0.7})
     figures.selection_curves(made, tmp_path / "with.png")
     figures.selection_curves(records(4), tmp_path / "without.png")
-    assert count(pixels(tmp_path / "with.png"), figures.BLUE) > 500
-    assert count(pixels(tmp_path / "without.png"), figures.BLUE) == 0
+    assert count(pixels(tmp_path / "with.png"), charts.BLUE) > 500
+    assert count(pixels(tmp_path / "without.png"), charts.BLUE) == 0
