@@ -8,6 +8,7 @@ title for every point, and the numbers in a table that opens.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ _STYLE: Any = {
     "figure.facecolor": "none",
     "legend.frameon": False,
     "lines.linewidth": 2.0,
+    "lines.scale_dashes": False,
     "lines.markersize": 5,
     "svg.fonttype": "none",
 }
@@ -79,10 +81,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of a page. svg: empty where there is nothing to show. keys: its legend, (name, kind). rows: its numbers."""
+    """A chart of a page. svg: None where nothing was recorded. keys: its legend, (name, kind). rows: its numbers."""
 
     title: str
-    svg: Markup = Markup("")
+    svg: Markup | None = None
     keys: Sequence[tuple[str, int]] = ()
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
@@ -153,7 +155,8 @@ def svg(figure: Figure, label: str) -> Markup:
         figure.savefig(file, format="svg", metadata=nothing)
     root = ElementTree.fromstring(file.getvalue())
     for group in root.iter(f"{_SVG}g"):
-        _, *titles = group.attrib.pop("id", "").split("\n")
+        identity = group.attrib.pop("id", "")
+        titles = json.loads(identity) if identity.startswith("[") else []
         points = list(group.iter(f"{_SVG}use")) or [group]
         for element, words in zip(points if titles else [], titles, strict=True):
             title = ElementTree.Element(f"{_SVG}title")
@@ -182,7 +185,7 @@ def with_symbols(picture: Markup, kinds: Sequence[int]) -> Markup:
 
 def titled(artist: Artist, *titles: str) -> None:
     """Titles that a page shows at a bar, or at each point of a line, in order."""
-    artist.set_gid("\n".join(("titles", *titles)))
+    artist.set_gid(json.dumps(titles))
 
 
 def draw_curves(axes: Axes, series: Sequence[Series], scale: Scale = FITTED, epochs: Epochs | None = None) -> None:
@@ -214,7 +217,6 @@ def draw_curves(axes: Axes, series: Sequence[Series], scale: Scale = FITTED, epo
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             color=SOFT,
-            fontsize=10,
             ha="right" if left else "left",
             annotation_clip=False,
         )
@@ -224,7 +226,7 @@ def letter_y(axes: Axes, scale: Scale) -> None:
     """Numbers at the y axis: all digits of a round number, so that neighbours differ."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(
-        PercentFormatter(1.0) if scale.percent else FuncFormatter(lambda value, _: f"{value:.6g}")
+        PercentFormatter(1.0, symbol=" %") if scale.percent else FuncFormatter(lambda value, _: f"{value:.6g}")
     )
 
 

@@ -134,6 +134,7 @@ def _drawn(view: View, points: Points, is_chosen: bool) -> dict[str, str | Marku
         f"{_share(view, points.true_N)}. The map holds {share:.1%} of the variance."
     )
     with new_figure(6.0, 4.5) as figure:
+        figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.margins(0.03)

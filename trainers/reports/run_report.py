@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from trainers.loop.evaluation import calibration_error, confusion
 from trainers.model.checkpoint import read_tensors

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tests.browser import ask
 from tests.trainers.made_run import HOSTILE, made_run
 from trainers.loop.evaluation import reliability
-from trainers.reports.charts import Plot, Series, curves
+from trainers.reports.charts import Epochs, Series, curves, draw_curves, new_figure
 from trainers.reports.feature_map import principal_components, same_neighbour
 from trainers.reports.run_report import draw_report
 from trainers.tracking.outcome import Outcome
@@ -95,7 +95,7 @@ def test_the_calibration_error_is_that_of_its_definition(made: tuple[Outcome, st
 def test_the_confusion_matrix_counts(made: tuple[Outcome, str, Tree]) -> None:
     outcome, text, _ = made
     seen = of_target(outcome)
-    shown = re.search(r'class="confusion".*?</table>', text)
+    shown = re.search(r'class="confusion".*?</table>', text, re.S)
     assert shown is not None
     cells = [int(cell) for cell in re.findall(r">(\d+)<br>", shown[0])]
     assert cells == [int(((seen["true"] == t) & (seen["label"] == p)).sum()) for t in range(3) for p in range(3)]
@@ -123,7 +123,8 @@ def test_the_map_holds_every_sample_of_the_evidence(made: tuple[Outcome, str, Tr
     place = data["id"].index("sea-train-7")
     assert data["domain"][place] == 2 and data["true"][place] == 7 % 3
     assert data["maps"][1]["predicted"][place] == probs[7].argmax()
-    assert sum(tag == "use" for tag, _ in tree.elements) == 2 * 36
+    drawn_points = re.findall(r'<use href="#m(\d)" x="[\d.]+" y="[\d.]+"', text[text.index('charts maps"') :])
+    assert [int(kind) for kind in drawn_points] == 2 * data["domain"]
     assert "Before: epoch 1" in tree.words["map"] and "After: the chosen epoch 2" in tree.words["map"]
 
 
@@ -154,9 +155,14 @@ def test_hostile_strings_stay_text_and_nothing_is_loaded(tmp_path: Path) -> None
     text, tree = drawn(outcome)
     assert sum(tag == "script" for tag, _ in tree.elements) == 2  # the map's data and the page's own
     assert not [attrs for _, attrs in tree.elements if any(name.startswith("on") for name in attrs)]
-    addresses = [v for _, attrs in tree.elements for k, v in attrs.items() if k in ("src", "href") and v is not None]
+    addresses = [
+        v
+        for _, attrs in tree.elements
+        for k, v in attrs.items()
+        if k in ("src", "href", "xlink:href") and v is not None
+    ]
     assert addresses and all(address.startswith(("#", "data:image/jpeg;base64,")) for address in addresses)
-    assert "url(" not in text and "@import" not in text
+    assert all(inside.startswith("#") for inside in re.findall(r"url\(([^)]*)", text)) and "@import" not in text
     policy = next(attrs["content"] for _, attrs in tree.elements if "http-equiv" in attrs)
     assert (
         policy is not None and "default-src 'none'" in policy and "unsafe-inline" not in policy.split("script-src")[1]
@@ -208,12 +214,32 @@ def test_nearest_neighbours_of_the_same_group() -> None:
 
 def test_a_curve_of_one_epoch_and_of_equal_values_is_drawn() -> None:
     for points in ([(1.0, 0.5)], [(1.0, 0.0), (2.0, 0.0)]):
-        assert "nan" not in curves("flat", [Series("a", points, 0)])
-    assert "Nothing of this was recorded" in curves("none", [Series("a", [], 0)])
+        svg = curves("flat", [Series("a", points, 0)]).svg
+        assert svg is not None and "nan" not in svg and svg.count("<use") == len(points)
+    assert curves("none", [Series("a", [], 0)]).svg is None
+
+
+def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
+    outcome = made_run(tmp_path)
+    for record in outcome.records:
+        record.metrics.pop("uacr/kept_share")
+        record.metrics.pop("uacr/accuracy", None)
+        record.metrics.pop("uacr/precision", None)
+    assert "Nothing of this was recorded." in drawn(outcome)[1].words["pseudo-labels"]
+
+
+def test_points_have_titles_and_colours_are_those_of_the_page() -> None:
+    svg = curves("loss", [Series("<b>", [(1.0, 0.5), (2.0, 0.25)], -1)], epochs=Epochs(marks={2.0: "chosen"})).svg
+    assert svg is not None
+    assert re.findall(r"<use [^>]*><title>(.*?)</title>", svg) == [
+        "&lt;b&gt;, epoch 1: 0.5",
+        "&lt;b&gt;, epoch 2: 0.25",
+    ]
+    assert "var(--text)" in svg and ">chosen</text>" in svg and "#1b1f24" not in svg
 
 
 USE = """(page, view) => {
-  const svg = page.querySelectorAll('svg.map')[1], use = svg.querySelectorAll('use'), said = page.getElementById('point');
+  const svg = page.querySelectorAll('.map svg')[1], use = svg.querySelectorAll('use'), said = page.getElementById('point');
   const links = () => [...use].map(u => u.getAttribute('href')).join();
   const told = {before: links(), quiet: said.textContent};
   page.querySelector('input[value=predicted]').click();
@@ -224,10 +250,12 @@ USE = """(page, view) => {
   const at = {clientX: (box.left + box.right) / 2, clientY: (box.top + box.bottom) / 2, bubbles: true};
   svg.dispatchEvent(new view.PointerEvent('pointermove', at));
   told.pointed = said.textContent;
-  page.querySelector('svg.map').scrollIntoView({block: 'end'});
+  page.querySelector('.map').scrollIntoView({block: 'end'});
   told.read = said.getBoundingClientRect().bottom <= view.innerHeight + 1;
-  told.letters = Math.min(...[...page.querySelectorAll('#learning figure > svg')].map(s => {
-    return parseFloat(view.getComputedStyle(s).fontSize) * s.getBoundingClientRect().width / 440; }));
+  told.letters = Math.min(...[...page.querySelectorAll('#learning figure > svg text')].map(t => {
+    const svg = t.ownerSVGElement;
+    return parseFloat(view.getComputedStyle(t).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  }));
   svg.dispatchEvent(new view.KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
   told.stepped = said.textContent;
   told.fill = view.getComputedStyle(page.querySelector('#m1')).fill;
@@ -244,7 +272,7 @@ def test_a_browser_shows_it_and_its_map_answers(tmp_path: Path, width: int) -> N
     told: dict[str, Any] = ask(page, width, USE, tmp_path)
     assert told["overflow"] == 0 and told["loaded"] == []
     assert told["before"] != told["after"] and told["legends"] == ["predicted"]
-    assert told["quiet"] == "No sample is pointed at."
+    assert told["quiet"] == "No record is pointed at."
     assert re.match(r"(hill|town)-val-\d+ · |sea-train-\d+ · ", told["pointed"]) and told["stepped"] != told["pointed"]
     assert told["read"], "what is pointed at is told where it can be seen"
     assert told["letters"] > 10.5, "pixels"
@@ -252,7 +280,10 @@ def test_a_browser_shows_it_and_its_map_answers(tmp_path: Path, width: int) -> N
 
 
 def test_labels_of_small_numbers_have_room_and_differ() -> None:
-    drawn = str(Plot((0.2, 0.4), (1.15e-5, 1.25e-5), label="scores", x_title="uacr.start").svg())
-    at = {words: float(x) for x, words in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end">([^<]+)<', drawn)}
-    assert {"1.2e-05", "1.225e-05", "1.25e-05"} <= set(at)
-    assert all(x > 7.5 * len(words) for words, x in at.items())
+    with new_figure() as figure:
+        axes = figure.subplots()
+        draw_curves(axes, [Series("score", [(1.0, 1.15e-5), (2.0, 1.25e-5)], 0)])
+        figure.draw_without_rendering()
+        boxes = {label.get_text(): label.get_window_extent() for label in axes.get_yticklabels()}
+    assert {"1.2e-05", "1.22e-05", "1.24e-05"} <= set(boxes)
+    assert all(box.x0 >= 0 for box in boxes.values())
