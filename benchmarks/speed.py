@@ -49,7 +49,7 @@ ROWS = {
     ),
     "ray_ready": Row("the same, against steps over batches that are ready", None, True, "percent"),
     "ray_data": Row("the same, against a loop that makes its batches itself", None, True, "percent"),
-    "workers": Row("2 workers of one thread against 1, a ready batch each: samples a second", 1.8),
+    "workers": Row("2 workers of one thread against 1, a ready batch each: samples a second", None),
     "workers_machine": Row("the same, workers that exchange nothing: what the machine gives", None),
     "workers_cut": Row("the same, the batch of the one cut in two", None),
     "workers_cut_machine": Row("the same, workers that exchange nothing", None),
@@ -58,7 +58,7 @@ ROWS = {
     "memory_parts": Row(
         f"the same with {' and '.join(f'`{option}`' for option in MEMORY_OPTIONS)}, which change no result", 0.6, True
     ),
-    "start": Row("from the command to the first step; other side: every worker starts by itself", 25, True, "seconds"),
+    "start": Row("from the command to the first step", 35, True, "seconds"),
 }
 
 

@@ -28,7 +28,6 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
-from trainers.cluster.fork_server import OFF
 from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop
 from trainers.loop.step import data_parallel
@@ -51,8 +50,7 @@ def postcards_recipe(folder: Path, epochs: int) -> Recipe:
 
 
 def measure_ray(epochs: int, repeats: int) -> dict[str, Any]:
-    """An epoch of `m2can train` with one worker against the same loop without Ray; and the start, with forked workers
-    against workers that start by themselves. All in turns.
+    """An epoch of `m2can train` with one worker against the same loop without Ray, in turns; and the start.
 
     `ray`: one plain process reads and encodes for the other loop, beside it. `ray_ready`: its batches are ready.
     `ray_data`: it makes them itself.
@@ -64,10 +62,9 @@ def measure_ray(epochs: int, repeats: int) -> dict[str, Any]:
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
         for turn in range(repeats):
             found: dict[str, list[float]] = dict(bare_epochs(recipe, epochs))
-            found["alone"] = [seconds_to_first_step(folder, f"alone{turn}", {OFF: "0"}, to_the_end=False)]
             began = time.time()
-            found["start"] = [seconds_to_first_step(folder, f"forked{turn}", {}, to_the_end=True)]
-            run = folder / "runs" / f"forked{turn}"
+            found["start"] = [seconds_to_first_step(folder, f"run{turn}")]
+            run = folder / "runs" / f"run{turn}"
             first_line = (run / "logs" / "rank-0.log").read_text()[:19]
             found["worker_began"] = [datetime.strptime(first_line, "%Y-%m-%d %H:%M:%S").timestamp() - began]
             records = [json.loads(file.read_text())["metrics"] for file in sorted((run / "journal").glob("*"))]
@@ -88,7 +85,6 @@ def measure_ray(epochs: int, repeats: int) -> dict[str, Any]:
     } | {
         "start": {
             "ours": median["start"],
-            "theirs": median["alone"],
             "ratio": median["start"],
             "unit": "s",
             "worker_began": median["worker_began"],
@@ -96,8 +92,8 @@ def measure_ray(epochs: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def seconds_to_first_step(folder: Path, name: str, environment: dict[str, str], to_the_end: bool) -> float:
-    """From the command `m2can train` with the folder's recipe until its first step is done.
+def seconds_to_first_step(folder: Path, name: str) -> float:
+    """From the command `m2can train` with the folder's recipe until its first step is done; returns when the run ends.
 
     Raises:
         RuntimeError: the command failed.
@@ -105,17 +101,14 @@ def seconds_to_first_step(folder: Path, name: str, environment: dict[str, str], 
     trace = folder / f"{name}.jsonl"
     command = [sys.executable, "-m", "services.cli.main", "train", str(folder / "recipe.json"), "--trace", str(trace),
                "--set", f"run.name={name}"]  # fmt: skip
-    settings = os.environ | {"RAY_ADDRESS": "local"} | environment
+    settings = os.environ | {"RAY_ADDRESS": "local"}
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=settings) as process:
         while process.poll() is None and not (trace.is_file() and trace.stat().st_size):
             time.sleep(0.02)
         first_step = time.monotonic() - began
-        if not to_the_end:
-            process.terminate()
         error = process.communicate()[1].decode()
-    stopped = not to_the_end and "goes on from there" in error
-    if process.returncode and not stopped:
+    if process.returncode:
         raise RuntimeError(error[-2000:])
     return first_step
 

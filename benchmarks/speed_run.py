@@ -19,7 +19,6 @@ from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_ba
 from benchmarks.sides import Runs, SideProcess, compare, interleaved
 from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
-from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from datasets_manifest.stream.encode import HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
@@ -123,7 +122,6 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     pass before or `read`. Each returns how many rows it scored."""
     quiet()
     torch.set_num_threads(1)
-    keep_freed_memory(TRAINER_KEEPS)
     with reviews(rows) as prepared:
         start_ray("local")
         reading = Stream(ray.put(prepared.corpus.table), CpuBudget(cpus=cpus / 2))

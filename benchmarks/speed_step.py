@@ -17,7 +17,6 @@ from benchmarks.baseline import baseline_network, pad
 from benchmarks.refinement import peak_mb
 from benchmarks.sides import Runs, SideProcess, compare, device_here
 from benchmarks.step_parts import Size, cut_rows, make_labels, make_network, make_rows, make_step, recipe_of
-from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from trainers.loop.step import Step
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import to_batch
@@ -94,7 +93,6 @@ def measure_step(size: Size, preset: str, *overrides: str) -> dict[str, Any]:
 def our_scores(size: Size) -> Iterator[Runs]:
     """Scores of a batch of target samples, weak views."""
     device, published = device_here(), recipe_of(size, "published")
-    keep_freed_memory(TRAINER_KEEPS)
     network = make_network(size, published).to(device).eval()
     choose_layout(network, published, device)
     rows = published.train.eval_batch_size

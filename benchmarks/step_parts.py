@@ -10,7 +10,6 @@ import torch
 from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
-from datasets_manifest.heap import TRAINER_KEEPS, keep_freed_memory
 from datasets_manifest.stream.encode import HostBatch
 from trainers.loop.step import Step
 from trainers.m2can.collective import Collective
@@ -128,7 +127,6 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
     default Adam, as the published code has it."""
     network.to(device)
     if not ordinary:
-        keep_freed_memory(TRAINER_KEEPS)
         choose_kernels(recipe, device)
         choose_layout(network, recipe, device)
     discriminators = build.build_discriminators(len(network.heads), network.num_classes, recipe.discriminators).to(

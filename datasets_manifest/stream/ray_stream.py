@@ -6,10 +6,10 @@ tokenize; the encoded rows come back in the plan's order. A step may span blocks
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import itertools
 import logging
-import os
-import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets_manifest.heap import TASK_KEEPS, keep_freed_memory
 from datasets_manifest.stream.encode import Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.plan import StepSlice
 
-SCHEDULER_PAUSE_S = 0.03
-ROWS_PER_TASK = 96  # enough to bury a task's overhead and the loop's pause; at 224 pixels a block is about 29 MB
+ROWS_PER_TASK = 96  # a block of 96 rows is about 29 MB at 224 pixels
 FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
-LOWEST_PRIORITY = 19  # of setpriority(2)
+PREFETCHED_BLOCKS = 2  # on their way to the training process
 
 
 @dataclass(frozen=True)
@@ -47,36 +45,34 @@ class CpuBudget:
 class Stream:
     """Reads rows of a table that lies in Ray's object store.
 
+    Only one iterator of a stream can be read at a time: a new one ends the one before.
+
     Args:
         table: reference of a table of readers.TABLE_SCHEMA.
-        share: this worker's part of the cluster.
+        cpu_budget: this worker's part of the cluster.
     """
 
     table: ray.ObjectRef
-    share: CpuBudget
+    cpu_budget: CpuBudget
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""
         rows = [s.rows_DB.ravel() for s in slices]
         positions = [s.positions_DB.ravel() for s in slices]
-        return self._run(rows, positions, encoding)
+        return self._batches(rows, positions, encoding)
 
     def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
         """The weak views of rows, batch by batch."""
-        return self._run(batches, [np.zeros(len(rows), np.int64) for rows in batches], encoding)
+        return self._batches(batches, [np.zeros(len(rows), np.int64) for rows in batches], encoding)
 
-    def _run(self, rows: list[np.ndarray], positions: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+    def _batches(self, rows: list[np.ndarray], positions: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
         if not rows:
             return
         sizes = [len(batch) for batch in rows]
         steps = np.repeat(np.arange(len(rows)), sizes)
-        index = index_table(steps, np.concatenate(rows), np.concatenate(positions))
+        blocks = self._blocks(index_table(steps, np.concatenate(rows), np.concatenate(positions)), encoding)
         pending: list[pa.Table] = []
         ready = 0
-        dataset = self._dataset(index, encoding)
-        # Ray Data's thread holds one block more in any case; with more to prefetch it would give out the first only when
-        # those after it are ready too.
-        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         for size in sizes:
             while ready < size:
                 block = next(blocks)
@@ -86,44 +82,84 @@ class Stream:
             yield collate(joined.slice(0, size), encoding.pictures.crop, encoding.vocabulary.pad_id)
             pending, ready = [joined.slice(size)], ready - size
 
-    def _dataset(self, index: pa.Table, encoding: Encoding) -> Any:
-        task_cpus = min(0.5, self.share.cpus)
-        dataset = ray.data.from_blocks(_task_blocks(index)).map_batches(
-            _encode,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            fn_kwargs={"table": self.table, "encoding": encoding},
-            num_cpus=task_cpus,
-        )
-        options = dataset.context.execution_options
-        options.preserve_order = True
-        # One task more waits for a CPU: Ray Data starts the next one up to a tenth of a second after another has ended.
-        limits = {"cpu": self.share.cpus + task_cpus}
-        if self.share.object_store is not None:
-            limits["object_store_memory"] = self.share.object_store
-        options.resource_limits = options.resource_limits.copy(**limits)
-        dataset.context.enable_progress_bars = False
-        dataset.context.custom_execution_callback_classes = [_Pace]
-        return dataset
+    def _blocks(self, index: pa.Table, encoding: Encoding) -> Iterator[pa.Table]:
+        """The encoded rows of `index`, in order. The pipeline ends with the iterator, read to its end or not."""
+        runner = self._runner
+        # Ray resolves a reference that is an argument, not one inside a list.
+        number = ray.get(runner.start.remote([self.table], index, encoding, self.cpu_budget))
+        try:
+            coming = deque(runner.next_block.remote(number) for _ in range(PREFETCHED_BLOCKS))
+            while (block := ray.get(coming.popleft())) is not None:
+                coming.append(runner.next_block.remote(number))
+                yield block
+        finally:
+            runner.end.remote(number)
+
+    @functools.cached_property
+    def _runner(self) -> Any:
+        """On this node, for as long as the stream exists."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop rest between its rounds, and begin at full width.
+@ray.remote(num_cpus=0)
+class PipelineRunner:
+    """Runs one Ray Data pipeline at a time, in a process of its own.
 
-    The loop runs in a thread of the training process. While tasks wait for the consumer it turns without a pause (Ray
-    2.60), and took the interpreter's lock four fifths of the time: steps of small networks became five times slower.
-
-    It asks for the cluster's resources before anybody can answer and keeps that nothing for a second, in which it runs
-    one task at a time: it is made to ask again.
+    In the training process the thread of Ray Data's scheduler would hold Python's lock most of the time. One actor for
+    all epochs: the actor that `Dataset.streaming_split` starts for each of them costs seconds on a machine of few cores.
     """
 
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(SCHEDULER_PAUSE_S)
-        with contextlib.suppress(AttributeError):  # of another Ray
-            resources = executor._resource_manager
-            if not resources.get_global_limits().cpu:
-                resources._global_limits_last_update_time = 0.0
+    def __init__(self) -> None:
+        quiet()
+        self._numbers = itertools.count()
+        self._running = -1
+        self._blocks: Iterator[pa.Table] = iter(())
+
+    def start(self, table: list[ray.ObjectRef], index: pa.Table, encoding: Encoding, budget: CpuBudget) -> int:
+        """Begin a pipeline, end the one before; the new one's number."""
+        self._blocks = iter(())
+        self._running = next(self._numbers)
+        dataset = make_dataset(table[0], index, encoding, budget)
+        self._blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        return self._running
+
+    def next_block(self, number: int) -> pa.Table | None:
+        """The next encoded rows; None after the last.
+
+        Raises:
+            RuntimeError: another pipeline has begun since.
+        """
+        if number != self._running:
+            raise RuntimeError("this pipeline has ended because another one of the same stream began")
+        return next(self._blocks, None)
+
+    def end(self, number: int) -> None:
+        """Stop the pipeline's tasks and let go of its blocks."""
+        if number == self._running:
+            self._blocks = iter(())
+
+
+def make_dataset(table: ray.ObjectRef, index: pa.Table, encoding: Encoding, budget: CpuBudget) -> ray.data.Dataset:
+    """The encoded rows of `index`, in order."""
+    task_cpus = min(0.5, budget.cpus)
+    dataset = ray.data.from_blocks(_task_blocks(index)).map_batches(
+        _encode,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_kwargs={"table": table, "encoding": encoding},
+        num_cpus=task_cpus,
+    )
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    # One task more waits for a CPU: Ray Data starts the next one up to a tenth of a second after another has ended.
+    limits = {"cpu": budget.cpus + task_cpus}
+    if budget.object_store is not None:
+        limits["object_store_memory"] = budget.object_store
+    options.resource_limits = options.resource_limits.copy(**limits)
+    dataset.context.enable_progress_bars = False
+    return dataset
 
 
 def _task_blocks(index: pa.Table) -> list[pa.Table]:
@@ -135,16 +171,8 @@ def _task_blocks(index: pa.Table) -> list[pa.Table]:
 
 
 def _encode(index: pa.Table, table: ray.ObjectRef, encoding: Encoding) -> pa.Table:
-    keep_freed_memory(TASK_KEEPS)
-    _give_way()
     # Ray Data passes references on as they are. The table is mapped from shared memory, not copied.
     return encode_rows(index, ray.get(table), encoding)
-
-
-def _give_way() -> None:
-    """Let training go first: it is what the batches are for, and it waits once they are short."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
 
 
 def quiet() -> None:

@@ -92,14 +92,14 @@ def start_workers(
         InputError: the cluster lacks what the recipe asks for.
     """
     recipe = prepared.recipe
-    scaling, data_share = worker_resources(recipe, cpu_fraction)
+    scaling, cpu_budget = worker_resources(recipe, cpu_fraction)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = start_monitor()
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
         table=ray.put(prepared.corpus.table),
-        share=data_share,
+        cpu_budget=cpu_budget,
         monitor=monitor,
         trace=trace is not None,
         profile=profile,

@@ -18,7 +18,8 @@ import torch
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from trainers.cluster.log_context import LogContext
-from trainers.cluster.worker import WorkerConfig, end_for_good, make_loop, memory_metrics
+from trainers.cluster.worker import WorkerConfig, errors_told, make_loop
+from trainers.cluster.worker_reports import memory_metrics
 from trainers.loop.loop import Loop
 from trainers.model.device_batches import make_encoding, to_batch
 
@@ -29,15 +30,12 @@ EVAL_BATCHES = 3
 
 def dry_run_on_worker(given: WorkerConfig) -> None:
     """What each Ray Train worker does; rank 0 tells the most of what any of them took."""
-    try:
+    with errors_told(given):
         loop = make_loop(given, LogContext(given.folder.name, ray.train.get_context().get_world_rank()))
         found = _measure(loop, ray.get(given.table))
         if loop.rank == 0:
             told = found | {"workers": loop.world_size, "device": str(loop.device)}
             ray.get(given.monitor.post.remote("measured", told))
-    except Exception as error:
-        if not end_for_good(error, given):
-            raise
 
 
 def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:

@@ -10,24 +10,9 @@ from typing import Any
 import ray
 
 from datasets_manifest.errors import InputError
-from trainers.cluster.fork_server import start_fork_server
 
-LOCAL_RAY = {
-    # Ray ends a worker process that rests for a second once a node has more of them than CPUs, and training leaves few
-    # CPUs over: without this, most tasks that prepare data wait for a new process and its imports.
-    "num_workers_soft_limit": 4 * (os.cpu_count() or 1) + 16,
-    # Training waits for nobody's turn. Ray would give its workers the priority of a background job (15).
-    "worker_niceness": 0,
-    # What Ray tells about itself is for its dashboard, which does not run here.
-    "enable_metrics_collection": False,
-    "event_stats": False,
-    "task_events_report_interval_ms": 0,
-}
-# The workers that Ray starts beforehand lack the runtime environment that forked ones have: nobody would use them.
-LOCAL_RAY_FORKED = LOCAL_RAY | {"prestart_worker_first_driver": False}
-
-# Of Ray Train. On one machine nobody takes nodes away, so nothing needs to watch for it, and a look at the workers twice
-# a second costs nothing; on a large cluster it would.
+# Settings of Ray Train. On one machine nobody takes nodes away, so that no process needs to watch for it, and looking at
+# the workers twice a second costs nothing.
 LOCAL_TRAIN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
@@ -57,19 +42,10 @@ def start_ray(address: str | None) -> bool:
 
 
 def start_own_ray(**options: Any) -> None:
-    """Start a Ray for this process alone, whose workers are forked; `options` are those of `ray.init`."""
+    """Start a Ray for this process alone; `options` are those of `ray.init`."""
     for name, value in LOCAL_TRAIN.items():
         os.environ.setdefault(name, value)
-    forked = start_fork_server()
-    config = LOCAL_RAY_FORKED if forked else LOCAL_RAY
-    ray.init("local", include_dashboard=False, _system_config=config, runtime_env=forked, **options)
-    if forked:
-        _nothing.remote()  # Ray's first worker: the server makes its imports while the driver makes its own
-
-
-@ray.remote(num_cpus=0)
-def _nothing() -> None:
-    pass
+    ray.init("local", include_dashboard=False, **options)
 
 
 def is_elsewhere(address: str | None) -> bool:

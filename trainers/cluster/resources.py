@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import ray
-from ray._private.state import state
 from ray.train import ScalingConfig
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.ray_stream import CpuBudget
+from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe.recipe import Recipe
-
-
-def autoscaled_resources() -> dict[str, float]:
-    """The most that an autoscaler may bring the cluster to; empty where there is none. Ray has no public call for it."""
-    return {name: float(most) for name, most in (state.get_max_resources_from_cluster_config() or {}).items()}
 
 
 def most_resources() -> dict[str, float]:

@@ -18,7 +18,7 @@ from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster.disk import most_at_once, retention
 from trainers.cluster.driver import train
 from trainers.cluster.preparation import prepare
-from trainers.cluster.worker import evaluation_tensors
+from trainers.cluster.worker_reports import evaluation_tensors
 from trainers.recipe.recipe import make_recipe
 
 RECIPES = {

@@ -24,6 +24,6 @@ def test_workers_may_wait_for_nodes_that_an_autoscaler_adds(
     with pytest.raises(InputError, match="fewer GPUs"):
         cluster.worker_resources(recipe)
     monkeypatch.setattr(cluster, "autoscaled_resources", lambda: {"CPU": 32.0, "GPU": 4.0})
-    scaling, share = cluster.worker_resources(recipe)
+    scaling, cpu_budget = cluster.worker_resources(recipe)
     assert scaling.use_gpu and scaling.resources_per_worker == {"CPU": 2.0, "GPU": 1}
-    assert share.cpus == (32 - 4 * 2) / 4
+    assert cpu_budget.cpus == (32 - 4 * 2) / 4

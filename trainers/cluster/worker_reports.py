@@ -1,0 +1,219 @@
+"""What a worker tells Ray Train and the driver: checkpoints, metrics, progress."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.stream.plan import EpochPlan, StepSlice
+from trainers.cluster.log_context import LogContext
+from trainers.cluster.memory_hints import process_peak
+from trainers.loop.loop import Loop, Observer, Passes
+from trainers.loop.profiling import StepProfile
+from trainers.loop.scoring import Scored
+from trainers.m2can.collective import Collective
+
+_log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_MESSAGES = 0.5
+SECONDS_BETWEEN_LINES = 30.0  # of the log, about steps
+NO_SCORE = -1e9  # finite: what Ray keeps of a run for a restart goes through JSON
+STEPS_BETWEEN_VOTES = 5  # an exchange each
+
+
+class StopRequested(Exception):
+    """The run ends between two steps; its checkpoint is reported. `epoch` and `step` (of the epoch) count from 1."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(f"epoch {epoch}, step {step}")
+        self.epoch, self.step = epoch, step
+
+
+def resume(loop: Loop, monitor: Any) -> None:
+    """Load the newest reported checkpoint that is whole, if there is any.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    last = ray.train.get_checkpoint()
+    if last is None:
+        return
+    problems = []
+    for checkpoint in [last, *earlier(last)]:
+        try:
+            with checkpoint.as_directory() as folder:
+                loop.load(Path(folder))
+                _log.info(
+                    "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
+                )
+                return
+        except InputError as error:
+            problems.append(str(error))
+            _log.warning("a checkpoint is left out: %s", error)
+            monitor.post.remote("note", f"a checkpoint is left out: {error}")
+    raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
+
+
+def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
+    """The run's other reported checkpoints, newest first."""
+    known = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
+    return [found for found in reversed(known) if found.path != last.path]
+
+
+def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor], monitor: Any) -> None:
+    """Report metrics to Ray Train, with a checkpoint that rank 0 writes. A barrier: all workers call it together.
+
+    Raises:
+        OSError: the checkpoint could not be written or copied to the run's storage; the one before stays.
+    """
+    content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
+    score = metrics.get("selection/score", NO_SCORE)
+    content["retention"] = score if math.isfinite(score) else NO_SCORE
+    state = loop.state()
+    if loop.rank != 0:
+        ray.train.report(content)
+        return
+    if loop.recipe.checkpoint.max_disk is not None:
+        # Waits until the controller has taken the reports before this one and removed what need not stay. Workers may
+        # be two reports ahead of it otherwise, each with a checkpoint on the disk.
+        ray.train.get_all_reported_checkpoints()
+    folder = Path(tempfile.mkdtemp(prefix="m2can-")) / "checkpoint"
+    try:
+        loop.save(folder, evaluation, state)
+        ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        _log.info("checkpoint of step %d since the run began", loop.step.number)
+    except OSError as error:
+        where = f"epoch {loop.epoch + 1} after step {loop.steps_done}" if loop.steps_done else f"epoch {loop.epoch}"
+        note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
+        ray.get(monitor.post.remote("note", note))
+        raise
+    finally:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """The most MiB this process has held since it began, and on its GPU."""
+    metrics = {"memory/process_peak_mib": process_peak() / 2**20}
+    if device.type == "cuda":
+        metrics["memory/gpu_peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return metrics
+
+
+def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
+    """What an epoch's checkpoint holds for choosing (`evidence/…`) and for the report: `<domain>/<split>/<column>`, and
+    the target rows with a pseudo label (`kept_rows`)."""
+    tensors = {"kept_rows": torch.from_numpy(loop.kept_rows)}
+    tensors |= {name: torch.from_numpy(array) for name, array in scored.evidence.arrays().items()}
+    for part in scored.parts:
+        for name, column in scored.of(part).items():
+            tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)
+        tensors[f"{part.domain}/{part.split}/true"] = torch.from_numpy(loop.labels[part.start : part.stop])
+    return tensors
+
+
+class Reporter(Observer):
+    """Sends a worker's progress to the driver's monitor and asks it whether the run is to stop.
+
+    Args:
+        monitor: handle of a Monitor.
+        ids: of all rows of the table.
+        context: of this worker's log lines; follows the steps.
+        every_steps: a checkpoint every so many steps; 0 or None for none within an epoch.
+        trace: whether rank 0 sends every step's losses, not only some.
+        profile: of this worker's steps, or None.
+    """
+
+    def __init__(
+        self,
+        monitor: Any,
+        *,
+        corpus: Corpus,
+        ids: pa.ChunkedArray,
+        collective: Collective,
+        context: LogContext,
+        every_steps: int | None,
+        trace: bool,
+        profile: StepProfile | None,
+    ) -> None:
+        self.monitor, self.trace, self.rank = monitor, trace, collective.rank
+        self.collective, self.context, self.every_steps, self.profile = collective, context, every_steps, profile
+        self.domains, self.ids = [part.domain for part in corpus.train], ids
+        self._stop_answer: ray.ObjectRef | None = None  # the monitor's answer that has not come yet
+        self._asked_to_stop = False
+        self._last_message = self._last_line = 0.0  # seconds
+
+    def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
+        now = time.monotonic()
+        self.context.epoch, self.context.step = slice_.epoch + 1, slice_.step + 1
+        if self.profile is not None:
+            self.profile.step()
+        if now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            _log.info("of %d steps; loss %.5g", plan.num_steps, float(passes["second"]["total"]))
+        due = now - self._last_message > SECONDS_BETWEEN_MESSAGES or slice_.step + 1 == plan.num_steps
+        if due and self._read_answer():
+            self._stop_answer = self.monitor.beat.remote(self.rank, slice_.epoch + 1, slice_.step + 1)
+        if self.rank != 0 or not (self.trace or due):
+            self._last_message = now if due else self._last_message
+            return
+        self._last_message = now
+        content = {
+            "epoch": slice_.epoch + 1,
+            "step": slice_.step + 1,
+            "steps": plan.num_steps,
+            "samples": plan.num_domains * slice_.global_batch,
+            "passes": {number: {name: float(v) for name, v in terms.items()} for number, terms in passes.items()},
+        }
+        self.monitor.post.remote("step", content)
+
+    def between_steps(self, loop: Loop) -> None:
+        stop = loop.steps_done % STEPS_BETWEEN_VOTES == 0 and self._agree_to_stop()
+        if stop or (self.every_steps and loop.steps_done % self.every_steps == 0):
+            report(loop, {"partial": 1.0}, {}, self.monitor)
+        if stop:
+            raise StopRequested(loop.epoch + 1, loop.steps_done)
+
+    def _agree_to_stop(self) -> bool:
+        """True if any worker was asked to stop: all of them stop after the same step."""
+        self._read_answer()
+        device = ray.train.torch.get_device()
+        return bool(self.collective.sum_(torch.tensor([float(self._asked_to_stop)], device=device)) > 0)
+
+    def _read_answer(self) -> bool:
+        """Read the monitor's answer if it is there; True if there is none to wait for."""
+        if self._stop_answer is None:
+            return True
+        ready, _ = ray.wait([self._stop_answer], timeout=0)
+        if ready:
+            self._asked_to_stop |= ray.get(ready[0])
+            self._stop_answer = None
+        return bool(ready)
+
+    def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
+        for row, problem in bad:
+            _log.warning("record %s: %s", self.ids[row].as_py(), problem)
+        if bad:
+            self.monitor.post.remote("bad", [(self.ids[row].as_py(), problem) for row, problem in bad])
+
+    def not_finite(self, slice_: StepSlice) -> None:
+        ids = [[self.ids[int(row)].as_py() for row in rows] for rows in slice_.rows_DB]
+        content = {
+            "epoch": slice_.epoch + 1,
+            "step": slice_.step + 1,
+            "rank": self.rank,
+            "ids": dict(zip(self.domains, ids, strict=True)),
+        }
+        ray.get(self.monitor.post.remote("nonfinite", content))
