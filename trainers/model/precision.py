@@ -93,8 +93,12 @@ def _require_compiler(cuda: bool) -> None:
 
 
 def choose_kernels(recipe: Recipe, device: torch.device) -> None:
-    """Settings of this process: whether float32 products may be computed in TF32."""
+    """Settings of this process on a GPU: TF32 for float32 products, and no attention of cuDNN's.
+
+    cuDNN's attention builds a plan for every new shape, and the lengths of texts differ from step to step.
+    """
     if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = recipe.train.tf32
 
