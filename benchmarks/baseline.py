@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from datasets_manifest.stream.encode import Encoding, HostBatch
-from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.images import ASPECT, IMAGENET_MEAN, IMAGENET_STD
 from datasets_manifest.stream.text import clean, drop_words, join_sentences, tokenizer_from_json
 from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d
@@ -126,17 +126,16 @@ class PaddedSamples(Dataset[tuple[Tensor, ...]]):
 
     def __post_init__(self) -> None:
         pictures, strong = self.encoding.pictures, self.encoding.pictures.strong
-        jitter = strong.jitter
         last = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         self.weak = transforms.Compose(
             [transforms.Resize(pictures.resize), transforms.CenterCrop(pictures.crop), *last]
         )
-        colour = transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        colour = transforms.ColorJitter(*strong.jitter)
         self.strong = transforms.Compose(
             [
-                transforms.RandomResizedCrop(pictures.crop, strong.area, strong.aspect),
+                transforms.RandomResizedCrop(pictures.crop, strong.area, ASPECT),
                 transforms.RandomHorizontalFlip(strong.flip),
-                transforms.RandomApply([colour], jitter.p),
+                transforms.RandomApply([colour], strong.jitter_p),
                 transforms.RandomGrayscale(strong.greyscale),
                 *last,
             ]

@@ -24,7 +24,7 @@ from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them

@@ -56,7 +56,7 @@ def run_one(task: tuple[str, int, str, Path]) -> dict[str, Any]:
 
 
 def recipe_of(features: Any, name: str, seed: int) -> Any:
-    from trainers.recipe.recipe import apply_override, make_recipe
+    from trainers.recipe import apply_override, make_recipe
 
     preset = PRESET_OF.get(name, "published")
     data = features.card.recipe.data.model_dump(mode="json")

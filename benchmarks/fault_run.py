@@ -19,8 +19,8 @@ EPOCHS, STEPS = 3, 10  # of the small recipe below
 SETTINGS: dict[str, Any] = {
     "data": {"pictures": {"resize": 54, "crop": 48}, "texts": {"max_tokens": 64}, "samples_per_epoch": 8 * STEPS},
     "encoders": {
-        "text": {"name": "tiny", "hidden": 32, "dropout": 0.0},
-        "picture": {"name": "tiny", "width": 4},
+        "text": {"name": "tiny:32"},
+        "picture": {"name": "tiny:4"},
     },
     "train": {"epochs": EPOCHS, "batch_size": 8, "seed": 1},
     "cluster": {"workers": 2, "timeout_s": 20},
@@ -35,7 +35,6 @@ ELASTIC = [
     "encoders.picture.batch_norm=per_sample",
     "cluster.workers=[1, 2]",
     "cluster.cpus_per_worker=1.5",
-    "cluster.resize_interval_s=10",
     "checkpoint.every_steps=10",
     f"train.epochs={ELASTIC_EPOCHS}",
     f"data.samples_per_epoch={8 * ELASTIC_STEPS}",

@@ -29,7 +29,7 @@ class Row:
     shown: str = "ratio"  # or `percent`, or `seconds`
 
 
-MEMORY_OPTIONS = ("train.accumulate=8", "encoders.picture.activation_checkpointing=true")
+MEMORY_OPTIONS = ("train.accumulate=8", "encoders.activation_checkpointing=pictures")
 
 ROWS = {
     "step": Row("training step, same mathematics (fp32, per-sample statistics)", 3),

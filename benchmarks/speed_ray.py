@@ -33,14 +33,14 @@ from trainers.loop.loop import Loop
 from trainers.loop.step import data_parallel
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
-from trainers.recipe.recipe import Recipe
 
 
 def postcards_recipe(folder: Path, epochs: int) -> Recipe:
     manifests = write_postcards(folder / "postcards", seed=0, train=960, val=60)
     settings = [
-        "encoders.picture.width=16",
+        "encoders.picture.name=tiny",
         "uacr.warmup=1",
         "uacr.start=1",
         "uacr.threshold=0",

@@ -30,7 +30,7 @@ from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import make_encoding, normalise
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 CPU = torch.device("cpu")
 JPEG = (1024, 768)
@@ -99,8 +99,8 @@ def small_recipe(manifests: list[Path], storage: Path) -> Recipe:
                 "pictures": {"resize": 110, "crop": 96},
             },
             "encoders": {
-                "text": {"name": "tiny", "weights": "random", "dropout": 0.0},
-                "picture": {"name": "tiny", "width": 8, "head": "none", "weights": "random"},
+                "text": {"name": "tiny", "weights": "random"},
+                "picture": {"name": "tiny:8", "head": "none", "weights": "random"},
             },
             "uacr": {"start": 1.0},
             "train": {"epochs": 4, "batch_size": 8},
@@ -125,7 +125,7 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     with reviews(rows) as prepared:
         start_ray("local")
         reading = Stream(ray.put(prepared.corpus.table), CpuBudget(cpus=cpus / 2))
-        keeping = EvaluationCache(reading, prepared.recipe.data.kept_views)
+        keeping = EvaluationCache(reading)
         loop = make_loop(prepared, keeping)
 
         def score(source: Any) -> int:

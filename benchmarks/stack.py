@@ -72,7 +72,7 @@ class Driver:
 def recipe(manifests: list[Path], epochs: int) -> dict[str, Any]:
     return {
         "data": {"sources": [str(path) for path in manifests[:-1]], "target": str(manifests[-1]), **SMALL},
-        "encoders": {"text": {"name": "tiny"}, "picture": {"name": "tiny", "width": 8}},
+        "encoders": {"text": {"name": "tiny"}, "picture": {"name": "tiny:8"}},
         "sam": {"rho": 0},
         "train": {"epochs": epochs, "batch_size": 8},
         "cluster": {"workers": 2},

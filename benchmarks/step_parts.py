@@ -18,7 +18,7 @@ from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
 from trainers.model import build, encoders, optimizers
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 
@@ -53,7 +53,7 @@ QUICK = Size("tiny", 64, 32, 1, 500, 4, 60, 3)
 
 
 def recipe_of(size: Size, preset: str, *overrides: str) -> Recipe:
-    from trainers.recipe.recipe import apply_override
+    from trainers.recipe import apply_override
 
     tree: dict[str, Any] = {
         "preset": preset,
@@ -129,10 +129,10 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
     if not ordinary:
         choose_kernels(recipe, device)
         choose_layout(network, recipe, device)
-    discriminators = build.build_discriminators(len(network.heads), network.num_classes, recipe.discriminators).to(
-        device
-    )
-    optimizer, other = optimizers.build_optimizers(network, discriminators, recipe.optimizer, recipe.train.batch_size)
+    discriminators = build.build_discriminators(
+        len(network.heads), network.num_classes, recipe.objective.discriminators
+    ).to(device)
+    optimizer, other = optimizers.build_optimizers(network, discriminators, recipe.optimizer)
     if ordinary:
         optimizer = Adam(optimizer.param_groups)  # groups keep their rates
         for group in optimizer.param_groups:
@@ -146,7 +146,6 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
         discriminator_optimizer=other,
         schedule=optimizers.build_schedule(recipe.schedule, 10, 100),
         rho=recipe.sam.rho,
-        every=recipe.sam.every,
         collective=Collective(),
         autocast=autocast_of(recipe, device),
         parts=recipe.train.accumulate,

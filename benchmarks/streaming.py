@@ -38,7 +38,7 @@ from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.local_cluster import start_ray
 from trainers.model.device_batches import make_encoding
 from trainers.model.vocabulary import word_vocabulary
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 
 BATCH = 32
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from datasets_manifest.errors import InputError
 from deploy.commands import command_fault, shell_faults
 from services.jobs.job_request import refuse_passwords
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 CLUSTER_AT = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
 DATA, GPU = "/data", "nvidia.com/gpu"

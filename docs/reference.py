@@ -14,8 +14,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from docs.meanings import MEANINGS
-
 API = {
     "The method, plain torch": [
         "trainers.m2can.network", "trainers.m2can.encoders.text", "trainers.m2can.encoders.picture",
@@ -26,7 +24,7 @@ API = {
     ],
     "From Python": ["m2can.training", "m2can.models", "trainers.training_run"],
     "Training": [
-        "trainers.recipe.recipe", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
+        "trainers.recipe.loading", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
         "trainers.model.checkpoint", "trainers.model.predictor",
     ],
     "Selection without target labels": [
@@ -38,18 +36,17 @@ API = {
     ],
     "Services": ["services.registry", "services.promotion", "services.jobs.jobs", "services.serving.deployment"],
 }  # fmt: skip
-_COMMENTED = re.compile(r"^ {4}(\w+): .*?(?:  # (.*))?$")
 
 
 def recipe_page() -> str:
     """Every key of a recipe: type, meaning, what it is if it is left out, with either preset."""
-    from trainers.recipe.recipe import Recipe, make_recipe
+    from trainers.recipe import Recipe, make_recipe
 
     data = {"sources": ["a", "b"], "target": "c"}
     presets = [make_recipe({"preset": name, "data": data}).flat() for name in ("recommended", "published")]
     parts = [
         "# Recipe reference",
-        "Made from the models in `trainers/recipe/recipe.py`. A recipe file states only what differs from its preset; "
+        "Made from the models in `trainers/recipe`. A recipe file states only what differs from its preset; "
         "`--set a.b=c` overrides one key. Unknown keys are refused with the nearest valid one. The default is that of the "
         "preset `recommended`, which is taken where a recipe names none.",
     ]
@@ -58,40 +55,22 @@ def recipe_page() -> str:
 
 
 def _section(model: type[BaseModel], path: str, recommended: dict[str, Any], published: dict[str, Any]) -> list[str]:
-    comments, rows, below = _comments(model), [], []
+    rows: list[str] = []
+    below: list[str] = []
     for name, field in model.model_fields.items():
         key, inner = f"{path}{name}", _model_in(field.annotation)
         if inner is not None:
             below += _section(inner, f"{key}.", recommended, published)
             continue
         default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(recommended[key])}`"
-        meaning = comments.get(name) or MEANINGS.get(key, "")
+        meaning = field.description or ""
         if published[key] != recommended[key] and key != "preset":
             meaning += f" (`published`: `{_yaml(published[key])}`)"
         rows.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
     title = f"## `{path[:-1]}`" if path else "## At the top"
-    document = inspect.getdoc(model) or ""
-    text = "" if document.startswith("!!! ") or not model.__doc__ else document
+    text = "" if not path else inspect.getdoc(model) or ""
     table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
     return [part for part in (title, text, table if rows else "") if part] + below
-
-
-def _comments(model: type[BaseModel]) -> dict[str, str]:
-    """Field → the comment behind or above it; that of a default in brackets stands on the next line."""
-    found, above, name = {}, "", ""
-    for line in inspect.getsource(model).splitlines():
-        if line.startswith("    # "):
-            above = f"{above} {line.strip()[2:]}".strip()
-            continue
-        if field := _COMMENTED.match(line):
-            name = field.group(1)
-            found[name] = f"{above} {field.group(2) or ''}".strip()
-        elif name and line.startswith("        ") and "  # " in line and not found[name]:
-            found[name] = line.partition("  # ")[2]
-        elif not line.startswith("        "):
-            name = ""
-        above = ""
-    return found
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -115,7 +94,8 @@ def _name(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("nothing" if argument is type(None) else _name(argument) for argument in arguments)
     if origin in (list, tuple):
-        return f"{'list of' if origin is list else 'pair of'} {_name(arguments[0])}"
+        many = "list of" if origin is list else {2: "pair of"}.get(len(arguments), f"{len(arguments)} times")
+        return f"{many} {_name(arguments[0])}"
     return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}.get(
         getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainers.failures import RunFailed as RunFailed
     from trainers.failures import TrackingUnavailable as TrackingUnavailable
     from trainers.model.predictor import Predictor as Predictor
-    from trainers.recipe.recipe import Recipe as Recipe
+    from trainers.recipe import Recipe as Recipe
     from trainers.training_run import Result as Result
     from tuning.driver import SweepResult as SweepResult
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainers.recipe.recipe import Recipe
+    from trainers.recipe import Recipe
     from trainers.training_run import Result
     from tuning.driver import SweepResult
 

@@ -34,7 +34,7 @@ from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.build import build_discriminators
 from trainers.model.optimizers import build_optimizers
 from trainers.published import tensor_names as published
-from trainers.recipe.recipe import OptimizerSection
+from trainers.recipe.method_sections import OptimizerSection
 
 Record = dict[str, Any]
 

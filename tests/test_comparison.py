@@ -13,7 +13,7 @@ from benchmarks.comparison import area_under_curve, summary
 from benchmarks.comparison_page import GROUPS, table
 from benchmarks.icons import Icon, draw, write_icons
 from benchmarks.variants import COMMON, PRESET_OF, VARIANTS
-from trainers.recipe.recipe import apply_override, make_recipe
+from trainers.recipe import apply_override, make_recipe
 
 
 @pytest.mark.parametrize("name", VARIANTS)

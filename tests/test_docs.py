@@ -33,7 +33,7 @@ def test_pages_build_with_all_links(tmp_path: Path) -> None:
 
 def test_every_recipe_key_is_in_the_reference() -> None:
     from docs.reference import recipe_page
-    from trainers.recipe.recipe import Recipe
+    from trainers.recipe import Recipe
 
     keys = Recipe.model_validate({"data": {"sources": ["a"], "target": "b"}}).flat()
     shown = recipe_page()
@@ -42,8 +42,9 @@ def test_every_recipe_key_is_in_the_reference() -> None:
 
 def test_every_recipe_key_has_its_meaning_and_the_default_that_counts() -> None:
     from docs.meanings import MEANINGS
+
     from docs.reference import recipe_page
-    from trainers.recipe.recipe import make_recipe
+    from trainers.recipe import make_recipe
 
     data = {"sources": ["a"], "target": "b"}
     recommended = make_recipe({"data": data}).flat()

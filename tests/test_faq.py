@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("datasets_manifest", "trainers", "tuning", "services", "m2can")

@@ -12,7 +12,7 @@ import pytest
 
 import m2can
 from trainers.cluster.preparation import prepare
-from trainers.recipe.recipe import load_recipe
+from trainers.recipe import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import threading
 
     from trainers.cluster.preparation import Prepared
-    from trainers.recipe.recipe import Recipe
+    from trainers.recipe import Recipe
     from trainers.tracking.journal import EpochRecord
     from trainers.tracking.outcome import Outcome
     from trainers.tracking.sender import Sender, TrackedRun

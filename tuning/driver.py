@@ -19,7 +19,7 @@ from trainers.cluster.preparation import prepare
 from trainers.cluster.resources import most_resources
 from trainers.failures import RunFailed
 from trainers.model.checkpoint import load_card, model_folder, read_json
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
 from trainers.tracking.journal import Journal

@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from datasets_manifest.errors import InputError, from_validation_error, nearest
-from trainers.recipe.recipe import Recipe, apply_override, make_recipe, read_tree
+from trainers.recipe import Recipe, apply_override, make_recipe, read_tree
 from trainers.recipe.recipes import packaged_recipe
 from trainers.validators import Validator
 

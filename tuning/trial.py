@@ -21,7 +21,7 @@ from ray import tune
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from trainers.failures import RunFailed, RunStopped
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.outcome import read_validator_inputs

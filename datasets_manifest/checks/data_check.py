@@ -13,7 +13,6 @@ from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, rea
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
 from datasets_manifest.manifest.schema import LoadedManifest
-from datasets_manifest.stream.images import PictureViews
 
 Severity = Literal["fatal", "warning", "note"]
 
@@ -121,7 +120,7 @@ def check(
     paths = [path for _, _, result in read for images in result.table["images"].to_pylist() for path in images]
     if len(set(paths)) > IN_PROCESS:
         start()
-    facts = read_all_facts(paths, PictureViews().max_pixels, on_done)
+    facts = read_all_facts(paths, on_done)
     rows = [_rows(manifest, split, result, facts) for manifest, split, result in read]
     for one in rows:
         findings += [*_of_records(one), *_of_pictures(one), *_of_labels(one), *_copies_within(one)]

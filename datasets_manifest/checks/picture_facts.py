@@ -35,7 +35,7 @@ class PictureFacts:
     digest: bytes | None
 
 
-def read_facts(path: str, max_pixels: int) -> PictureFacts:
+def read_facts(path: str) -> PictureFacts:
     """Read and decode one picture, a JPEG at an eighth of its size."""
     try:
         data = read_picture_bytes(path)
@@ -43,14 +43,14 @@ def read_facts(path: str, max_pixels: int) -> PictureFacts:
         return PictureFacts(bad.reason, 0, 0, 0, None)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
-        width, height = inspect_picture(data, max_pixels)
+        width, height = inspect_picture(data)
     except BadPicture as bad:
         return PictureFacts(bad.reason, 0, 0, len(data), digest)
     return PictureFacts(None, width, height, len(data), digest)
 
 
 def read_all_facts(
-    paths: Sequence[str], max_pixels: int, on_done: Callable[[int], None] = lambda count: None
+    paths: Sequence[str], on_done: Callable[[int], None] = lambda count: None
 ) -> dict[str, PictureFacts]:
     """Facts by path. More than IN_PROCESS pictures are spread over the Ray cluster, which must be running then.
 
@@ -61,7 +61,7 @@ def read_all_facts(
     facts: dict[str, PictureFacts] = {}
     blocks = (distinct[start : start + _BLOCK] for start in range(0, len(distinct), _BLOCK))
     if len(distinct) <= IN_PROCESS:
-        tables = (facts_table(pa.table({"path": block}), max_pixels) for block in blocks)
+        tables = (facts_table(pa.table({"path": block})) for block in blocks)
     else:
         import ray.data
 
@@ -69,9 +69,7 @@ def read_all_facts(
 
         quiet()
         dataset = ray.data.from_blocks([pa.table({"path": block}) for block in blocks])
-        mapped = dataset.map_batches(
-            facts_table, batch_size=None, batch_format="pyarrow", fn_kwargs={"max_pixels": max_pixels}, num_cpus=1
-        )
+        mapped = dataset.map_batches(facts_table, batch_size=None, batch_format="pyarrow", num_cpus=1)
         tables = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
     for table in tables:
         facts |= {row.pop("path"): PictureFacts(**row) for row in table.to_pylist()}
@@ -79,7 +77,7 @@ def read_all_facts(
     return facts
 
 
-def facts_table(table: pa.Table, max_pixels: int) -> pa.Table:
+def facts_table(table: pa.Table) -> pa.Table:
     """Of FACTS_SCHEMA, for a table with a column `path`."""
-    rows = [{"path": path, **vars(read_facts(path, max_pixels))} for path in table["path"].to_pylist()]
+    rows = [{"path": path, **vars(read_facts(path))} for path in table["path"].to_pylist()]
     return pa.Table.from_pylist(rows, FACTS_SCHEMA)

@@ -26,7 +26,7 @@ class EvaluationCache:
         most_bytes: of encoded rows; what does not fit is read and encoded each time.
     """
 
-    def __init__(self, source: Source, most_bytes: int) -> None:
+    def __init__(self, source: Source, most_bytes: int = 2**30) -> None:
         self.source, self.most_bytes = source, most_bytes
         self.bytes = 0
         self._kept: dict[bytes, HostBatch] = {}

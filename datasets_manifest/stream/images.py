@@ -25,6 +25,8 @@ from datasets_manifest.manifest import storage
 
 cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
 
+MAX_PIXELS = 50_000_000  # of a picture, by its header; a larger one is not decoded
+ASPECT = (3 / 4, 4 / 3)  # of the strong view's crop, width by height
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # applied on the device
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,41 +47,36 @@ class BadPicture(Exception):
         return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
-class JitterSpec(BaseModel, extra="forbid", frozen=True):
-    """With probability p: each factor uniform in 1 ± its strength, the hue turned by up to ± `hue` of the circle."""
-
-    brightness: Fraction = 0.4
-    contrast: Fraction = 0.4
-    saturation: Fraction = 0.4
-    hue: float = Field(0.1, ge=0, le=0.5)
-    p: Fraction = 0.8
-
-
 class StrongView(BaseModel, extra="forbid", frozen=True):
-    """Random resized crop (`area` and `aspect` are ranges), flip, colour jitter, greyscale (probabilities)."""
+    """Random resized crop, flip, colour jitter, greyscale; the defaults are the published ones."""
 
-    area: Range = (0.08, 1.0)
-    aspect: Range = (3 / 4, 4 / 3)
-    flip: Fraction = 0.5
-    jitter: JitterSpec = JitterSpec()
-    greyscale: Fraction = 0.2
+    area: Range = Field((0.08, 1.0), description="Smallest and largest part of the picture that the crop covers.")
+    flip: Fraction = Field(0.5, description="Probability of a mirrored picture.")
+    jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        (0.4, 0.4, 0.4, 0.1),
+        description="Strengths of brightness, contrast, saturation and hue: factors are uniform in 1 ± strength, the hue "
+        "turns by up to ± strength of the colour circle.",
+    )
+    jitter_p: Fraction = Field(0.8, description="Probability of any colour jitter.")
+    greyscale: Fraction = Field(0.2, description="Probability of a picture without colour.")
 
     @model_validator(mode="after")
-    def _ranges(self) -> Self:
-        for name, (low, high), most in (("area", self.area, 1), ("aspect", self.aspect, 100)):
-            if not 0 < low <= high <= most:
-                raise ValueError(f"{name}: found {(low, high)}; wanted 0 < low <= high <= {most}")
+    def _range(self) -> Self:
+        low, high = self.area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"area: found {(low, high)}; wanted 0 < low <= high <= 1")
         return self
 
 
 class PictureViews(BaseModel, extra="forbid", frozen=True):
-    """Both views, in pixels, and the limits on what is read. The defaults are the published ones."""
+    """Both views of a picture; the defaults are the published ones."""
 
-    resize: int = Field(256, ge=8, le=4096)
-    crop: int = Field(224, ge=8, le=4096)
+    resize: int = Field(
+        256, ge=8, le=4096, description="Pixels of the shorter side before the weak view's centre is cut out."
+    )
+    crop: int = Field(224, ge=8, le=4096, description="Pixels of both sides of what the encoder sees.")
     strong: StrongView = StrongView()
-    max_pixels: int = Field(50_000_000, ge=1)
-    max_pictures: int = Field(10, ge=1)
+    max_pictures: int = Field(10, ge=1, description="Most pictures of a record. The others are left out.")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -113,7 +110,7 @@ def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | Non
     `rng` but not to the last grey level, since the scale of decoding depends on the draw. Raises BadPicture: empty, not
     an image, too large (by the header, before any pixel is decoded), truncated, unreadable.
     """
-    image = _open(data, spec.max_pixels)
+    image = _open(data)
     turn = _orientation(image)
     width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
     draw = draw_strong(width, height, spec.strong, rng) if rng is not None else None
@@ -121,17 +118,17 @@ def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | Non
     return weak_view(picture, spec), strong_view(picture, width, draw, spec.crop) if draw else None
 
 
-def inspect_picture(data: bytes, max_pixels: int) -> tuple[int, int]:
+def inspect_picture(data: bytes) -> tuple[int, int]:
     """Width and height as people see it, after decoding it all, a JPEG at an eighth of its size. Raises BadPicture."""
-    image = _open(data, max_pixels)
+    image = _open(data)
     width, height = image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
     _decode(image, data, 8)
     return width, height
 
 
-def thumbnail(data: bytes, side: int, max_pixels: int) -> bytes:
+def thumbnail(data: bytes, side: int) -> bytes:
     """A JPEG whose longer side is at most `side` pixels. Raises BadPicture."""
-    image = _open(data, max_pixels)
+    image = _open(data)
     divisor = next((d for d in (8, 4, 2) if max(image.size) >= d * side), 1)
     picture = _upright(_decode(image, data, divisor), _orientation(image))
     scale = min(1.0, side / max(picture.shape[:2]))
@@ -145,7 +142,7 @@ def reduce_picture(data: bytes, shorter_side: int, quality: int) -> bytes:
 
     Raises BadPicture.
     """
-    image = _open(data, PictureViews().max_pixels)
+    image = _open(data)
     if min(image.size) <= shorter_side:
         _decode(image, data, 8)  # a damaged picture is to be found now
         return data
@@ -179,10 +176,9 @@ class StrongDraw(NamedTuple):
 
 def draw_strong(width: int, height: int, spec: StrongView, rng: np.random.Generator) -> StrongDraw:
     """Draw a strong view of a `width` x `height` picture."""
-    box = draw_crop(width, height, spec.area, spec.aspect, rng)
-    flip, jittered, grey = rng.random(3) < (spec.flip, spec.jitter.p, spec.greyscale)
-    strengths = (spec.jitter.brightness, spec.jitter.contrast, spec.jitter.saturation, spec.jitter.hue)
-    amounts = [rng.uniform(centre - s, centre + s) for centre, s in zip((1, 1, 1, 0), strengths, strict=True)]
+    box = draw_crop(width, height, spec.area, ASPECT, rng)
+    flip, jittered, grey = rng.random(3) < (spec.flip, spec.jitter_p, spec.greyscale)
+    amounts = [rng.uniform(centre - s, centre + s) for centre, s in zip((1, 1, 1, 0), spec.jitter, strict=True)]
     order = rng.permutation(len(ADJUSTMENTS)) if jittered else ()
     return StrongDraw(box, bool(flip), tuple((ADJUSTMENTS[i], amounts[i]) for i in order), bool(grey))
 
@@ -263,7 +259,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation → code of cv2.flip, after transposing sideways ones
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     """The picture with its header read and no pixel decoded."""
     if not data:
         raise BadPicture("empty")
@@ -271,7 +267,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
         raise BadPicture(_damage(data, error)) from error
-    if image.width * image.height > max_pixels:
+    if image.width * image.height > MAX_PIXELS:
         raise BadPicture("too large")
     return image
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datasets_manifest.errors import InputError
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 
 def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:

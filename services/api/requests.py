@@ -18,7 +18,7 @@ from services.jobs.job_request import JobRequest, with_absolute_paths
 from services.jobs.jobs import JobServer
 from services.jobs.sweep_request import read_plan, recipes_of, tune_request
 from services.web.auth import Tokens
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.tracking.provenance import environment
 
 

@@ -40,7 +40,7 @@ def run_preflight(request: JobRequest) -> list[str]:
     """What was checked before a run or a sweep begins, as sentences. Raises InputError: a check that failed."""
     from services.jobs.job_request import VARIABLE
     from services.jobs.preflight import preflight, refuse_finished
-    from trainers.recipe.recipe import make_recipe
+    from trainers.recipe import make_recipe
 
     if request.kind == "train":
         recipe = make_recipe(request.content, VARIABLE)

@@ -136,7 +136,7 @@ def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe:
     """Raises InputError: no such kind, or the recipe or the sweep is not valid."""
     from datasets_manifest.errors import InputError
     from services.jobs.job_request import train_request
-    from trainers.recipe.recipe import load_recipe
+    from trainers.recipe import load_recipe
     from trainers.recipe.recipes import packaged_recipe
     from trainers.tracking.provenance import environment
 

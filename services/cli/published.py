@@ -30,7 +30,7 @@ def import_(
     from datasets_manifest.errors import InputError
     from trainers.model.published_checkpoint import CLASSES, import_published, read_published, recipe_of
     from trainers.model.vocabulary import encoder_vocabulary
-    from trainers.recipe.recipe import load_recipe, make_recipe
+    from trainers.recipe import load_recipe, make_recipe
 
     found = read_published(checkpoint)
     names = [name.strip() for name in classes.split(",")] if classes else CLASSES.get(found.num_classes)

@@ -17,7 +17,7 @@ from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 if TYPE_CHECKING:
-    from trainers.recipe.recipe import Recipe
+    from trainers.recipe import Recipe
     from trainers.training_run import Result
 
 
@@ -43,7 +43,7 @@ def train(
     data_root: DataRoot = None,
 ) -> None:
     """Train a recipe on a Ray cluster, register the model in MLflow."""
-    from trainers.recipe.recipe import load_recipe
+    from trainers.recipe import load_recipe
     from trainers.recipe.recipes import packaged_recipe
 
     use_data_root(data_root)

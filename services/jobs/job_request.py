@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_manifest.errors import InputError, from_validation_error
 from datasets_manifest.manifest.catalog import is_reference
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from trainers.tracking.address import run_storage
 
 VARIABLE = "M2CAN_JOB"
@@ -92,7 +92,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
     def resolve(name: str) -> str:
         path = Path(name).expanduser()
-        return str(path.resolve()) if name not in _WORDS and path.exists() else name
+        return str(path.resolve()) if name.partition(":")[0] not in _WORDS and path.exists() else name
 
     text, picture = recipe.encoders.text, recipe.encoders.picture
     text = text.model_copy(update={"name": resolve(text.name), "weights": resolve(text.weights)})

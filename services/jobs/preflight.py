@@ -21,7 +21,7 @@ from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from trainers.tracking.address import tracking_uri, without_password
 from trainers.tracking.mlflow_run import open_client
 

@@ -14,7 +14,7 @@ import yaml
 
 from datasets_manifest.errors import InputError
 from services.jobs.job_request import JobRequest, check_id, refuse_passwords, with_absolute_paths
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
 _ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights")

@@ -15,7 +15,7 @@ from services.jobs.job_request import VARIABLE, JobRequest
 from tests.services.registered import Registered
 from trainers.cluster.local_cluster import hide_token
 from trainers.model.predictor import Predictor
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 
 
 class Malice:
@@ -57,7 +57,7 @@ def test_an_altered_request_is_refused_by_the_job(text: str) -> None:
 
 
 def test_yaml_tags_make_no_objects(tmp_path: Path) -> None:
-    from trainers.recipe.recipe import load_recipe
+    from trainers.recipe import load_recipe
 
     (tmp_path / "recipe.yaml").write_text(f"data: !!python/object/apply:os.mkdir [{tmp_path}/ran]")
     with pytest.raises(InputError, match="is not YAML"):

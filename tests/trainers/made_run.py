@@ -13,7 +13,7 @@ from datasets_manifest.manifest.corpus import Corpus, load_corpus
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.loop.validator_inputs import validator_rows
 from trainers.model.checkpoint import ModelCard
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 from trainers.tracking.journal import EpochRecord
 from trainers.tracking.outcome import Outcome
 from trainers.validators import ValidatorInputs

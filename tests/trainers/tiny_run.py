@@ -14,14 +14,14 @@ from datasets_manifest.stream.local_stream import LocalStream
 from trainers.cluster.preparation import Prepared, prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
+from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
-from trainers.recipe.recipe import Recipe
 
 SMALL = [
     "data.pictures.resize=72",
     "data.pictures.crop=64",
-    "encoders.picture.width=4",
-    "encoders.text.hidden=32",
+    "encoders.picture.name=tiny:4",
+    "encoders.text.name=tiny:32",
     "train.batch_size=6",
     "uacr.warmup=1",
     "uacr.threshold=0",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuning.sweeps import plan_of, write_sweep
-from trainers.recipe.recipe import load_recipe
+from trainers.recipe import load_recipe
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.provenance import JOB_ID_VARIABLE

@@ -6,7 +6,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from tests.tuning.sweeps import plan_of, write_sweep
-from trainers.recipe.recipe import make_recipe, read_tree
+from trainers.recipe import make_recipe, read_tree
 from tuning.sweep import as_override, load_sweep, packaged_sweep
 
 SPACE = {"space": {"uacr.start": {"low": 0.1, "high": 0.6}}}

@@ -11,7 +11,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.corpus import Corpus
 from trainers.m2can.network import FUSED
 from trainers.model.precision import dtype_of
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 from trainers.validators.inputs import MOST_ROWS
 
 # Beside what stays by rank: the newest, which Ray keeps whatever its rank, and the one that is being written.
@@ -26,8 +26,6 @@ def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
     validated = sum(len(part) for part in corpus.val if part is not None)
     scores = (target + validated) * (3 * width + 2 * 8)  # probability, score, variance; label and true label
     selection = 3 * target * 8 + (trained + validated) * 8  # rows with a pseudo label twice, their labels; bad rows
-    if recipe.uacr.labels == "soft":
-        selection += target * classes * 4
     looked_at = min(target, MOST_ROWS), min(sum(len(part) for part in corpus.val[:-1] if part is not None), MOST_ROWS)
     inputs = sum(looked_at) * (classes + FUSED) * 4 + looked_at[0] * (classes * 4 + 16) + looked_at[1] * 8
     return scores + selection + inputs + _HEADERS

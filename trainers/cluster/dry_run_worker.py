@@ -42,7 +42,6 @@ def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:
     target = loop.corpus.train[-1]
     # As in a late epoch, when all of the target has pseudo labels: before that a step has a domain less.
     loop.kept_rows, loop.kept_labels = target.rows, np.arange(len(target)) % len(loop.corpus.classes)
-    loop.kept_probs = np.full((len(target), len(loop.corpus.classes)), 1 / len(loop.corpus.classes), np.float32)
     plan = loop.plan()
     steps = _timed_steps(loop, plan, pc.list_value_length(table["images"]).to_numpy())
     batches, scored = _timed_batches(loop)

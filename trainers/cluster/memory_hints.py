@@ -12,7 +12,7 @@ from ray.exceptions import OutOfMemoryError
 
 from datasets_manifest.errors import first_line
 from trainers.cluster.disk import megabytes
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 # What torch's allocator for the CPU says; its error is a plain RuntimeError.
 _CPU_ALLOCATOR = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
@@ -87,14 +87,18 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """
     train, encoders = recipe.train, recipe.encoders
     if _rows(recipe) > 1:
-        whole = encoders.picture.batch_norm in ("batch", "ghost")
+        whole = encoders.picture.batch_norm == "batch"
         needed = "; needs encoders.picture.batch_norm=per_sample or frozen" if whole else ""
         yield f"train.accumulate={2 * train.accumulate}", f"a step keeps half; the same result{needed}"
         if train.batch_size // 2 >= recipe.cluster.most_workers:
             yield f"train.batch_size={train.batch_size // 2}", "a step keeps half; another training"
-    for name, kept in (("picture", "56 % of its pictures"), ("text", "17 % of its texts")):
-        encoder = getattr(encoders, name)
-        if not encoder.activation_checkpointing and encoder.freeze != "all":
-            yield f"encoders.{name}.activation_checkpointing=true", f"a step keeps {kept}; the same result, slower"
+    text_again, pictures_again = encoders.checkpointed
+    if not pictures_again and encoders.picture.freeze != "all":
+        value = "both" if text_again else "pictures"
+        effect = "a step keeps 56 % of its pictures; the same result, slower"
+        yield f"encoders.activation_checkpointing={value}", effect
+    if not text_again and encoders.text.freeze != "all":
+        value = "both" if pictures_again else "text"
+        yield f"encoders.activation_checkpointing={value}", "a step keeps 17 % of its texts; the same result, slower"
     if train.precision in ("fp32", "fp64"):
         yield "train.precision=bf16", "a step keeps 55 % of what it does in fp32; rounded"

@@ -23,7 +23,7 @@ from trainers.model.network_checks import require_parts, require_statistics
 from trainers.model.precision import expected_device, require_device
 from trainers.model.sizes import state_sizes
 from trainers.model.vocabulary import make_vocabulary
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.tracking.address import run_storage
 from trainers.validators import NEED_SOURCE_VALIDATION
 
@@ -105,7 +105,7 @@ def _check_against_data(recipe: Recipe, corpus: Corpus) -> None:
 
 
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
-_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.", "data.kept_views")
+_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
 
 def claim(prepared: Prepared) -> None:

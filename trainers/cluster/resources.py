@@ -8,7 +8,9 @@ from ray.train import ScalingConfig
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.ray_stream import CpuBudget
 from trainers.cluster.ray_compat import autoscaled_resources
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
+
+RESIZE_INTERVAL_S = 60.0  # elastic workers: how often to look whether the cluster has grown or shrunk
 
 
 def most_resources() -> dict[str, float]:
@@ -43,7 +45,7 @@ def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, 
         num_workers=recipe.cluster.workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": each, "GPU": int(use_gpu)},
-        elastic_resize_monitor_interval_s=recipe.cluster.resize_interval_s,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
     memory = part * total.get("object_store_memory", 0.0)
     return scaling, CpuBudget(cpus=left, object_store=memory / 2 / workers if memory else None)

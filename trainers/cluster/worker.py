@@ -98,7 +98,7 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
         given.card,
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=EvaluationCache(Stream(given.table, given.cpu_budget), recipe.data.kept_views),
+        source=EvaluationCache(Stream(given.table, given.cpu_budget)),
         collective=collective,
         device=device,
         observer=Reporter(

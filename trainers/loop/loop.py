@@ -18,21 +18,13 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.corpus import Corpus, Part
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
-from trainers.loop.pseudo_labels import (
-    TargetCollector,
-    class_prior,
-    estimated_prior,
-    needs_view,
-    pseudo_labels,
-    selection_metrics,
-)
+from trainers.loop.pseudo_labels import class_prior, selection_metrics
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
 from trainers.loop.step import NonFiniteLoss, Step, data_parallel
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import select, selection_rate
-from trainers.m2can.teacher import follow
 from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.checkpoint import ModelCard, TrainingState
@@ -98,10 +90,6 @@ class Loop:
         self.epoch = 0  # epochs completed
         self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
         self.kept_labels = np.empty(0, np.int64)
-        self.kept_probs = np.empty((0, len(corpus.classes)), np.float32)  # where labels are soft
-        # Class shares of the target, estimated until its pseudo labels take part. A later estimate would see what the
-        # selection by the first one has taught: classes that it gave little vanish within a few epochs.
-        self.prior = np.empty(0)
         self.bad_rows = np.zeros(len(labels), bool)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
@@ -116,7 +104,7 @@ class Loop:
         if recipe.train.compile:
             compile_encoders(self.network, self.device)
         parts = build_trained_parts(recipe, self.network)
-        self.discriminators, self.teacher = parts.discriminators, parts.teacher
+        self.discriminators = parts.discriminators
         self.modules, self.optimizers = parts.modules, parts.optimizers  # what a checkpoint holds beside the network
         self.step = Step(
             network=self.network,
@@ -127,11 +115,9 @@ class Loop:
             discriminator_optimizer=self.optimizers["discriminators"],
             schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
-            every=recipe.sam.every,
             collective=self.collective,
             autocast=autocast_of(recipe, self.device),
             parts=recipe.train.accumulate,
-            scope=recipe.sam.scope,
             loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
         )
 
@@ -164,10 +150,6 @@ class Loop:
             "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
         }
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
-        if self.recipe.uacr.prior == "estimated":
-            arrays["prior"] = torch.from_numpy(self.prior)
-        if self.recipe.uacr.labels == "soft":
-            arrays["kept_probs"] = torch.from_numpy(self.kept_probs)
         values: dict[str, Any] = {"steps_done": self.steps_done}
         if self.step.loss_scale is not None:
             values["loss_scale"] = vars(self.step.loss_scale)
@@ -193,10 +175,6 @@ class Loop:
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
-        if "prior" in state.arrays:
-            self.prior = state.arrays["prior"].numpy()
-        if "kept_probs" in state.arrays:
-            self.kept_probs = state.arrays["kept_probs"].numpy()
         if self.step.loss_scale is not None and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
         self.bad_rows[:] = False
@@ -211,13 +189,11 @@ class Loop:
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
         if recipe.train.target_labels == "oracle":
             pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
-        elif recipe.uacr.enabled and recipe.uacr.unselected == "drop":
+        elif recipe.uacr.enabled:
             if len(self.kept_rows):
                 pools.append(DomainPool(self.kept_rows, self.kept_labels))
         elif recipe.target_takes_part:
-            pseudo = np.full(len(target), -1)
-            pseudo[self.kept_rows - target.start] = self.kept_labels
-            pools.append(DomainPool(target.rows, pseudo))
+            pools.append(DomainPool(target.rows, np.full(len(target), -1)))
         return EpochPlan.build(
             seed=recipe.train.seed,
             epoch=self.epoch,
@@ -264,7 +240,6 @@ class Loop:
             dtype=self.dtype,
             offset=slice_.offset,
             global_batch=slice_.global_batch,
-            pseudo_BC=self._soft_labels(slice_),
         )
         self._seed(slice_.step)
         try:
@@ -272,20 +247,7 @@ class Loop:
         except NonFiniteLoss:
             self.observer.not_finite(slice_)
             raise
-        if self.teacher is not None:
-            follow(self.teacher, self.network, self.recipe.uacr.ema_decay, self.step.number)
         return passes
-
-    def _soft_labels(self, slice_: StepSlice) -> np.ndarray | None:
-        """Of the target's rows of a step, [B, C]; any distribution where a row has no pseudo label."""
-        if (
-            self.recipe.uacr.labels == "hard"
-            or not len(self.kept_rows)
-            or len(slice_.rows_DB) == self.corpus.num_sources
-        ):
-            return None
-        place = np.searchsorted(self.kept_rows, slice_.rows_DB[-1]).clip(max=len(self.kept_rows) - 1)
-        return self.kept_probs[place]
 
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
@@ -309,18 +271,10 @@ class Loop:
             device=self.device,
             dtype=self.dtype,
             collector=self._collector(),
-            target=self._target_collector(),
-            teacher=self.teacher,
         )
 
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)
-
-    def _target_collector(self) -> TargetCollector | None:
-        uacr = self.recipe.uacr
-        if not needs_view(uacr):
-            return None
-        return TargetCollector(self.corpus.train[-1], len(self.corpus.classes), features=uacr.refine != "none")
 
     def _select(self, scored: Scored) -> dict[str, float]:
         """UACR: the pseudo labels of the next epoch, the same on every worker."""
@@ -329,18 +283,13 @@ class Loop:
         uacr, target = self.recipe.uacr, self.corpus.train[-1]
         since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
         rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
-        if uacr.prior == "estimated" and scored.view is not None and (since <= 0 or not len(self.prior)):
-            taught = [self.labels[part.start : part.stop] for part in self.corpus.train[:-1]]
-            self.prior = estimated_prior(scored.view, scored.evidence, taught)
-        prior = class_prior(uacr, self.prior, len(self.corpus.classes))
-        pseudo = pseudo_labels(uacr, scored.of(target), scored.view, prior, self.collective)
-        kept = select(pseudo.label_N, pseudo.score_N, rate, prior, uacr.threshold)
-        self.kept_rows, self.kept_labels = kept + target.start, pseudo.label_N[kept].astype(np.int64)
-        if uacr.labels == "soft" and pseudo.probs_NC is not None:
-            self.kept_probs = pseudo.probs_NC[kept]
+        prior, columns = class_prior(uacr, len(self.corpus.classes)), scored.of(target)
+        score_N = columns["prob"] * np.exp(-columns["variance"])
+        kept = select(columns["label"], score_N, rate, prior, uacr.threshold)
+        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept].astype(np.int64)
         shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior, strict=True)}
         true = self.labels[target.start : target.stop]
-        return {"uacr/rate": rate} | shares | selection_metrics(pseudo, kept, true, self.corpus.classes)
+        return {"uacr/rate": rate} | shares | selection_metrics(columns["label"], kept, true, self.corpus.classes)
 
     def _require_good_pictures(self) -> float:
         """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""

@@ -12,10 +12,8 @@ from torch import Tensor
 from datasets_manifest.manifest.corpus import Corpus, Part
 from datasets_manifest.stream.encode import HostBatch
 from trainers.loop.evaluation import classification_metrics
-from trainers.loop.pseudo_labels import TargetCollector
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
-from trainers.m2can.neighbourhood import TargetView
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import FeatureBatch, to_batch
@@ -32,7 +30,6 @@ class Scored:
     parts: in the order of the columns' rows.
     target_mean_probs_C, target_mean_entropy: over the target's training rows.
     evidence: what the validators read.
-    view: the target's training rows as whoever labels them sees them, None if that was not wanted.
     """
 
     columns: dict[str, np.ndarray]
@@ -40,7 +37,6 @@ class Scored:
     target_mean_probs_C: np.ndarray
     target_mean_entropy: float
     evidence: ValidatorInputs
-    view: TargetView | None
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
         """The columns of one part."""
@@ -62,19 +58,15 @@ def score_parts(
     device: torch.device,
     dtype: torch.dtype,
     collector: ValidatorInputsCollector,
-    target: TargetCollector | None = None,
-    teacher: M2CAN | None = None,
 ) -> Scored:
     """Score this worker's share of the rows of `parts` and exchange the results.
 
-    A worker keeps 16 bytes a row in float32, and what `target` keeps.
+    A worker keeps 16 bytes a row in float32.
 
     Args:
         batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
         parts: the target's training part first.
         collector: takes what the validators read.
-        target: takes what pseudo labels are refined by.
-        teacher: labels the target's training rows in the network's place; nothing else is the teacher's.
     """
     training = network.training
     network.eval()
@@ -88,17 +80,11 @@ def score_parts(
         collector.add(host.rows, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
         in_target = torch.from_numpy((host.rows >= parts[0].start) & (host.rows < target_stop))
-        labelling = logits_HBC
         if in_target.any():
-            labeller = outputs if teacher is None else teacher(batch)
-            mine_B1 = in_target.to(device).unsqueeze(-1)
-            labelling = torch.where(mine_B1, labeller.logits_HQDBC[:, 0, 0], logits_HBC)
-            if target is not None:
-                target.add(host.rows, labeller)
             probs_BC = logits_HBC.mean(0).softmax(-1).double().cpu()[in_target]
             entropy = torch.special.entr(probs_BC).sum()
             sums += torch.cat([probs_BC.sum(0), entropy[None], torch.tensor([float(len(probs_BC))])])
-        scores = score_samples(labelling)
+        scores = score_samples(logits_HBC)
         for name, column in scored.items():
             value = getattr(scores, name)
             column.append(value.to(torch.int32 if name == "label" else dtype).cpu())
@@ -110,9 +96,8 @@ def score_parts(
 
     mean = total(sums.numpy())
     mean = mean[:-1] / max(mean[-1], 1.0)
-    view = None if target is None else target.finish(collective, device)
     columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
-    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence, view)
+    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence)
 
 
 def gather_columns(

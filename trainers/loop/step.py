@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,16 +39,12 @@ class Step:
         discriminator_optimizer: of the discriminators.
         schedule: learning rates by step.
         rho: ρ of SAM; 0 for plain steps.
-        every: only every k-th step climbs, the others are plain (SAM-k of Liu et al., "Towards Efficient and Scalable
-            Sharpness-Aware Minimization", CVPR 2022, arXiv:2203.02714). By the step's number: a resumed run goes on alike.
         collective: exchange with the other workers.
         autocast: makes the context of a forward pass.
         parts: in how many parts a worker's slice goes through the network. The step stays exact: all outputs are
             computed without a graph, the terms and the outputs' gradients from all of them, then each part again with
             its graph (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP
             2021, arXiv:2101.06983). Costs a forward pass; activations are those of one part. Dropout repeats itself.
-        scope: SAM perturbs along the gradient of the global batch, or each worker along its own, which saves an
-            exchange (m-SAM; Foret et al. 2021). Terms and batch statistics are the global batch's in both.
         loss_scale: of fp16.
 
     Raises:
@@ -67,11 +62,9 @@ class Step:
         discriminator_optimizer: Optimizer,
         schedule: Schedule,
         rho: float,
-        every: int = 1,
         collective: Collective,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         parts: int = 1,
-        scope: Literal["global", "worker"] = "global",
         loss_scale: LossScale | None = None,
     ) -> None:
         self.network = network
@@ -82,10 +75,9 @@ class Step:
         self.discriminator_optimizer = discriminator_optimizer
         self.schedule = schedule
         self.collective = collective
-        self.autocast, self.parts, self.scope, self.loss_scale = autocast, parts, scope, loss_scale
+        self.autocast, self.parts, self.loss_scale = autocast, parts, loss_scale
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.sharpness = SharpnessAwareStep(self.parameters, rho) if rho > 0 else None
-        self.every = every
         self.number = 0
         self._statistics: list[Tensor] = []  # of the pass, summed over the workers
         self.groups = getattr(network.picture_encoder, "groups", None)
@@ -125,7 +117,7 @@ class Step:
 
     def _moved_by_passes(self) -> tuple[list[Tensor], list[int]]:
         """What passes move before the optimizers do; without SAM the statistics move only after the last check."""
-        averages = [x.clone() for x in self._averages()] if self._climbing() is not None else []
+        averages = [x.clone() for x in self._averages()] if self.sharpness is not None else []
         return averages, self.discriminators.counts()
 
     def _put_back(self, averages: list[Tensor], calls: list[int]) -> None:
@@ -138,7 +130,7 @@ class Step:
         return [buffer for layer in layers for buffer in layer.buffers()]
 
     def _passes(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        passes, sharpness = {}, self._climbing()
+        passes, sharpness = {}, self.sharpness
         if sharpness is not None:
             passes["first"] = self._backward(batch, None)
             self._commit()
@@ -153,10 +145,6 @@ class Step:
         self._forget()
         return passes
 
-    def _climbing(self) -> SharpnessAwareStep | None:
-        """SAM, if it takes part in this step."""
-        return self.sharpness if self.number % self.every == 0 else None
-
     def _commit(self) -> None:
         if self.groups is not None:
             self.groups.commit(self._statistics)
@@ -166,39 +154,32 @@ class Step:
             self.groups.forget()
 
     def _backward(self, batch: Batch, discriminators: Discriminators | None) -> dict[str, Tensor]:
-        """One pass; afterwards every worker holds the gradients of the global batch, or its own if SAM's scope is that."""
+        """One pass; afterwards every worker holds the gradients of the global batch."""
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
-        own = self.scope == "worker" and discriminators is None
         batches = batch.split(self.parts)
         # Every worker goes the same way, one with a single row too: what they exchange must come in the same order.
         if self.parts == 1:
-            with self._without_exchange() if own else nullcontext(), self.autocast():
+            with self.autocast():
                 outputs = self.model(batch).single()
         else:
             outputs, draws = self._outputs_of(batches)
         shares = self.objective(outputs, batch, self.collective, discriminators)
         total = torch.stack(list(shares.values())).sum()
         averages = self.model is not self.network
-        # The gradient of the global batch is the sum of the workers' shares'; a wrapper divides it by their number. A
-        # worker's own share as a gradient is that of a batch as large.
-        factor = (self.collective.world_size if averages or own else 1) * (
-            self.loss_scale.value if self.loss_scale else 1
-        )
+        # The gradient of the global batch is the sum of the workers' shares'; a wrapper divides it by their number.
+        factor = (self.collective.world_size if averages else 1) * (self.loss_scale.value if self.loss_scale else 1)
         (total * factor).backward()
         if self.parts > 1:
-            self._backward_parts(batches, outputs, draws, own)
+            self._backward_parts(batches, outputs, draws)
         if self.loss_scale is not None:
             both = (*self.parameters, *self.discriminators.parameters())
             self.loss_scale.unscale([p.grad for p in both if p.grad is not None])
         values = [share.detach() for share in shares.values()]
-        if own:  # their mean is shown; one that is not finite ends the step everywhere
-            values.append(self._own_norm().to(total.dtype) / self.collective.world_size)
         statistics = self.groups.shares() if self.groups is not None else []
-        *self._statistics, summed = self._exchange(own or averages, [*statistics, torch.stack(values)])
-        norm = summed[-1] if own else self._own_norm().to(total.dtype)
-        terms = summed[: len(shares)]
-        return dict(zip(shares, terms.unbind(), strict=True)) | {"total": terms.sum(), "grad_norm": norm}
+        *self._statistics, summed = self._exchange(averages, [*statistics, torch.stack(values)])
+        terms = dict(zip(shares, summed.unbind(), strict=True))
+        return terms | {"total": summed.sum(), "grad_norm": self._own_norm().to(total.dtype)}
 
     def _exchange(self, without_network: bool, others: list[Tensor]) -> list[Tensor]:
         """Put the global batch's gradients in the place of this worker's.
@@ -240,13 +221,13 @@ class Step:
                 found.append(self.network(part).single())
         return Outputs.leaves(found), draws
 
-    def _backward_parts(self, batches: list[Batch], outputs: Outputs, draws: list[Tensor], own: bool) -> None:
+    def _backward_parts(self, batches: list[Batch], outputs: Outputs, draws: list[Tensor]) -> None:
         """Each part again, with its graph, from the outputs' gradients to the weights'; the last one exchanges them."""
         after = self._generator_state()
         for part, draw in zip(batches, draws, strict=True):
             self._generator_state(draw)
             last = part is batches[-1]
-            with nullcontext() if last and not own else self._without_exchange():
+            with nullcontext() if last else self._without_exchange():
                 with self.autocast():
                     again = self.model(part).single()
                 start = part.offset - batches[0].offset

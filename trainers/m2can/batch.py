@@ -32,8 +32,6 @@ class Batch:
         whole: the worker's whole slice, if this batch is a part of it (see `split`).
         picture_counts: pictures of each row, then placeholders, [N + 1], in host memory: what is decided by them needs
             no answer of the device. None where they are not known.
-        pseudo_BC: class probabilities that take the place of the last domain's labels where these are not -1; None:
-            the labels themselves.
         labelled_D: samples with a label in the global batch, by domain; None: the task term asks the workers.
     """
 
@@ -46,7 +44,6 @@ class Batch:
     global_batch: int = 0
     offset: int = 0
     whole: Batch | None = None
-    pseudo_BC: Tensor | None = None
     text_lengths: Tensor | None = None
     picture_counts: Tensor | None = None
     labelled_D: Tensor | None = None
@@ -83,7 +80,6 @@ class Batch:
             pictures=move(self.pictures),
             picture_owner=None if self.picture_owner is None else move(self.picture_owner),
             labels_DB=move(self.labels_DB),
-            pseudo_BC=None if self.pseudo_BC is None else move(self.pseudo_BC),
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -124,7 +120,6 @@ class Batch:
             labels_DB=self.labels_DB[:, start : start + size],
             offset=self.offset + start,
             whole=self,
-            pseudo_BC=None if self.pseudo_BC is None else self.pseudo_BC[start : start + size],
         )
 
 

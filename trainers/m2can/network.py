@@ -30,31 +30,20 @@ class Fusion(nn.Module):
     """MLB: f = P(sigmoid(U t ∘ V v)) + h1 t + h2 v.
 
     Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017, with two shortcuts.
-
-    Args:
-        gate: the shortcuts of a sample are weighed by 2·softmax(G_t t + G_v v), which starts at 1 and 1.
     """
 
-    def __init__(self, gate: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.U = nn.Linear(PROJECTED, BILINEAR)
         self.V = nn.Linear(PROJECTED, BILINEAR)
         self.P = nn.Linear(BILINEAR, FUSED)
         self.h1 = nn.Linear(PROJECTED, FUSED)
         self.h2 = nn.Linear(PROJECTED, FUSED)
-        self.gates = nn.ModuleList(nn.Linear(PROJECTED, 2) for _ in range(2 * gate))
-        for one in self.gates.parameters():
-            nn.init.zeros_(one)
 
     def forward(self, text_VDBK: Tensor, picture_VDBK: Tensor) -> Tensor:
         """All view pairs: → [V·V, D, B, 64]; the text's view is the slower index, so pair 0 is weak × weak."""
         u, v = self.U(text_VDBK).unsqueeze(1), self.V(picture_VDBK).unsqueeze(0)
-        by_text, by_picture = self.h1(text_VDBK).unsqueeze(1), self.h2(picture_VDBK).unsqueeze(0)
-        if len(self.gates):
-            gate = self.gates[0](text_VDBK).unsqueeze(1) + self.gates[1](picture_VDBK).unsqueeze(0)
-            gate = 2 * gate.softmax(-1)
-            by_text, by_picture = by_text * gate[..., :1], by_picture * gate[..., 1:]
-        shortcut = by_text + by_picture
+        shortcut = self.h1(text_VDBK).unsqueeze(1) + self.h2(picture_VDBK).unsqueeze(0)
         return (self.P(torch.sigmoid(u * v)) + shortcut).flatten(0, 1)
 
 
@@ -73,7 +62,6 @@ class M2CAN(nn.Module):
         num_heads: classifier heads; the published code has one for each source.
         num_classes: C.
         modalities: `text` and `pictures` put zeros in the place of the other modality's features: baselines.
-        gate: see Fusion.
 
     Source: Zhao et al. 2025.
     """
@@ -86,14 +74,13 @@ class M2CAN(nn.Module):
         num_classes: int,
         *,
         modalities: Modalities = "both",
-        gate: bool = False,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.picture_encoder = picture_encoder
         self.text_projection = Projection(text_encoder.width)
         self.picture_projection = Projection(picture_encoder.width)
-        self.fusion = Fusion(gate)
+        self.fusion = Fusion()
         self.heads = nn.ModuleList(nn.Linear(FUSED, num_classes) for _ in range(num_heads))
         self.text_head = single_modality_head(num_classes)
         self.picture_head = single_modality_head(num_classes)

@@ -15,8 +15,8 @@ from trainers.m2can.losses.cross_modal import cross_modal
 from trainers.m2can.losses.cross_prediction import cross_prediction
 from trainers.m2can.losses.moments import moment_distance
 from trainers.m2can.losses.task import task
-from trainers.m2can.names import SourceWeights
-from trainers.m2can.source_weights import source_weights
+from trainers.m2can.names import Adversary
+from trainers.m2can.source_weights import hardest_sources
 
 TERMS = ("task", "cmcfa", "cdcfa", "cdafa", "mcc", "moments", "imitation")
 
@@ -31,8 +31,7 @@ class Objective:
         moments, imitation: weights of moment matching and of cross-modal prediction, which M2CAN does not have.
         temperature: T of MCC.
         smoothing: ε of the discriminators' labels.
-        cmcfa_temperature, cmcfa_symmetric: see losses.cross_modal.
-        source_weights: see m2can.source_weights; of the task term and of the sources' pairs with the target.
+        discriminators: with `mdan`, sources of larger loss weigh more in the task term and in CDAFA.
     """
 
     num_sources: int
@@ -44,9 +43,7 @@ class Objective:
     smoothing: float = 0.8
     moments: float = 0.0
     imitation: float = 0.0
-    cmcfa_temperature: float = 1.0
-    cmcfa_symmetric: bool = False
-    source_weights: SourceWeights = "uniform"
+    discriminators: Adversary = "m2can"
 
     def __call__(
         self, outputs: Outputs, batch: Batch, collective: Collective, discriminators: Discriminators | None = None
@@ -56,12 +53,12 @@ class Objective:
         Returns:
             scalars by name, in the order of TERMS; what has weight 0 or does not take part is absent.
         """
-        weight_D = source_weights(self.source_weights, outputs, batch, self.num_sources, collective)
+        weight_D = None
+        if self.discriminators == "mdan":
+            weight_D = hardest_sources(outputs, batch, self.num_sources, collective)
         terms = {"task": task(outputs, batch, collective, weight_D)}
         if self.cmcfa:
-            terms["cmcfa"] = self.cmcfa * cross_modal(
-                outputs, batch, collective, self.cmcfa_temperature, self.cmcfa_symmetric
-            )
+            terms["cmcfa"] = self.cmcfa * cross_modal(outputs, batch, collective)
         if self.cdcfa:
             terms["cdcfa"] = self.cdcfa * cross_domain(outputs, batch, collective)
         if self.cdafa and discriminators is not None:

@@ -8,8 +8,6 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.m2can.names import ScoreOf
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -43,12 +41,6 @@ def score_samples(logits_HNC: Tensor) -> Scores:
         variance_N = (own_N - cross_N).clamp_min(0) * (2 / (heads * (heads - 1)))
     prob_N, label_N = logits_HNC.mean(0).softmax(-1).max(-1)
     return Scores(label_N, prob_N * (-variance_N).exp(), prob_N, variance_N)
-
-
-def score_of(kind: ScoreOf, prob_N: np.ndarray, variance_N: np.ndarray) -> np.ndarray:
-    """`both`: prob × exp(−variance), as published. `prob`. `uncertainty`: exp(−variance), 1 for a network of one head."""
-    sure_N = np.exp(-variance_N)
-    return {"both": prob_N * sure_N, "prob": prob_N, "uncertainty": sure_N}[kind]
 
 
 def selection_rate(epoch: int, start: float, update: float) -> float:
@@ -91,27 +83,3 @@ def select(
 
 def uniform_prior(num_classes: int) -> np.ndarray:
     return np.full(num_classes, 1 / num_classes)
-
-
-def estimate_prior(
-    probs_NC: np.ndarray,
-    source_prior_C: np.ndarray,
-    iterations: int = 200,
-) -> np.ndarray:
-    """The target's class shares by expectation-maximisation on the classifier's probabilities.
-
-    Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
-
-    Args:
-        probs_NC: calibrated probabilities of a classifier trained under `source_prior_C`.
-        source_prior_C: class shares of what it was trained on, each above 0.
-    """
-    prior = source_prior_C.astype(np.float64)
-    for _ in range(iterations):
-        posterior = probs_NC * (prior / source_prior_C)
-        posterior /= posterior.sum(1, keepdims=True)
-        after = posterior.mean(0)
-        if np.abs(after - prior).max() < 1e-8:
-            return after
-        prior = after
-    return prior

@@ -26,7 +26,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.m2can.network import M2CAN
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.schema_versions import Migration, migrate
 
 SCHEMA_VERSION = 2

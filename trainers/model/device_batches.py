@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets_manifest.stream.encode import Encoding, HostBatch, Vocabulary
 from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
 from trainers.m2can.batch import Batch
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 
 @dataclass
@@ -51,7 +51,6 @@ def to_batch(
     dtype: torch.dtype,
     offset: int = 0,
     global_batch: int = 0,
-    pseudo_BC: np.ndarray | None = None,
 ) -> Batch:
     """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
 
@@ -85,7 +84,6 @@ def to_batch(
         num_views=num_views,
         global_batch=global_batch or labels_DB.shape[1],
         offset=offset,
-        pseudo_BC=None if pseudo_BC is None else send(pseudo_BC).to(dtype),
     )
 
 

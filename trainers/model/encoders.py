@@ -13,7 +13,7 @@ from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.model.weights import HEADS, is_weights_file, load_weights_file
-from trainers.recipe.recipe import PictureEncoderSection, TextEncoderSection
+from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 
 
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
@@ -24,15 +24,18 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
     """
     from transformers import AutoConfig, BertConfig
 
-    if section.name == "tiny":
+    if section.tiny is not None:
+        hidden, layers = section.tiny
         config = BertConfig(
             vocab_size=vocab_size,
-            hidden_size=section.hidden,
-            num_hidden_layers=section.layers,
-            num_attention_heads=max(1, section.hidden // 32),
-            intermediate_size=2 * section.hidden,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, hidden // 32),
+            intermediate_size=2 * hidden,
             max_position_embeddings=max_tokens,
             pad_token_id=pad_id,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )
     else:
         try:
@@ -52,19 +55,17 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
                 value=max_tokens,
                 wanted=f"at most {limit}",
             )
-    if section.dropout is not None:
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, section.dropout)
     return config.to_dict()
 
 
-def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, load_weights: bool) -> TextEncoder:
+def build_text_encoder(
+    section: TextEncoderSection, config: dict[str, Any], *, load_weights: bool, checkpointed: bool = False
+) -> TextEncoder:
     from transformers import AutoConfig, AutoModel
 
     settings = dict(config)
     made = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    if load_weights and section.weights == "pretrained" and section.name != "tiny":
+    if load_weights and section.weights == "pretrained" and section.tiny is None:
         try:
             model = AutoModel.from_pretrained(section.name, config=made, dtype=torch.float32)
         except (OSError, ValueError) as error:
@@ -80,7 +81,7 @@ def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, l
     try:
         encoder = TextEncoder(model, section.pooling)
         freeze(encoder, section.freeze)
-        if section.activation_checkpointing:
+        if checkpointed:
             checkpoint_activations(encoder)
     except ValueError as error:
         raise InputError(str(error), field="encoders.text") from None
@@ -89,13 +90,15 @@ def build_text_encoder(section: TextEncoderSection, config: dict[str, Any], *, l
     return encoder
 
 
-def build_picture_encoder(section: PictureEncoderSection, *, load_weights: bool) -> PictureEncoder:
+def build_picture_encoder(
+    section: PictureEncoderSection, *, load_weights: bool, checkpointed: bool = False
+) -> PictureEncoder:
     """Raises InputError: no such encoder or weights."""
     pretrained = load_weights and section.weights not in ("random",) and not is_weights_file(section.weights)
     kind, _, name = section.name.partition(":")
-    if section.name == "tiny":
-        model: nn.Module = SmallResNet(section.width)
-        width = 8 * section.width
+    if section.tiny is not None:
+        model: nn.Module = SmallResNet(section.tiny)
+        width = 8 * section.tiny
     elif kind == "torchvision":
         model, width = _torchvision(name, section.weights if pretrained else None)
     elif kind == "timm":
@@ -111,18 +114,18 @@ def build_picture_encoder(section: PictureEncoderSection, *, load_weights: bool)
         _append_identity(model, width)
     if load_weights and is_weights_file(section.weights):
         load_weights_file(model, section.weights, "encoders.picture.weights")
-    encoder = PictureEncoder(model, width, section.batch_norm, section.ghosts)
+    encoder = PictureEncoder(model, width, section.batch_norm)
     try:
         freeze(encoder, section.freeze)
     except ValueError as error:
         raise InputError(str(error), field="encoders.picture.freeze", value=section.freeze) from None
-    if section.activation_checkpointing:
+    if checkpointed:
         try:
             checkpoint_activations(encoder)
         except ValueError:
             raise InputError(
                 "the blocks of this architecture are not known",
-                field="encoders.picture.activation_checkpointing",
+                field="encoders.activation_checkpointing",
                 value=True,
                 wanted="false",
             ) from None

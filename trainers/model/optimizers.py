@@ -10,18 +10,14 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from trainers.m2can import schedules
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.m2can.network import M2CAN
-from trainers.recipe.recipe import LearningRates, OptimizerSection, ScheduleSection
+from trainers.recipe.method_sections import OptimizerSection, ScheduleSection
 
 
 def build_optimizers(
-    network: M2CAN, discriminators: Discriminators, section: OptimizerSection, batch_size: int | None = None
+    network: M2CAN, discriminators: Discriminators, section: OptimizerSection
 ) -> tuple[Optimizer, Optimizer]:
-    """The network's optimizer and the discriminators', with a group and a rate for each part.
-
-    Args:
-        batch_size: of the run; `section` says how the rates follow it.
-    """
-    lr = _scaled(section, batch_size)
+    """The network's optimizer and the discriminators', with a group and a rate for each part."""
+    lr = section.lr
     parts: list[tuple[str, nn.Module | None, float]] = [
         ("text_encoder", network.text_encoder, lr.encoders),
         ("picture_encoder", network.picture_encoder, lr.encoders),
@@ -43,14 +39,6 @@ def build_optimizers(
     return _optimizer(parameter_groups(parts), section), _optimizer(parameter_groups(pairs), section)
 
 
-def _scaled(section: OptimizerSection, batch_size: int | None) -> LearningRates:
-    if section.reference_batch is None or batch_size is None:
-        return section.lr
-    ratio = batch_size / section.reference_batch
-    factor = ratio if section.scale_lr == "linear" else ratio**0.5
-    return LearningRates(**{name: rate * factor for name, rate in section.lr.model_dump().items()})
-
-
 def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
     decay = section.weight_decay
     fused = True if groups and groups[0]["params"][0].device.type in ("cpu", "cuda") else None  # one kernel for all
@@ -59,7 +47,7 @@ def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optim
     if section.type == "adamw":
         return AdamW(groups, betas=section.betas, eps=section.eps, weight_decay=decay, fused=fused)
     if section.type == "sgd":
-        return SGD(groups, lr=0.0, momentum=section.momentum, weight_decay=decay)
+        return SGD(groups, lr=0.0, momentum=section.betas[0], weight_decay=decay)
     return Adadelta(groups, eps=section.eps, weight_decay=decay)
 
 
@@ -68,7 +56,7 @@ def build_schedule(section: ScheduleSection, epochs: int, steps_per_epoch: int) 
     if section.mode == "poly":
         return schedules.poly(total, section.power, section.lowest_lr)
     if section.mode == "cosine":
-        return schedules.cosine(total, section.target_lr)
+        return schedules.cosine(total, section.lowest_lr)
     milestones = [epoch * steps_per_epoch for epoch in section.multistep] if section.mode == "multistep" else []
     return schedules.multistep(milestones)
 

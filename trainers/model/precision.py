@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.network import M2CAN
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 
 @dataclass
@@ -78,8 +78,8 @@ def require_device(recipe: Recipe, device: torch.device) -> None:
     train, cuda = recipe.train, device.type == "cuda"
     if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
         raise InputError("the GPU does not compute in it", field="train.precision", value="bf16", wanted="`fp16`")
-    if train.tf32 and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise InputError("needs an Ampere GPU or a later one", field="train.tf32", value=True, wanted="`false`")
+    if train.precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise InputError("needs an Ampere GPU or a later one", field="train.precision", value="tf32", wanted="`fp32`")
     if train.compile:
         _require_compiler(cuda)
 
@@ -99,8 +99,9 @@ def choose_kernels(recipe: Recipe, device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.set_float32_matmul_precision("high" if recipe.train.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = recipe.train.tf32
+        rounded = recipe.train.precision == "tf32"
+        torch.set_float32_matmul_precision("high" if rounded else "highest")
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
@@ -108,7 +109,7 @@ def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
 
     Tensor cores take that layout. Groups of pictures are normalised faster in torch's usual one.
     """
-    tensor_cores = device.type == "cuda" and (recipe.train.tf32 or recipe.train.precision in ("bf16", "fp16"))
+    tensor_cores = device.type == "cuda" and recipe.train.precision in ("tf32", "bf16", "fp16")
     if tensor_cores and recipe.encoders.picture.batch_norm in ("batch", "frozen"):
         network.picture_encoder.to(memory_format=torch.channels_last)
 

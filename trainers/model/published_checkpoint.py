@@ -19,7 +19,7 @@ from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, save_model
 from trainers.model.encoders import text_config
 from trainers.published.tensor_names import from_published, published_name, to_published
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 CLASSES = {2: ["low", "high"], 3: ["negative", "neutral", "positive"]}  # of the published tasks

@@ -13,7 +13,8 @@ from trainers.m2can.network import M2CAN
 from trainers.model.checkpoint import ModelCard, card_files, json_text, training_tensors
 from trainers.model.precision import dtype_of
 from trainers.model.trained_parts import TrainedParts, build_trained_parts
-from trainers.recipe.recipe import Checkpoints, Recipe
+from trainers.recipe import Recipe
+from trainers.recipe.run_sections import Checkpoints
 
 
 @dataclass(frozen=True)

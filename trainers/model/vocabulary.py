@@ -6,12 +6,12 @@ from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest.corpus import Corpus
 from datasets_manifest.stream.encode import Vocabulary
 from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
-from trainers.recipe.recipe import Recipe
+from trainers.recipe import Recipe
 
 
 def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
     """Raises InputError: the encoder has no tokenizer that can be read."""
-    if recipe.encoders.text.name != "tiny":
+    if recipe.encoders.text.tiny is None:
         return encoder_vocabulary(recipe)
     return word_vocabulary(recipe, _training_texts(recipe, corpus))
 

@@ -34,9 +34,9 @@ _SPLIT_KEYS: dict[str, tuple[Any, ...]] = {
     "transforms_strong.rand_gray_scale": (float, 0.2, "data.pictures.strong.greyscale"),
     "transforms_strong.mean": (list[float], list(IMAGENET_MEAN)),
     "transforms_strong.std": (list[float], list(IMAGENET_STD)),
-    "transforms_strong.rand_apply.p": (float, 0.8, "data.pictures.strong.jitter.p"),
+    "transforms_strong.rand_apply.p": (float, 0.8, "data.pictures.strong.jitter_p"),
     **{
-        f"transforms_strong.rand_apply.color_jitter.{name}": (float, default, f"data.pictures.strong.jitter.{name}")
+        f"transforms_strong.rand_apply.color_jitter.{name}": (float, default)
         for name, default in (("brightness", 0.4), ("contrast", 0.4), ("saturation", 0.4), ("hue", 0.1))
     },
 }
@@ -60,13 +60,13 @@ _KEYS: dict[str, tuple[Any, ...]] = {
     "trainer.log_iter": (int, 200),
     "trainer.lr_scheduler.mode": (Literal["poly", "cosine", "multistep"], "poly", "schedule.mode"),
     "trainer.lr_scheduler.kwargs.power": (float, 0.99, "schedule.power"),
-    "trainer.lr_scheduler.kwargs.lowest_lr": (float, 1e-6, "schedule.lowest_lr"),
-    "trainer.lr_scheduler.kwargs.targetlr": (float, 0.0, "schedule.target_lr"),
+    "trainer.lr_scheduler.kwargs.lowest_lr": (float, 1e-6),
+    "trainer.lr_scheduler.kwargs.targetlr": (float, 0.0),
     "trainer.lr_scheduler.kwargs.multistep": (list[int], [], "schedule.multistep"),
     "trainer.optimizer.type": (Literal["adam", "SGD", "adamw", "adadelta"], "adam"),
     "trainer.optimizer.kwargs.betas": (str | list[float], "0.9 0.999"),
     "trainer.optimizer.kwargs.eps": (float, 1e-8, "optimizer.eps"),
-    "trainer.optimizer.kwargs.momentum": (float, 0.9, "optimizer.momentum"),
+    "trainer.optimizer.kwargs.momentum": (float, 0.9),
     "trainer.optimizer.kwargs.weight_decay": (float, 0.0, "optimizer.weight_decay"),
     "trainer.optimizer.kwargs.lr": (float, 0.001),  # the published code replaces it by the rates of the parts
     "trainer.optimizer.backbone_lr": (float, 2e-5, "optimizer.lr.encoders"),
@@ -122,7 +122,13 @@ def recipe_tree(content: Tree, file: object) -> Tree:
                 _set(tree, key, value)
     optimizer = config.trainer.optimizer
     _set(tree, "optimizer.type", optimizer.type.lower())
-    _set(tree, "optimizer.betas", _betas(optimizer.kwargs.betas, file))
+    beta1, beta2 = _betas(optimizer.kwargs.betas, file)
+    _set(tree, "optimizer.betas", [optimizer.kwargs.momentum if optimizer.type == "SGD" else beta1, beta2])
+    schedule = config.trainer.lr_scheduler
+    lowest = schedule.kwargs.targetlr if schedule.mode == "cosine" else schedule.kwargs.lowest_lr
+    _set(tree, "schedule.lowest_lr", lowest)
+    jitter = config.dataset.train.transforms_strong.rand_apply.color_jitter
+    _set(tree, "data.pictures.strong.jitter", [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
     *sources, target = [_reference(config.dataset, name) for name in config.dataset.types]
     _set(tree, "data.sources", sources)
     _set(tree, "data.target", target)

@@ -1,90 +1,123 @@
-"""The recipe's sections of the method itself, and what all sections share."""
+"""Sections of the method: objective, network, pseudo labels, SAM, optimizer, schedule, and the choice of the checkpoint."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
-from trainers.m2can.names import Modalities, Pairs, Refinement, ScoreOf, Seen, SourceWeights
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and not _takes_booleans(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("is a boolean (YAML takes on, off, yes and no for one), which does not belong here")
-        return value
-
-
-def _takes_booleans(annotation: Any) -> bool:
-    return bool in (annotation, *get_args(annotation))
+from trainers.m2can.names import Adversary, Modalities
+from trainers.recipe.base import Count, Fraction, NotNegative, Positive, Section
+from trainers.validators import Validator
 
 
 class ObjectiveSection(Section):
-    """Weights of the terms; 0 = not computed."""
+    """Weights and settings of the loss terms. A term of weight 0 is not computed."""
 
-    cmcfa: NotNegative = 0.5
-    cdcfa: NotNegative = 0.2
-    cdafa: NotNegative = 0.05
-    mcc: NotNegative = 0.05
-    temperature: Positive = 2.0
-    smoothing: Fraction = 0.8
-    moments: NotNegative = 0.0  # moment matching (M3SDA)
-    imitation: NotNegative = 0.0  # each modality's head learns the other's prediction (after xMUDA)
-    cmcfa_temperature: Annotated[float, Field(ge=0.02, allow_inf_nan=False)] = 1.0
-    cmcfa_symmetric: bool = False  # pictures look for texts too
-    source_weights: SourceWeights = (
-        "uniform"  # `proximity`: the nearer to the target; `hardest`: the larger its loss (MDAN)
+    cmcfa: NotNegative = Field(0.5, description="Weight of CMCFA, the contrast of texts with pictures.")
+    cdcfa: NotNegative = Field(0.2, description="Weight of CDCFA, the alignment of domains.")
+    cdafa: NotNegative = Field(0.05, description="Weight of CDAFA, the adversarial term.")
+    mcc: NotNegative = Field(0.05, description="Weight of MCC, the class confusion on the target.")
+    temperature: Positive = Field(2.0, description="Temperature T of MCC.")
+    smoothing: Fraction = Field(0.8, description="Smoothing ε of the discriminators' labels: 1 − ε and ε.")
+    moments: NotNegative = Field(0.0, description="Weight of moment matching (the baseline M3SDA).")
+    imitation: NotNegative = Field(
+        0.0, description="Weight of cross-modal imitation: each modality's head learns the other's prediction (xMUDA)."
     )
-
-
-class DiscriminatorSection(Section):
-    """Who tells which domains apart, from what."""
-
-    pairs: Pairs = (
-        "all"  # `target`: each source and the target (MDAN); `merged`: all sources and the target (DANN, CDAN)
+    discriminators: Adversary = Field(
+        "m2can",
+        description="Which domains the discriminators of CDAFA tell apart, and from what. `m2can`: every pair of domains, "
+        "from softmax ⊗ features. `dann`: all sources together and the target, from features. `cdan`: the same from "
+        "softmax ⊗ features. `mdan`: each source and the target, from features, and sources of larger loss weigh more. "
+        "The baselines have 64 hidden units and a warm-up of 100 steps, `m2can` has none and 1,000 steps.",
     )
-    seen: Seen = "joint"  # features with predictions, or `features` alone (DANN)
-    hidden: Annotated[int, Field(ge=0)] = 0  # units of a hidden layer; 0: linear
-    warmup: Positive = 1000.0  # steps over which the reversal of gradients grows
 
 
 class NetworkSection(Section):
-    modalities: Modalities = "both"
-    gate: bool = False  # each sample weighs its text and its pictures
+    """Which modalities the network reads."""
+
+    modalities: Modalities = Field(
+        "both", description="`text` and `pictures` replace the other modality's features by zeros: baselines."
+    )
 
 
 class Uacr(Section):
-    """Pseudo labels. `unselected`: what becomes of target samples without one: left out, or used by alignment and MCC."""
+    """Pseudo labels of the target (uncertainty-aware classifier refinement)."""
 
-    enabled: bool = True
-    score: ScoreOf = "both"  # what a sample's score is made of: probability, agreement of the heads, or both
-    threshold: Fraction = 0.0  # samples with a lower score are left out, whatever the rate
-    labels: Literal["hard", "soft"] = "hard"  # soft: the task term learns the probabilities
-    teacher: Literal["none", "ema"] = "none"  # who labels: the network, or the moving average of its weights
-    ema_decay: Fraction = 0.99  # of the teacher, by step
-    refine: Refinement = "none"  # average over nearest target samples; see trainers.m2can.neighbourhood
-    neighbours: Count = 5
-    balance: bool = False  # labels and scores follow the prior (Sinkhorn), not only the number kept
-    warmup: Count = 1  # epochs before the first pseudo labels
-    start: Fraction = 0.3
-    update: Fraction = 0.3
-    prior: Literal["uniform", "estimated"] | list[Positive] = "uniform"
-    unselected: Literal["drop", "align"] = "drop"
+    enabled: bool = Field(True, description="Without it the target has no pseudo labels.")
+    threshold: Fraction = Field(
+        0.0,
+        description="Lowest score of a pseudo label. Target samples with a lower score are left out, whatever the rate.",
+    )
+    warmup: Count = Field(1, description="Epochs before the first pseudo labels.")
+    start: Fraction = Field(
+        0.3,
+        description="Fraction of the target that gets pseudo labels in the first epoch after the warm-up. The rate is "
+        "min(start + n · update, 1), n epochs later.",
+    )
+    update: Fraction = Field(0.3, description="What the rate grows by in each epoch; see `uacr.start`.")
+    prior: Literal["uniform"] | list[Positive] = Field(
+        "uniform",
+        description="Class shares of the target, which the numbers of pseudo labels follow: `uniform`, or one number for "
+        "each class.",
+    )
 
 
 class Sam(Section):
-    """Sharpness-aware minimisation; rho 0 = off. `scope`: climb along the global batch's gradient or the worker's own."""
+    """Sharpness-aware minimisation."""
 
-    rho: NotNegative = 0.05
-    scope: Literal["global", "worker"] = "global"
-    every: Count = 1  # k: only every k-th step climbs; the others cost one pass instead of two
+    rho: NotNegative = Field(
+        0.05, description="Radius ρ of the perturbation of the weights. 0: one pass a step, without SAM."
+    )
+
+
+class LearningRates(Section):
+    """Learning rates of the network's parts, before the schedule."""
+
+    encoders: NotNegative = Field(2e-5, description="Of both encoders.")
+    projections: NotNegative = Field(2e-5, description="Of both projections.")
+    fusion: NotNegative = Field(5e-4, description="Of the fusion.")
+    heads: NotNegative = Field(5e-4, description="Of all classifier heads.")
+    discriminators_source: NotNegative = Field(2e-4, description="Of the discriminators between two sources.")
+    discriminators_target: NotNegative = Field(
+        3e-4, description="Of the discriminators between a source and the target."
+    )
+
+
+class OptimizerSection(Section):
+    """One optimizer for the network and one for the discriminators, with the same settings."""
+
+    type: Literal["adam", "adamw", "sgd", "adadelta"] = Field("adam", description="Which optimizer.")
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.9, 0.999), description="β₁ and β₂ of adam and adamw. `sgd` takes β₁ as its momentum."
+    )
+    eps: Positive = Field(1e-8, description="ε of adam, adamw and adadelta.")
+    weight_decay: NotNegative = Field(0.0, description="Of all parts.")
+    lr: LearningRates = LearningRates()
+
+
+class ScheduleSection(Section):
+    """How all learning rates fall over the run."""
+
+    mode: Literal["poly", "cosine", "multistep", "constant"] = Field("poly", description="Shape of the curve.")
+    power: Positive = Field(0.99, description="Exponent of `poly`.")
+    lowest_lr: NotNegative = Field(1e-6, description="Where `poly` and `cosine` end. Left out, `cosine` ends at 0.")
+    multistep: list[Count] = Field(
+        default_factory=list, description="Epochs after which the rates of `multistep` fall to a tenth."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cosine_ends_at_zero(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mode") == "cosine":
+            return {"lowest_lr": 0.0} | values
+        return values
+
+
+class Selection(Section):
+    """How the checkpoint is chosen without target labels."""
+
+    validator: Validator = Field("infomax", description="Score of an epoch; see [Method](method.md).")
+    gate: Fraction = Field(
+        0.03, description="Source accuracy that an epoch may lie below the best epoch's and still be chosen."
+    )

@@ -14,7 +14,7 @@ from functools import cache
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datasets_manifest.stream.images import BadPicture, PictureViews, read_picture_bytes
+from datasets_manifest.stream.images import BadPicture, read_picture_bytes
 from datasets_manifest.stream.images import thumbnail as small_picture
 from trainers.reports.charts import COLOURS, look, percent, plain
 
@@ -56,7 +56,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def thumbnail(path: str) -> str:
     """A small picture as a data address, or the reason why there is none."""
     try:
-        small = small_picture(read_picture_bytes(path), THUMBNAIL, PictureViews().max_pixels)
+        small = small_picture(read_picture_bytes(path), THUMBNAIL)
     except BadPicture as bad:
         return bad.reason
     return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from trainers.loop.evaluation import confusion, reliability
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.reports.charts import (
     BLUE,
     RULE,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from datasets_manifest.errors import InputError
 
 if TYPE_CHECKING:
-    from trainers.recipe.recipe import Recipe
+    from trainers.recipe import Recipe
 
 SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

@@ -13,7 +13,7 @@ from services.jobs.preflight import check_capacity, check_mlflow, check_nodes, r
 from services.jobs.sweep_request import tune_request
 from services.jobs.working_folder import pack_code
 from tests.trainers.tiny_run import small_recipe
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 from tuning.sweep import load_sweep
 
 RECIPE = {"data": {"sources": ["/d/a.yaml"], "target": "/d/b.yaml"}}

@@ -22,7 +22,7 @@ from datasets_manifest.postcards.generate import write_postcards
 from services.jobs.job_request import train_request
 from services.jobs.jobs import JobServer, JobsUnavailable
 from services.registry import client_for, find_model
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 from trainers.tracking.journal import Journal
 
 
@@ -148,7 +148,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_sent_again(dashboard: s
                 "data": {"sources": manifests[:-1], "target": manifests[-1], "pictures": {"resize": 36, "crop": 32}},
                 "encoders": {
                     "text": {"name": "tiny", "weights": "random"},
-                    "picture": {"name": "tiny", "width": 4, "head": "none", "weights": "random"},
+                    "picture": {"name": "tiny:4", "head": "none", "weights": "random"},
                 },
                 "train": {"epochs": 24, "batch_size": 4},
                 "cluster": {"workers": 1},

@@ -19,17 +19,12 @@ from trainers.cluster.disk import most_at_once, retention
 from trainers.cluster.driver import train
 from trainers.cluster.preparation import prepare
 from trainers.cluster.worker_reports import evaluation_tensors
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 
 RECIPES = {
     "adam": [],
     "sgd in fp64": ["train.precision=fp64", "optimizer.type=sgd"],
-    "a teacher, larger discriminators, soft labels": [
-        "optimizer.type=adamw",
-        "uacr.teacher=ema",
-        "discriminators.hidden=256",
-        "uacr.labels=soft",
-    ],
+    "larger discriminators": ["optimizer.type=adamw", "objective.discriminators=mdan"],
     "one source, frozen encoders": [
         "encoders.text.freeze=all",
         "encoders.picture.freeze=all",
@@ -43,7 +38,7 @@ def test_size_is_known_before_the_first_checkpoint(tmp_path: Path, settings: lis
     if "encoders.text.freeze=all" in settings:
         manifests = write_postcards(tmp_path / "postcards", seed=3, train=30, val=12)
         settings = [*settings, f"data.sources={[str(next(iter(manifests.values())))]}"]
-    run = prepared_run(tmp_path, ["uacr.warmup=1", "uacr.start=1", "encoders.text.hidden=256", *settings])
+    run = prepared_run(tmp_path, ["uacr.warmup=1", "uacr.start=1", "encoders.text.name=tiny:256", *settings])
     loop = make_loop(run)
     _, scored = loop.run_epoch()
     loop.save(tmp_path / "checkpoint", evaluation_tensors(loop, scored))

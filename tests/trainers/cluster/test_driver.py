@@ -140,7 +140,7 @@ def test_missing_pictures_are_found_before_ray(tmp_path: Path) -> None:
         (["uacr.prior=[0.5, 0.5]"], "uacr.prior: needs a share for every class"),
         (["data.samples_per_epoch=7", "cluster.workers=5"], "cluster.workers: a step has 3 rows of each domain"),
         (["encoders.picture.name=torchvision:resnet5"], "torchvision has no such model"),
-        (["data.train_split=trian"], "trian"),
+        (["data.splits=[trian, val]"], "trian"),
         (["data.texts.max_tokens=600", "encoders.text.name=/nowhere"], "no fast tokenizer could be read"),
         (["run.storage=s3://bucket/runs"], "run.storage: is not a folder"),
     ],
@@ -164,7 +164,7 @@ def test_target_labels_do_not_reach_training(tmp_path: Path) -> None:
     """Two runs whose target labels differ end with the same weights."""
     import torch
 
-    run: Prepared = prepared_run(tmp_path, ["train.epochs=2", "uacr.unselected=align"])
+    run: Prepared = prepared_run(tmp_path, ["train.epochs=2"])
     honest, lied = make_loop(run), make_loop(run)
     for part in (run.corpus.train[-1], run.corpus.val[-1]):
         assert part is not None

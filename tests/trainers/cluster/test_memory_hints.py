@@ -20,7 +20,7 @@ from trainers.cluster.driver import train
 from trainers.cluster.memory_hints import ended_by_memory, hints, is_out_of_memory, settings, where_it_ran_out
 from trainers.failures import RunFailed
 from trainers.loop.loop import Observer
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_settings_follow_from_the_recipe() -> None:
     def named(**values: Any) -> list[str]:
         return [setting for setting, _ in settings(recipe_with(values))]
 
-    checkpointing = [f"encoders.{name}.activation_checkpointing=true" for name in ("picture", "text")]
+    checkpointing = [f"encoders.activation_checkpointing={name}" for name in ("pictures", "text")]
     assert named(train={"batch_size": 8}) == [
         "train.accumulate=2",
         "train.batch_size=4",
@@ -66,8 +66,10 @@ def test_settings_follow_from_the_recipe() -> None:
     assert named(train={"batch_size": 4, "accumulate": 4}) == [*checkpointing, "train.precision=bf16"]
     assert named(train={"batch_size": 4}, cluster={"workers": 4}) == [*checkpointing, "train.precision=bf16"]
     assert "train.precision=bf16" not in named(train={"precision": "fp16"})
-    half_frozen = {"text": {"freeze": "all"}, "picture": {"activation_checkpointing": True}}
-    assert not set(checkpointing) & set(named(encoders=half_frozen))
+    half_frozen = {"text": {"freeze": "all"}, "activation_checkpointing": "pictures"}
+    assert not any("checkpointing" in name for name in named(encoders=half_frozen))
+    once_more = named(encoders={"activation_checkpointing": "text"})
+    assert "encoders.activation_checkpointing=both" in once_more
     needs = dict(settings(recipe_with({"encoders": {"picture": {"batch_norm": "batch"}}})))["train.accumulate=2"]
     assert "needs encoders.picture.batch_norm" in needs
 
@@ -103,7 +105,7 @@ def most_kept(run: Any) -> int:
 
 
 def test_every_setting_named_has_an_effect(tmp_path: Path) -> None:
-    base = ["encoders.picture.batch_norm=per_sample", "encoders.text.layers=3"]
+    base = ["encoders.picture.batch_norm=per_sample", "encoders.text.name=tiny:32x3"]
     plain = prepared_run(tmp_path, base)
     before = most_kept(plain)
     for setting, _ in settings(plain.recipe):

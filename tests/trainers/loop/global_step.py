@@ -18,7 +18,7 @@ from trainers.m2can.encoders.batch_norm import BatchNormMode
 from trainers.m2can.losses.adversarial import Discriminators
 from trainers.model import build
 from trainers.model.optimizers import build_optimizers, build_schedule
-from trainers.recipe.recipe import Recipe, apply_override, make_recipe
+from trainers.recipe import Recipe, apply_override, make_recipe
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
 
@@ -42,7 +42,6 @@ class Scenario:
     steps: int = 1
     local_statistics: bool = False
     accumulate: int = 1
-    scope: Literal["global", "worker"] = "global"
     options: tuple[str, ...] = ()
 
     @property
@@ -52,15 +51,15 @@ class Scenario:
     def __str__(self) -> str:
         what = ["S", str(self.sources), "with target" if self.target else "first epoch", self.batch_norm, self.pictures]
         what += [self.dtype, f"{self.steps} steps", "local" * self.local_statistics]
-        what += [f"{self.accumulate} parts" * (self.accumulate > 1), "own climb" * (self.scope == "worker")]
+        what += [f"{self.accumulate} parts" * (self.accumulate > 1)]
         return " ".join(word for word in [*what, *self.options] if word)
 
     def recipe(self) -> Recipe:
         tree: dict[str, Any] = {
             "data": {"sources": ["s"] * self.sources, "target": "t"},
             "encoders": {
-                "text": {"name": "tiny", "hidden": 32, "dropout": 0.0},
-                "picture": {"name": "tiny", "width": 4, "batch_norm": self.batch_norm, "ghosts": 4},
+                "text": {"name": "tiny:32"},
+                "picture": {"name": "tiny:4", "batch_norm": self.batch_norm},
             },
             "objective": {"mcc": 0.3, "cdafa": 0.2},
             "sam": {"rho": 0.05},
@@ -92,9 +91,6 @@ class Scenario:
         labels = torch.tensor([[(3 * row + d) % CLASSES for row in range(ROWS)] for d in range(self.domains)])
         if self.target:
             labels[-1, 1::2] = -1  # target rows without a pseudo label
-        soft = None
-        if "uacr.labels=soft" in self.options:
-            soft = torch.randn(ROWS, CLASSES, generator=rng).softmax(-1)[offset : offset + size]
         text = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # to the longest of this slice
         return Batch(
             text=text,
@@ -105,7 +101,6 @@ class Scenario:
             num_views=2,
             global_batch=ROWS,
             offset=offset,
-            pseudo_BC=soft,
         ).to(torch.device("cpu"), getattr(torch, self.dtype))
 
 
@@ -137,7 +132,7 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     dtype = getattr(torch, scenario.dtype)
     config = build.text_config(recipe.encoders.text, VOCABULARY, 0, 16)
     network = build.build_network(recipe, config, CLASSES, load_weights=True).to(dtype).train()
-    discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.discriminators).to(dtype)
+    discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.objective.discriminators).to(dtype)
     optimizers = build_optimizers(network, discriminators, recipe.optimizer)
     step = RecordedStep(
         network=network,
@@ -150,7 +145,6 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
         rho=recipe.sam.rho,
         collective=collective,
         parts=scenario.accumulate,
-        scope=scenario.scope,
     )
     if scenario.local_statistics:
         network.picture_encoder.groups.collective = Collective()

@@ -30,10 +30,10 @@ class Answers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", ["per_sample", "batch", "frozen", "ghost"])
+@pytest.mark.parametrize("mode", ["per_sample", "batch", "frozen"])
 @pytest.mark.parametrize("preset", ["published", "recommended"])
 def test_a_step_waits_for_one_answer(preset: str, mode: str) -> None:
-    recipe = recipe_of(QUICK, preset, f"encoders.picture.batch_norm={mode}", "encoders.picture.ghosts=1")
+    recipe = recipe_of(QUICK, preset, f"encoders.picture.batch_norm={mode}")
     step = make_step(make_network(QUICK, recipe), recipe, torch.device("cpu"))
     labels_DB = torch.randint(0, 3, (3, QUICK.batch)).numpy()
     batch = to_batch(make_rows(QUICK, 2, labels_DB.size), labels_DB, device=torch.device("cpu"), dtype=torch.float32)

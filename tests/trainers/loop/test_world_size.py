@@ -24,7 +24,6 @@ FOUR = pytest.param(4, marks=pytest.mark.slow)
 PICTURES_OF = {
     "per_sample": "ragged",
     "batch": "none at the end",
-    "ghost": "none at the end",
     "frozen": "none at the end",
 }
 
@@ -33,7 +32,6 @@ FIRST_STEP = [
     Scenario(2, True, "per_sample", "one each"),
     Scenario(2, True, "per_sample", "none at the end"),
     Scenario(2, True, "batch", "one each"),
-    Scenario(2, True, "ghost", "one each"),
 ]
 TWENTY_STEPS = [Scenario(1, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
 SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
@@ -42,22 +40,11 @@ PARTS = [
     Scenario(2, True, "frozen", "ragged", accumulate=2),
 ]
 OPTIONS = [
-    Scenario(2, True, "frozen", options=("objective.cmcfa_symmetric=true", "objective.cmcfa_temperature=0.2")),
-    Scenario(2, True, "frozen", options=("uacr.labels=soft", "network.gate=true"), accumulate=2),
-    Scenario(2, True, "frozen", options=("objective.source_weights=proximity", "objective.moments=1")),
-    Scenario(
-        2,
-        True,
-        "frozen",
-        options=(
-            "objective.source_weights=hardest",
-            "objective.imitation=1",
-            "discriminators={pairs: target, seen: features, hidden: 5, warmup: 1}",
-        ),
-    ),
-    Scenario(2, True, "frozen", options=("discriminators={pairs: merged, warmup: 1}", "network.modalities=pictures")),
+    Scenario(2, True, "frozen", options=("objective.moments=1",), accumulate=2),
+    Scenario(2, True, "frozen", options=("objective.discriminators=mdan", "objective.imitation=1")),
+    Scenario(2, True, "frozen", options=("objective.discriminators=cdan", "network.modalities=pictures")),
+    Scenario(2, True, "frozen", options=("objective.discriminators=dann", "network.modalities=text")),
 ]
-OWN_CLIMB = Scenario(2, True, "per_sample", "one each", scope="worker")
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
 ALL = [
     *FIRST_STEP,
@@ -65,7 +52,6 @@ ALL = [
     *SINGLE,
     *PARTS,
     *OPTIONS,
-    OWN_CLIMB,
     replace(PARTS[1], accumulate=1),
     MISTAKE,
 ]
@@ -153,7 +139,7 @@ def test_the_scenarios_hold_what_they_should(found: Found, scenario: Scenario) -
     assert sum("discriminators" in name for name in one["gradients"]) == 2 * pairs
     length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
     assert length == pytest.approx(0.05, rel=1e-6)
-    calls = {"per_sample": None, "batch": 2, "ghost": 2, "frozen": 0}[scenario.batch_norm]
+    calls = {"per_sample": None, "batch": 2, "frozen": 0}[scenario.batch_norm]
     if calls is None:
         owners = scenario.slice(0, 0, 7).picture_owner
         assert owners is not None
@@ -179,19 +165,3 @@ def test_a_step_in_parts_is_the_whole_step(found: Found, world_size: int, scenar
             assert disagreement(parts[what], whole[what]) < 1e-9, what
         assert disagreement(parts["terms"][0], whole["terms"][0]) < 1e-9
         assert parts["counts"] == whole["counts"]
-
-
-def test_workers_climb_along_their_own_gradients(found: Found) -> None:
-    """m-SAM: perturbations differ between workers, the gradients they descend along do not."""
-    alone, everyone = found[1, 0, OWN_CLIMB], found[1, 0, replace(OWN_CLIMB, scope="global")]
-    assert disagreement(alone["gradients"], everyone["gradients"]) < 1e-12
-    first, second = found[2, 0, OWN_CLIMB], found[2, 1, OWN_CLIMB]
-    assert disagreement(first["perturbation"], second["perturbation"]) > 1e-2
-    down = [{k: g for k, g in one["gradients"].items() if k.startswith("second")} for one in (first, second)]
-    assert disagreement(*down) < 1e-12
-    up = [[g for k, g in one["gradients"].items() if k.startswith("first")] for one in (first, second)]
-    lengths = [sum(float(g.square().sum()) for g in gradients) ** 0.5 for gradients in up]
-    for one in (first, second):
-        length = sum(float(x.square().sum()) for x in one["perturbation"].values()) ** 0.5
-        assert length == pytest.approx(0.05, rel=1e-6)
-        assert float(one["terms"][0]["first grad_norm"]) == pytest.approx(sum(lengths) / 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.m2can.pseudo_labels import estimate_prior, score_of, score_samples, select, selection_rate, uniform_prior
+from trainers.m2can.pseudo_labels import score_samples, select, selection_rate, uniform_prior
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
@@ -68,13 +68,6 @@ def test_a_threshold_beside_the_rate() -> None:
     assert select(label, score, 0.2, np.array([1.0]), threshold=0.7).tolist() == [8, 9]
 
 
-def test_what_a_score_is_made_of() -> None:
-    prob, variance = np.array([0.9, 0.6]), np.array([0.5, 0.0])
-    assert score_of("both", prob, variance) == pytest.approx([0.9 * math.exp(-0.5), 0.6])
-    assert score_of("prob", prob, variance).tolist() == [0.9, 0.6]
-    assert score_of("uncertainty", prob, variance) == pytest.approx([math.exp(-0.5), 1.0])
-
-
 def test_ties_go_to_the_lower_row() -> None:
     assert select(np.zeros(6, int), np.full(6, 0.5), 0.5, np.array([1.0])).tolist() == [0, 1, 2]
 
@@ -97,23 +90,6 @@ def test_quota_is_not_lost_to_rounding(total: int) -> None:
 
 def test_selection_rate() -> None:
     assert [selection_rate(epoch, 0.3, 0.3) for epoch in range(5)] == pytest.approx([0.3, 0.6, 0.9, 1.0, 1.0])
-
-
-def test_estimated_prior_recovers_the_shift() -> None:
-    """A calibrated classifier of two overlapping bells, trained on half and half, seen on 15 % and 85 %."""
-    rng = np.random.default_rng(0)
-    true = np.array([0.15, 0.85])
-    y = rng.random(40_000) < true[1]
-    x = rng.normal(np.where(y, 1.0, -1.0), 1.0)
-    positive = 1 / (1 + np.exp(-2 * x))
-    found = estimate_prior(np.stack([1 - positive, positive], 1), np.array([0.5, 0.5]))
-    assert found == pytest.approx(true, abs=0.01)
-    assert np.mean(positive > 0.5) < 0.82  # counting predictions would miss it
-
-
-def test_estimated_prior_without_a_shift_stays() -> None:
-    probs = np.array([[0.9, 0.1], [0.1, 0.9]])
-    assert estimate_prior(probs, np.array([0.5, 0.5])) == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("seed", range(20))

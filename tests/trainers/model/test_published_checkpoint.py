@@ -18,7 +18,7 @@ from datasets_manifest.stream.text import build_tokenizer
 from trainers.model.predictor import Predictor
 from trainers.model.published_checkpoint import PublishedCheckpoint, export_published, import_published, read_published
 from trainers.model.vocabulary import encoder_vocabulary
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 
 CLASSES = ["bad", "fair", "good", "best"]
 WIDTHS = {"text_feature_extractor.hidden.0": (256, 32), "image_encoder.linear.0": (256, 512)}

@@ -10,7 +10,7 @@ import yaml
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.catalog import parse_reference
-from trainers.recipe.recipe import Recipe, load_recipe
+from trainers.recipe import Recipe, load_recipe
 from trainers.recipe.recipes import packaged_recipe
 
 AESTHETICS, SENTIMENT = ["AVA", "PCCD", "RPCD"], ["TumEmo", "Twitter", "Yelp"]
@@ -98,14 +98,14 @@ def test_every_key_of_the_form_reaches_the_recipe(tmp_path: Path) -> None:
     assert parse_reference(data.target).places == {"root": "/p/ava", "train": "/l/a.json", "val": "/l/v.json"}
     assert (data.samples_per_epoch, data.texts.max_tokens, recipe.train.batch_size) == (50, 64, 6)
     assert (pictures.resize, pictures.crop, pictures.strong.flip, pictures.strong.greyscale) == (128, 112, 0.1, 0.3)
-    jitter = pictures.strong.jitter
-    assert (jitter.p, jitter.brightness, jitter.contrast, jitter.hue) == (0.7, 0.1, 0.4, 0.2)
+    strong = pictures.strong
+    assert (strong.jitter_p, strong.jitter) == (0.7, (0.1, 0.4, 0.4, 0.2))
     assert (recipe.uacr.start, recipe.uacr.update) == (0.2, 0.1)
     o = recipe.objective
     assert (o.cmcfa, o.cdcfa, o.cdafa, o.mcc, o.temperature, o.smoothing) == (0.1, 0.2, 0.3, 0.3, 3.0, 0.9)
     assert (recipe.train.epochs, recipe.train.seed, recipe.sam.rho, recipe.run.storage) == (2, 7, 0.01, "out")
-    assert (recipe.schedule.mode, recipe.schedule.target_lr) == ("cosine", 1e-7)
-    assert (recipe.optimizer.type, recipe.optimizer.betas, recipe.optimizer.eps) == ("sgd", (0.8, 0.99), 1e-7)
+    assert (recipe.schedule.mode, recipe.schedule.lowest_lr) == ("cosine", 1e-7)
+    assert (recipe.optimizer.type, recipe.optimizer.betas, recipe.optimizer.eps) == ("sgd", (0.9, 0.99), 1e-7)
     assert (recipe.optimizer.lr.fusion, recipe.optimizer.lr.heads) == (1e-3, 5e-4)
     assert recipe.encoders.text.name == "/models/bert"
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from datasets_manifest.errors import InputError
-from trainers.recipe import recipe
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import loading, make_recipe
 from trainers.recipe.schema_versions import migrate
 
 OLD = {"schema_version": 1, "data": {"sources": ["a"], "target": "b"}, "train": {"rounds": 7}}
@@ -20,8 +19,8 @@ def rounds_are_epochs(tree: dict[str, Any]) -> None:
 
 
 def test_an_older_recipe_is_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(recipe, "MIGRATIONS", {1: rounds_are_epochs})  # 2 has the form of 3
+    monkeypatch.setattr(loading, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(loading, "MIGRATIONS", {1: rounds_are_epochs})  # 2 has the form of 3
     given = copy.deepcopy(OLD)
     made = make_recipe(given)
     assert (made.schema_version, made.train.epochs) == (3, 7)
@@ -29,8 +28,8 @@ def test_an_older_recipe_is_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_older_recipe_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(recipe, "MIGRATIONS", {1: "rounds had no fixed length"})
+    monkeypatch.setattr(loading, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(loading, "MIGRATIONS", {1: "rounds had no fixed length"})
     with pytest.raises(
         InputError, match=r"old\.yaml: schema_version: version 1 .* rounds had no fixed length; found 1"
     ):
@@ -39,7 +38,7 @@ def test_an_older_recipe_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [(2, "newer version of m2can, with schema version 2; found 2; wanted at most 1"), (0, "is not a version"),
+    [(3, "newer version of m2can, with schema version 3; found 3; wanted at most 2"), (0, "is not a version"),
      ("1", "is not a version"), (True, "is not a version"), (None, "is not a version")],
 )  # fmt: skip
 def test_other_versions_are_refused(version: object, words: str) -> None:
@@ -48,7 +47,7 @@ def test_other_versions_are_refused(version: object, words: str) -> None:
 
 
 def test_a_recipe_without_a_version_has_todays() -> None:
-    assert make_recipe({"data": OLD["data"]}).schema_version == recipe.SCHEMA_VERSION
+    assert make_recipe({"data": OLD["data"]}).schema_version == loading.SCHEMA_VERSION
 
 
 def test_migrations_follow_one_another() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datasets_manifest.errors import InputError
-from trainers.recipe.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, make_recipe
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri, without_password
 
 

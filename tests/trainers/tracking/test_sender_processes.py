@@ -27,7 +27,7 @@ from tests.trainers.tracking.tracked import PATIENCE_S, client, model_for, recor
 from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, save_model
 from trainers.model.encoders import text_config
-from trainers.recipe.recipe import make_recipe
+from trainers.recipe import make_recipe
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import open_client
@@ -160,7 +160,7 @@ def tiny_model(folder: Path) -> Path:
                 "texts": {"max_tokens": 32},
                 "pictures": {"resize": 40, "crop": 32},
             },
-            "encoders": {"text": {"name": "tiny", "hidden": 32}, "picture": {"name": "tiny", "width": 8}},
+            "encoders": {"text": {"name": "tiny:32"}, "picture": {"name": "tiny:8"}},
         }
     )
     specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}

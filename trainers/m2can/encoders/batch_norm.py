@@ -1,18 +1,14 @@
-"""Batch normalisation over groups of pictures, the same on any number of workers, in four modes.
+"""Batch normalisation over groups of pictures, the same on any number of workers, in three modes.
 
 per_sample  The pictures of a sample in one view are a group, as in the published code, which calls the picture encoder
             once for each sample. Here one call takes all groups, and the running statistics move in closed form as
             if the calls had come one after another (order: domain, then weak samples, then strong samples).
 batch       All pictures of the global batch are one group, synchronised over the workers.
-ghost       The global batch is cut into a fixed number of ghost batches, each with its rows of all domains and views
-            (Hoffer et al., "Train longer, generalize better", NIPS 2017). A worker that holds whole ghost batches
-            normalises without an exchange, where `batch` needs two for each layer. The running statistics move by
-            the ghosts' mean, weighted by their number of pictures.
 frozen      The running statistics are used and do not move.
 
 The running statistics move once a pass, in PictureGroups.commit. A forward pass only stores its contribution in
 `pending`, by part of the batch, so that computing it again (activation checkpointing, SAM's second pass) stores the same.
-With accumulation over parts of a batch, per_sample and frozen are exact; Step refuses the other two.
+With accumulation over parts of a batch, per_sample and frozen are exact; Step refuses `batch`.
 
 Suffixes: P pictures, G groups, N rows of a batch, B samples, V views, D domains, R views and domains, C channels.
 """
@@ -26,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch
-from trainers.m2can.collective import Collective, slice_sizes
+from trainers.m2can.collective import Collective
 
-BatchNormMode = Literal["per_sample", "batch", "ghost", "frozen"]
+BatchNormMode = Literal["per_sample", "batch", "frozen"]
 
 
 class PictureGroups:
     """Which pictures are normalised together; all layers of an encoder share it, and each training pass sets it."""
 
-    def __init__(self, mode: BatchNormMode, ghosts: int = 1) -> None:
-        self.mode, self.ghosts = mode, ghosts
+    def __init__(self, mode: BatchNormMode) -> None:
+        self.mode = mode
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
         self.part = 0  # first sample, in the worker's slice, of the part that the encoder computes now
@@ -43,14 +39,9 @@ class PictureGroups:
         self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # see group_weights
 
     @property
-    def one_ghost(self) -> bool:
-        """Whether this worker holds a single ghost batch and no placeholder picture."""
-        return self.mode == "ghost" and self.num_groups == 2 and self.real_P is None
-
-    @property
     def needs_whole_batch(self) -> bool:
         """Whether accumulation over parts of a batch would change the statistics."""
-        return self.mode in ("batch", "ghost") and any(layer.weight.requires_grad for layer in self.layers)
+        return self.mode == "batch" and any(layer.weight.requires_grad for layer in self.layers)
 
     def begin(self, batch: Batch) -> None:
         """Set the groups of a pass. A picture whose owner is N is a placeholder and counts nowhere."""
@@ -73,26 +64,10 @@ class PictureGroups:
             self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(
                 self.owner_P.device, non_blocking=True
             )
-        elif self.mode == "ghost":
-            self._by_ghost(batch, count_G)
-        if self.mode in ("batch", "ghost"):
+        elif self.mode == "batch":
             pictures = count_G[:-1].sum().to(self.owner_P.device, non_blocking=True)
             self.global_pictures = self.collective.sum_(pictures)
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
-
-    def _by_ghost(self, batch: Batch, count_G: Tensor) -> None:
-        """Make ghost batches the groups instead of rows."""
-        stops = torch.tensor(slice_sizes(batch.global_batch, self.ghosts)).cumsum(0)
-        if not {batch.offset, batch.offset + batch.size} <= {0, *stops.tolist()}:
-            raise ValueError(f"rows {batch.offset} to {batch.offset + batch.size} cut one of {self.ghosts} ghosts")
-        ghost_B = torch.searchsorted(stops, torch.arange(batch.offset, batch.offset + batch.size), right=True)
-        ghost_B = ghost_B - ghost_B[0]
-        self.num_groups = int(ghost_B.numpy()[-1]) + 2
-        ghost_N = torch.cat([ghost_B.repeat(batch.num_views * batch.num_domains), torch.tensor([self.num_groups - 1])])
-        by_ghost_G = count_G.new_zeros(self.num_groups).index_add(0, ghost_N, count_G)
-        self.owner_P = ghost_N.to(self.owner_P.device)[self.owner_P]
-        self.count_G = by_ghost_G.to(self.owner_P.device, non_blocking=True)
-        self.one_picture_each = False
 
     def _order_groups(self, whole: Batch) -> None:
         """How many calls the published code makes after each group's, over all workers; none for an empty sample."""
@@ -108,7 +83,7 @@ class PictureGroups:
     def group_weights(self, momentum: float, dtype: torch.dtype) -> Tensor:
         """Weight of each group's statistics in the running statistics after the pass, [G]; the same for all layers.
 
-        With momentum m: m·(1−m)^(calls after the group's) in per_sample, m·(its share of all pictures) in ghost.
+        m·(1−m)^(calls after the group's) for a momentum m.
         """
         key = momentum, dtype
         if key not in self._weights:
@@ -116,14 +91,11 @@ class PictureGroups:
         return self._weights[key]
 
     def _group_weights(self, momentum: float) -> Tensor:
-        if self.mode == "ghost":
-            weight_G = momentum * self.count_G.double() / self.global_pictures.clamp_min(1)
-            return torch.cat([weight_G[:-1], weight_G.new_zeros(1)])
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
     def shares(self) -> list[Tensor]:
         """What this worker's pass adds to the running statistics; to be summed over the workers and given to `commit`."""
-        return self._added() if self.mode in ("per_sample", "ghost") else []
+        return self._added() if self.mode == "per_sample" else []
 
     def _added(self) -> list[Tensor]:
         """The layers' contributions in one tensor; an empty list if the pass moves nothing."""
@@ -187,7 +159,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         # A frozen block's statistics do not move either.
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        normalise = self._whole_batch if self.groups.mode == "batch" or self.groups.one_ghost else self._by_group
+        normalise = self._whole_batch if self.groups.mode == "batch" else self._by_group
         # Half precision has too few digits for the moments.
         return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
 
@@ -234,11 +206,10 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def _whole_batch(self, x: Tensor) -> Tensor:
         groups = self.groups
         assert self.momentum is not None
-        if groups.one_ghost or (groups.collective.world_size == 1 and groups.real_P is None):
+        if groups.collective.world_size == 1 and groups.real_P is None:
             mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
             y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
-            weight = groups.group_weights(self.momentum, mean_C.dtype)[0] if groups.one_ghost else self.momentum
-            self.pending[groups.part] = weight * torch.stack([mean_C, var_C])
+            self.pending[groups.part] = self.momentum * torch.stack([mean_C, var_C])
             return y
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
         # One exchange for both moments. Taken around the running mean, which all workers share, they keep their digits.

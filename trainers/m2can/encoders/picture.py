@@ -17,12 +17,12 @@ class PictureEncoder(nn.Module):
     Args:
         model: pictures [P, 3, height, width] → features [P, width].
         width: the backbone's feature width.
-        batch_norm, ghosts: see trainers.m2can.encoders.batch_norm.
+        batch_norm: see trainers.m2can.encoders.batch_norm.
     """
 
-    def __init__(self, model: nn.Module, width: int, batch_norm: BatchNormMode, ghosts: int = 1) -> None:
+    def __init__(self, model: nn.Module, width: int, batch_norm: BatchNormMode) -> None:
         super().__init__()
-        self.groups = PictureGroups(batch_norm, ghosts)
+        self.groups = PictureGroups(batch_norm)
         self.model = GroupedBatchNorm2d.convert(model, self.groups)
         self.width = width
 

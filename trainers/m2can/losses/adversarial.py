@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.m2can.batch import Batch, Outputs
-from trainers.m2can.names import Pairs, Seen
+from trainers.m2can.names import Adversary
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -72,9 +72,8 @@ class Discriminators(nn.ModuleList):
 
     Args:
         num_domains: sources and target.
-        pairs: `all`; `target`: each source with the target (MDAN); `merged`: all sources together with the target (DANN).
-        seen: `joint`: softmax(z) ⊗ f (CDAN); `features`: f alone (DANN).
-        hidden, warmup: see PairDiscriminator.
+        adversary: `m2can`: every pair of domains, from softmax(z) ⊗ f, linear. `cdan` and `dann`: all sources together and
+            the target, from softmax(z) ⊗ f and from f alone. `mdan`: each source and the target, from f.
     """
 
     def __init__(
@@ -82,24 +81,21 @@ class Discriminators(nn.ModuleList):
         num_domains: int,
         feature_width: int,
         num_classes: int,
-        *,
-        pairs: Pairs = "all",
-        seen: Seen = "joint",
-        hidden: int = 0,
-        warmup: float = 1000,
+        adversary: Adversary = "m2can",
     ) -> None:
         target = num_domains - 1
-        # In `merged`, 0 stands for all sources.
-        self.pairs = [(0, target)] if pairs == "merged" else list(combinations(range(num_domains), 2))
-        if pairs == "target":
+        self.merged, self.joint, self.target = adversary in ("dann", "cdan"), adversary in ("m2can", "cdan"), target
+        # Where sources are merged, 0 stands for all of them.
+        self.pairs = [(0, target)] if self.merged else list(combinations(range(num_domains), 2))
+        if adversary == "mdan":
             self.pairs = [pair for pair in self.pairs if pair[1] == target]
-        self.merged, self.seen, self.target = pairs == "merged", seen, target
-        width = feature_width * (num_classes if seen == "joint" else 1)
+        width = feature_width * (num_classes if self.joint else 1)
+        hidden, warmup = (0, 1000) if adversary == "m2can" else (64, 100)
         super().__init__(PairDiscriminator(width, hidden, warmup) for _ in self.pairs)
 
     def view(self, outputs: Outputs) -> Tensor:
         """What the discriminators see of each sample, [D, B, K]; class index slower, softmax(z) held constant."""
-        if self.seen == "features":
+        if not self.joint:
             return outputs.fused_DBK
         probs_DBC = torch.softmax(outputs.fused_logits_DBC, -1).detach()
         return (probs_DBC.unsqueeze(-1) * outputs.fused_DBK.unsqueeze(-2)).flatten(2)

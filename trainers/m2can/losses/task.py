@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,8 +19,7 @@ def task(outputs: Outputs, batch: Batch, collective: Collective, weight_D: Tenso
 
     For each domain: the mean over heads and the four view pairs of the cross-entropy; plus that of the heads' mean
     logits on weak × weak; plus the mean of the text head's and the picture head's on the weak views. Samples without a
-    label (-1) do not count; a domain without any counts as zero. Where the batch has soft pseudo labels, the last domain's
-    cross-entropies are −Σ_c q_c log p_c.
+    label (-1) do not count; a domain without any counts as zero.
 
     Source: Zhao et al. 2025.
 
@@ -41,9 +39,6 @@ def task(outputs: Outputs, batch: Batch, collective: Collective, weight_D: Tenso
         loss_XDB = F.cross_entropy(
             logits_XDBC.flatten(0, -2), flat_labels.flatten(), ignore_index=-1, reduction="none"
         ).view(flat_labels.shape)
-        if batch.pseudo_BC is not None:
-            soft_XB = -(batch.pseudo_BC * logits_XDBC[:, -1].log_softmax(-1)).sum(-1) * (labels_DB[-1] >= 0)
-            loss_XDB = torch.cat([loss_XDB[:, :-1], soft_XB.unsqueeze(1)], 1)
         each_D = loss_XDB.mean(0).sum(1) / labelled_D
         return (each_D if weight_D is None else each_D * weight_D).sum()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -97,41 +96,6 @@ def test_per_sample_is_one_call_a_sample(backbone: nn.Module, counts: Counts) ->
         encoder.groups.commit()
         close(statistics(encoder.model), statistics(backbone))
     assert encoder.groups.one_picture_each == (counts is ONE_EACH)
-
-
-@pytest.mark.parametrize("counts", [ONE_EACH, RAGGED, HOLES], ids=["one each", "ragged", "holes"])
-def test_ghosts_are_batches_of_their_own(backbone: nn.Module, counts: Counts) -> None:
-    """Two ghosts of three rows: two rows and one, of all domains and views; the averages move by their weighted mean."""
-    batch = made.pictured(counts)
-    batch = replace(batch, global_batch=batch.size)
-    encoder = PictureEncoder(copy.deepcopy(backbone), 5, "ghost", 2).train()
-    found = encoder(batch.pictures, batch)
-    assert batch.picture_owner is not None
-    first_P = batch.picture_owner % batch.size < 2
-    wanted, moved = torch.zeros_like(found), []
-    for mine_P in (first_P, ~first_P):
-        averages = statistics(backbone)
-        features = torch.func.functional_call(backbone, averages, (batch.pictures[mine_P],))
-        owner = batch.picture_owner[mine_P]
-        share = 1 / torch.bincount(batch.picture_owner, minlength=batch.num_rows)[owner].double()
-        wanted = wanted.index_add(0, owner, features * share.unsqueeze(1))
-        moved.append((int(mine_P.sum()), averages))
-    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
-    for ours, theirs in zip(pull(found, batch, encoder), pull(wanted, batch, backbone), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-    encoder.groups.commit()
-    number = sum(count for count, _ in moved)
-    mean = {
-        name: x if x.dtype == torch.long else sum(count * one[name] for count, one in moved) / number
-        for name, x in moved[0][1].items()
-    }
-    close(statistics(encoder.model), mean)
-
-
-def test_a_ghost_is_not_cut(backbone: nn.Module) -> None:
-    batch = made.pictured(ONE_EACH)
-    with pytest.raises(ValueError, match="cut one of 2 ghosts"):
-        PictureEncoder(backbone, 5, "ghost", 2).train()(batch.pictures, replace(batch, global_batch=8, offset=1))
 
 
 def test_per_sample_order_matters(backbone: nn.Module) -> None:

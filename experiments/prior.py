@@ -1,4 +1,4 @@
-"""Probabilities brought to the sureness that held on labelled samples."""
+"""The class shares of the target, estimated from calibrated predictions."""
 
 from __future__ import annotations
 
@@ -24,3 +24,27 @@ def sharpen(probs_NC: np.ndarray, temperature: float) -> np.ndarray:
     logits_NC = np.log(probs_NC.astype(np.float64).clip(1e-12)) / temperature
     logits_NC -= logits_NC.max(1, keepdims=True)
     return (np.exp(logits_NC) / np.exp(logits_NC).sum(1, keepdims=True)).clip(1e-12)
+
+
+def estimate_prior(
+    probs_NC: np.ndarray,
+    source_prior_C: np.ndarray,
+    iterations: int = 200,
+) -> np.ndarray:
+    """The target's class shares by expectation-maximisation on the classifier's probabilities.
+
+    Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
+
+    Args:
+        probs_NC: calibrated probabilities of a classifier trained under `source_prior_C`.
+        source_prior_C: class shares of what it was trained on, each above 0.
+    """
+    prior = source_prior_C.astype(np.float64)
+    for _ in range(iterations):
+        posterior = probs_NC * (prior / source_prior_C)
+        posterior /= posterior.sum(1, keepdims=True)
+        after = posterior.mean(0)
+        if np.abs(after - prior).max() < 1e-8:
+            return after
+        prior = after
+    return prior

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainers.m2can.calibration import find_temperature, sharpen
+from experiments.prior import find_temperature, sharpen
 
 
 def drawn(temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.m2can.neighbourhood import TargetView, balance, by_centroids, refine, smooth
+from experiments.neighbourhood import TargetView, balance, by_centroids, refine, smooth
 
 
 def clusters(rows: int = 60, wrong: float = 0.2) -> tuple[TargetView, np.ndarray]:

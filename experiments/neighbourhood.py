@@ -6,12 +6,13 @@ Legend: N target samples, C classes, K features, k neighbours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.m2can.names import Refinement
+Refinement = Literal["none", "fused", "modalities", "cross", "centroids"]
 
 _BLOCK = 1024
 

@@ -1,0 +1,150 @@
+"""Sections of what the network reads: manifests, views, encoders."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from datasets_manifest.stream.images import PictureViews
+from trainers.recipe.base import Count, Fraction, Section
+
+Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
+_TINY_TEXT = re.compile(r"tiny(?::([1-9]\d{0,3})(?:x(\d{1,2}))?)?")
+_TINY_PICTURE = re.compile(r"tiny(?::([1-9]\d{0,3}))?")
+
+
+class Texts(Section):
+    """How texts become tokens."""
+
+    cleaning: Literal["published", "proper", "none"] = Field(
+        "proper",
+        description="`proper`: emoji to words, then links, users and hashtags to plain words. `published`: the authors' "
+        "cleaning, and their form of a text, with a second class token before the sentences and a second separator at the "
+        "end. `none`: texts as they are.",
+    )
+    max_tokens: int = Field(
+        200, ge=3, le=8192, description="Most tokens of a text, special tokens included. The rest is cut off."
+    )
+    word_dropout: Fraction = Field(0.1, description="Probability that a word is left out of the strong view.")
+
+    @property
+    def form(self) -> Literal["published", "plain"]:
+        """How sentences and special tokens are put together."""
+        return "published" if self.cleaning == "published" else "plain"
+
+
+class Data(Section):
+    """Manifests and how they are read. Paths are relative to the recipe's folder."""
+
+    sources: list[str] = Field(min_length=1, description="Manifests of the labelled domains.")
+    target: str = Field(description="Manifest of the domain without labels.")
+    splits: tuple[str, str] = Field(
+        ("train", "val"), description="Names of the split that is trained on and of the one that is evaluated on."
+    )
+    samples_per_epoch: Count | None = Field(
+        None, description="Samples drawn of each domain in an epoch. `null`: as many as the longest source has."
+    )
+    max_bad_fraction: Fraction = Field(
+        0.05, description="Part of a domain's records that may be unusable. More of them end the run."
+    )
+    pictures: PictureViews = PictureViews()
+    texts: Texts = Texts()
+
+    @property
+    def train_split(self) -> str:
+        return self.splits[0]
+
+    @property
+    def val_split(self) -> str:
+        return self.splits[1]
+
+
+class TextEncoderSection(Section):
+    """The text encoder."""
+
+    name: str = Field(
+        "bert-base-uncased",
+        description="A local folder or a hub name of a transformers encoder. `tiny`: a small BERT with random weights and "
+        "without dropout, for demos; `tiny:32x2` has 32 hidden units and 2 layers.",
+    )
+    weights: str = Field(
+        "pretrained", description="`pretrained`, `random`, or a file: safetensors, or a weights-only file of torch."
+    )
+    pooling: Literal["pooler", "cls", "mean"] = Field(
+        "mean", description="A text's feature: the pooler's output, the first token's, or the mean over the tokens."
+    )
+    freeze: Freeze = Field(
+        "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
+    )
+
+    @property
+    def tiny(self) -> tuple[int, int] | None:
+        """Hidden units and layers of `tiny`; None for other encoders."""
+        found = _TINY_TEXT.fullmatch(self.name)
+        return (int(found.group(1) or 64), int(found.group(2) or 1)) if found is not None else None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_tiny_size(cls, name: str) -> str:
+        return _require_size(name, _TINY_TEXT, "`tiny:<hidden units>x<layers>`, for example tiny:32x1")
+
+
+class PictureEncoderSection(Section):
+    """The picture encoder."""
+
+    name: str = Field(
+        "torchvision:resnet50",
+        description="`torchvision:<model>` or `timm:<model>`. `tiny`: a small ResNet with random weights, for demos; "
+        "`tiny:8` begins with 8 channels.",
+    )
+    weights: str = Field(
+        "pretrained", description="`pretrained`, the name of weights of torchvision, `random`, or a file."
+    )
+    freeze: Freeze = Field(
+        "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
+    )
+    batch_norm: Literal["per_sample", "batch", "frozen"] = Field(
+        "batch",
+        description="Statistics of batch normalisation: of each record's pictures (as published), of the global batch, or "
+        "those that came with the weights.",
+    )
+    head: Literal["none", "identity_linear"] = Field(
+        "none", description="`identity_linear`: the published square linear layer, which starts as the identity."
+    )
+
+    @property
+    def tiny(self) -> int | None:
+        """Channels of `tiny`; None for other encoders."""
+        found = _TINY_PICTURE.fullmatch(self.name)
+        return int(found.group(1) or 16) if found is not None else None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_tiny_size(cls, name: str) -> str:
+        return _require_size(name, _TINY_PICTURE, "`tiny:<channels>`, for example tiny:8")
+
+
+def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:
+    if name.startswith("tiny:") and not form.fullmatch(name):
+        raise ValueError(f"has no size that can be read; wanted {wanted}")
+    return name
+
+
+class Encoders(Section):
+    """The two encoders."""
+
+    text: TextEncoderSection = TextEncoderSection()
+    picture: PictureEncoderSection = PictureEncoderSection()
+    activation_checkpointing: Literal["none", "text", "pictures", "both"] = Field(
+        "none",
+        description="Which encoders keep only their blocks' inputs for the backward pass and compute the rest again: less "
+        "memory, more time, the same result.",
+    )
+
+    @property
+    def checkpointed(self) -> tuple[bool, bool]:
+        """Whether the text encoder and the picture encoder compute activations again."""
+        which = self.activation_checkpointing
+        return which in ("text", "both"), which in ("pictures", "both")

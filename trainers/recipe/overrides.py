@@ -1,0 +1,67 @@
+"""Trees of values: overrides `a.b=c`, dotted keys, and one tree on top of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from datasets_manifest.errors import InputError
+
+Tree = dict[str, Any]
+
+
+def apply_override(tree: Tree, override: str) -> None:
+    """Set the value that `a.b=c` states, c being YAML. Raises InputError: no such form, or no section."""
+    key, equals, written = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError("is not of the form a.b=c", field="--set", value=override)
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise InputError("has a value that is not YAML", field=f"--set {key}", value=written) from error
+    *parents, last = key.strip().split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError("is not a section", field=f"--set {'.'.join(parents[: depth + 1])}", value=node)
+    node[last] = value
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`over` on top of `base`, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def flatten(tree: Any, prefix: str = "") -> Tree:
+    """Dotted keys → values that are no sections."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}
+
+
+def pop(tree: Tree, key: str) -> Any:
+    """Take the value of a dotted key out, and its section if nothing is left of it. Raises KeyError: not stated."""
+    parent, _, rest = key.partition(".")
+    if not rest:
+        return tree.pop(parent)
+    section = tree[parent]
+    if not isinstance(section, dict):
+        raise KeyError(key)
+    value = pop(section, rest)
+    if not section:
+        del tree[parent]
+    return value
+
+
+def put(tree: Tree, key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
