@@ -34,7 +34,7 @@ def load_recipe(
         >>> recipe.train.epochs, recipe.preset
         (5, 'recommended')
     """
-    from trainers.recipe import recipe as recipes
+    import trainers.recipe as recipes
     from trainers.recipe.recipes import packaged_recipe
     from tuning.sweep import as_override
 

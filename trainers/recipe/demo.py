@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from trainers.recipe.recipe import Recipe, make_recipe, read_tree
+from trainers.recipe.loading import make_recipe, read_tree
+from trainers.recipe.recipe import Recipe
 
 
 def demo_recipe(manifests: dict[str, Path], overrides: list[str]) -> Recipe:
