@@ -95,7 +95,7 @@ def test_every_key_of_the_form_reaches_the_recipe(tmp_path: Path) -> None:
     data, pictures = recipe.data, recipe.data.pictures
     assert recipe.preset == "published"
     assert data.sources == ["catalog:PCCD", "catalog:RPCD"]
-    assert parse_reference(data.target).places == {"root": "/p/ava", "train": "/l/a.json", "val": "/l/v.json"}
+    assert parse_reference(data.target).locations == {"root": "/p/ava", "train": "/l/a.json", "val": "/l/v.json"}
     assert (data.samples_per_epoch, data.texts.max_tokens, recipe.train.batch_size) == (50, 64, 6)
     assert (pictures.resize, pictures.crop, pictures.strong.flip, pictures.strong.greyscale) == (128, 112, 0.1, 0.3)
     strong = pictures.strong
