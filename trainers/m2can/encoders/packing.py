@@ -221,12 +221,9 @@ def _by_group(
     found = []
     for (group, q_t), (_, k_t), (_, v_t) in zip(*(packing.by_group(x) for x in (q, k, v)), strict=True):
         mask = group.mask(causal, window, q.device)
+        q_nHLD, k_nHLD, v_nHLD = (group.pad(x).transpose(1, 2) for x in (q_t, k_t, v_t))
         y_nHLD = F.scaled_dot_product_attention(
-            *(group.pad(x).transpose(1, 2) for x in (q_t, k_t, v_t)),
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            scale=scaling,
+            q_nHLD, k_nHLD, v_nHLD, mask, dropout, causal and mask is None, scale=scaling
         )
         found.append(group.unpad(y_nHLD.transpose(1, 2)))
     return torch.cat(found)

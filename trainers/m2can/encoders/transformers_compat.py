@@ -50,7 +50,7 @@ def text_layers(model: nn.Module) -> list[nn.Module] | None:
     """Embeddings and layers, input first; None if the architecture is not known here."""
     for name in _LAYERS:
         try:
-            return [model.embeddings, *operator.attrgetter(name)(model)]  # type: ignore[list-item]
+            return [model.embeddings, *operator.attrgetter(name)(model)]
         except AttributeError:
             continue
     return None
