@@ -34,7 +34,7 @@ BLANK_SHARE: Final = 0.12  # of pictures that show no feeling
 TWO_PICTURES_SHARE: Final = 0.35
 
 
-def write_postcards(out: Path, *, seed: int = 0, train: int = 600, val: int = 200) -> dict[str, Path]:
+def write_postcards(out: str | Path, *, seed: int = 0, train: int = 600, val: int = 200) -> dict[str, Path]:
     """Writes the data set below `out`, unless the same one is there already.
 
     Args:
@@ -52,7 +52,7 @@ def write_postcards(out: Path, *, seed: int = 0, train: int = 600, val: int = 20
     for field, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
         if value < least:
             raise InputError("number too small", field=field, value=value, wanted=f"at least {least}")
-    wanted = {"generator": "postcards", "version": VERSION, "seed": seed, "train": train, "val": val}
+    out, wanted = Path(out), {"generator": "postcards", "version": VERSION, "seed": seed, "train": train, "val": val}
     if not _is_there(out, wanted):
         _refuse_foreign(out)
         _write(out, wanted)
