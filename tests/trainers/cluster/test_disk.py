@@ -24,7 +24,7 @@ from trainers.recipe import make_recipe
 RECIPES = {
     "adam": [],
     "sgd in fp64": ["train.precision=fp64", "optimizer.type=sgd"],
-    "larger discriminators": ["optimizer.type=adamw", "objective.discriminators=mdan"],
+    "adamw, the discriminators of MDAN": ["optimizer.type=adamw", "objective.discriminators=mdan"],
     "one source, frozen encoders": [
         "encoders.text.freeze=all",
         "encoders.picture.freeze=all",
