@@ -6,13 +6,11 @@ tokenize; the encoded rows come back in the plan's order. A step may span blocks
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +39,6 @@ class CpuBudget:
     object_store: float | None = None
 
 
-@dataclass(frozen=True)
 class Stream:
     """Reads rows of a table that lies in Ray's object store.
 
@@ -52,8 +49,11 @@ class Stream:
         cpu_budget: this worker's part of the cluster.
     """
 
-    table: ray.ObjectRef
-    cpu_budget: CpuBudget
+    def __init__(self, table: ray.ObjectRef, cpu_budget: CpuBudget) -> None:
+        self.table, self.cpu_budget = table, cpu_budget
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # It starts while the caller builds its network, and ends when the stream is let go.
+        self._runner = PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""
@@ -94,12 +94,6 @@ class Stream:
                 yield block
         finally:
             runner.end.remote(number)
-
-    @functools.cached_property
-    def _runner(self) -> Any:
-        """On this node, for as long as the stream exists."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        return PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @ray.remote(num_cpus=0)

@@ -35,8 +35,9 @@ _STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 # Ray's client logs each upload and each end of a stream to standard error, among the job's output.
-for _name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
-    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
+# Ray's client logs each upload and each end of a stream to standard error, among the job's output.
+for _logger in ("ray", *(base.__module__ for base in JobSubmissionClient.__mro__)):
+    logging.getLogger(_logger).setLevel(logging.WARNING)
 
 
 class JobsUnavailable(ServiceUnavailable):
