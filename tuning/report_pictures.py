@@ -12,20 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from trainers.reports.charts import (
-    BLUE,
-    FITTED,
-    ORANGE,
-    VERMILION,
-    Chart,
-    letter_y,
-    new_figure,
-    percent,
-    plain,
-    save_png,
-    svg,
-    titled,
-)
+from trainers.reports import charts
 from tuning.sweep import Choices, Sweep
 from tuning.trial_results import Trial
 
@@ -37,7 +24,7 @@ _LONGEST_NAME = 32  # characters of a variant's name at an axis
 def measure(rows: Sequence[dict[str, Any]]) -> tuple[str, Callable[[float | None], str]]:
     """What variants are compared by: target accuracy, or the score where the target has no labels; and its format."""
     labelled = any(row["target_accuracy_chosen"] is not None for row in rows)
-    return ("target_accuracy_chosen", percent) if labelled else ("score", plain)
+    return ("target_accuracy_chosen", charts.percent) if labelled else ("score", charts.plain)
 
 
 def mean_and_deviation(row: dict[str, Any], key: str, format: Callable[[float], str]) -> str:
@@ -54,7 +41,7 @@ def short(value: Any) -> str:
 
 def score_over_epochs(trials: list[Trial], best: Trial | None, file: Path) -> None:
     """Each trial's validator by epoch; the best trial's in orange."""
-    with new_figure(_WIDTH, 4.5) as figure:
+    with charts.new_figure(_WIDTH, 4.5) as figure:
         axes = figure.subplots()
         axes.set_title("Score by epoch, without target labels")
         for trial in sorted(trials, key=lambda trial: trial == best):
@@ -62,19 +49,22 @@ def score_over_epochs(trials: list[Trial], best: Trial | None, file: Path) -> No
             if points:
                 first = trial == best
                 axes.plot(
-                    *zip(*points, strict=True), "o-", color=ORANGE if first else BLUE, alpha=1.0 if first else 0.4
+                    *zip(*points, strict=True),
+                    "o-",
+                    color=charts.ORANGE if first else charts.BLUE,
+                    alpha=1.0 if first else 0.4,
                 )
         axes.set_xlabel("epoch" + (f" (orange: {best.name})" if best else ""))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        save_png(figure, file)
+        charts.save_png(figure, file)
 
 
-def parallel_coordinates(sweep: Sweep, finished: list[Trial], best: Trial | None, file: Path) -> Chart:
+def parallel_coordinates(sweep: Sweep, finished: list[Trial], best: Trial | None, file: Path) -> charts.Chart:
     """A line a trial over the searched keys and the score; the better, the lighter."""
     names = [*sweep.space, "score"]
     scores = np.array([trial.score for trial in finished])
     worst, top = float(np.nanmin(scores)), float(np.nanmax(scores))
-    with new_figure(max(_WIDTH, 1.9 * len(names)), 5.0) as figure:
+    with charts.new_figure(max(_WIDTH, 1.9 * len(names)), 5.0) as figure:
         axes = figure.subplots()
         heights = np.array([_heights(sweep, key, finished) for key in sweep.space] + [_unit(scores)]).T
         palette = ScalarMappable(Normalize(worst, top or 1.0), _COLOURS)
@@ -92,26 +82,28 @@ def parallel_coordinates(sweep: Sweep, finished: list[Trial], best: Trial | None
         _ends(axes, len(names) - 1, worst, top)
         figure.colorbar(palette, ax=axes, label="score")
         title = "Trials by their values, coloured by score"
-        picture = svg(figure, f"{title}: a line a trial over {', '.join(names)}; scores {worst:.3g} to {top:.3g}")
+        picture = charts.svg(
+            figure, f"{title}: a line a trial over {', '.join(names)}; scores {worst:.3g} to {top:.3g}"
+        )
         axes.set_title(title)
-        save_png(figure, file)
-    return Chart(title, picture)
+        charts.save_png(figure, file)
+    return charts.Chart(title, picture)
 
 
 def importance(shares: dict[str, float], file: Path) -> None:
     """Bars of the keys' importances."""
     names = sorted(shares, key=lambda name: shares[name])
-    with new_figure(_WIDTH, 1.6 + 0.45 * len(names)) as figure:
+    with charts.new_figure(_WIDTH, 1.6 + 0.45 * len(names)) as figure:
         axes = figure.subplots()
         axes.set_title("Importance of the searched keys for the score (fANOVA)")
-        axes.bar_label(axes.barh(names, [shares[name] for name in names], color=BLUE), fmt="%.2f", padding=4)
+        axes.bar_label(axes.barh(names, [shares[name] for name in names], color=charts.BLUE), fmt="%.2f", padding=4)
         axes.set_xlim(0, 1)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-        save_png(figure, file)
+        charts.save_png(figure, file)
 
 
-def comparison(rows: Sequence[dict[str, Any]], file: Path) -> Chart | None:
+def comparison(rows: Sequence[dict[str, Any]], file: Path) -> charts.Chart | None:
     """Mean and standard deviation over the seeds: target accuracy, or the score where the target has no labels.
 
     Args:
@@ -120,38 +112,43 @@ def comparison(rows: Sequence[dict[str, Any]], file: Path) -> Chart | None:
     key, format = measure(rows)
     known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key])
     title = "Score" if key == "score" else "Target accuracy of the checkpoint chosen without labels"
-    with new_figure(_WIDTH, 1.6 + 0.42 * len(known)) as figure:
+    with charts.new_figure(_WIDTH, 1.6 + 0.42 * len(known)) as figure:
         axes = figure.subplots()
         for place, row in enumerate(known):
-            bars = axes.errorbar(row[key], place, xerr=row[f"{key}_sd"] or 0.0, fmt="o", color=BLUE, capsize=4)
-            titled(bars.lines[0], f"{row['variant']}: {mean_and_deviation(row, key, format)}")
+            bars = axes.errorbar(row[key], place, xerr=row[f"{key}_sd"] or 0.0, fmt="o", color=charts.BLUE, capsize=4)
+            charts.titled(bars.lines[0], f"{row['variant']}: {mean_and_deviation(row, key, format)}")
         axes.set_yticks(range(len(known)), [_clipped(row["variant"]) for row in known])
         axes.margins(y=0.5 / max(1, len(known)))
         axes.grid(axis="x")
         if key != "score":
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         said = "; ".join(f"{row['variant']} {format(row[key])}" for row in reversed(known))
-        picture = svg(figure, f"{title}, best first: {said}")
+        picture = charts.svg(figure, f"{title}, best first: {said}")
         axes.set_title(title)
-        save_png(figure, file)
-    return Chart(title, picture) if known else None
+        charts.save_png(figure, file)
+    return charts.Chart(title, picture) if known else None
 
 
-def score_by_value(sweep: Sweep, finished: list[Trial], best: Trial | None) -> list[Chart]:
+def score_by_value(sweep: Sweep, finished: list[Trial], best: Trial | None) -> list[charts.Chart]:
     """A chart a searched key: score by its value; the best trial's is a diamond."""
     known = [trial for trial in finished if np.isfinite(trial.score)]
     return [_score_by(sweep, key, known, best) for key in sweep.space] if known else []
 
 
-def _score_by(sweep: Sweep, key: str, trials: list[Trial], best: Trial | None) -> Chart:
+def _score_by(sweep: Sweep, key: str, trials: list[Trial], best: Trial | None) -> charts.Chart:
     part = sweep.space[key]
-    with new_figure() as figure:
+    with charts.new_figure() as figure:
         axes = figure.subplots()
         for trial in sorted(trials, key=lambda trial: trial == best):
             value = trial.config[key]
             place = part.choices.index(value) if isinstance(part, Choices) else value
-            look = {"color": VERMILION, "marker": "D"} if trial == best else {"color": BLUE, "marker": "o"}
-            titled(*axes.plot(place, trial.score, **look), f"{trial.name}: {key} {value}, score {plain(trial.score)}")
+            look = (
+                {"color": charts.VERMILION, "marker": "D"} if trial == best else {"color": charts.BLUE, "marker": "o"}
+            )
+            charts.titled(
+                *axes.plot(place, trial.score, **look),
+                f"{trial.name}: {key} {value}, score {charts.plain(trial.score)}",
+            )
         if isinstance(part, Choices):
             axes.set_xticks(range(len(part.choices)), [_clipped(str(choice)) for choice in part.choices])
             axes.set_xlim(-0.5, len(part.choices) - 0.5)
@@ -161,9 +158,9 @@ def _score_by(sweep: Sweep, key: str, trials: list[Trial], best: Trial | None) -
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        letter_y(axes, FITTED)
+        charts.letter_y(axes, charts.FITTED)
         axes.set_ylabel("score")
-        return Chart(key, svg(figure, f"Score by {key}, a point a trial"))
+        return charts.Chart(key, charts.svg(figure, f"Score by {key}, a point a trial"))
 
 
 def _heights(sweep: Sweep, key: str, finished: list[Trial]) -> np.ndarray:

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from trainers.reports.charts import (
-    BLUE,
-    RULE,
-    SHARES,
-    SKY,
-    SOFT,
-    Epochs,
-    Scale,
-    Series,
-    draw_curves,
-    letter_y,
-    new_figure,
-    percent,
-    save_png,
-    titled,
-)
+from trainers.reports import charts
 from trainers.tracking.journal import EpochRecord
 
 _WIDTH = 9.0  # inches: 1350 pixels, still readable when shown at 900
@@ -40,91 +26,72 @@ TERMS = {
 }
 
 
-def series_of(records: Sequence[EpochRecord], metric: str, name: str, kind: int) -> Series:
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes."""
+
+    title: str
+    series: Sequence[charts.Series]
+    scale: charts.Scale = charts.FITTED
+
+
+def series_of(records: Sequence[EpochRecord], metric: str, name: str, kind: int) -> charts.Series:
     """A metric by epoch, where it was recorded."""
-    return Series(name, [(float(r.epoch), r.metrics[metric]) for r in records if metric in r.metrics], kind)
+    return charts.Series(name, [(float(r.epoch), r.metrics[metric]) for r in records if metric in r.metrics], kind)
 
 
-def term_series(records: Sequence[EpochRecord]) -> list[Series]:
-    """Every recorded loss term, the total first, in the text's colour."""
+def loss_panels(records: Sequence[EpochRecord]) -> list[Panel]:
+    """Every recorded loss term by itself, for they differ by orders of magnitude; the total first, in the text's colour."""
     names = {name.removeprefix("loss/") for r in records for name in r.metrics if name.startswith("loss/")}
     order = [name for name in TERMS if name in names] + sorted(names - set(TERMS))
-    return [series_of(records, f"loss/{name}", TERMS.get(name, name), -1 if name == "total" else 0) for name in order]
+    labels = {name: TERMS.get(name, name) for name in order}
+    return [
+        Panel(label, [series_of(records, f"loss/{name}", label, -1 if name == "total" else 0)])
+        for name, label in labels.items()
+    ]
 
 
-def accuracy_series(records: Sequence[EpochRecord]) -> list[Series]:
-    """Validation accuracy of the target, of all sources, and of each if there are several."""
+def accuracy_panels(records: Sequence[EpochRecord]) -> list[Panel]:
+    """Validation accuracy of the target, of all sources, and of each if there are several; the selection score."""
     end = "/val/accuracy"
     metrics = {name for r in records for name in r.metrics if name.startswith("source/") and name.endswith(end)}
     sources = sorted(metrics - {f"source{end}"})
     series = [series_of(records, f"target{end}", "target", 0), series_of(records, f"source{end}", "sources", 1)]
     if len(sources) > 1 or f"source{end}" not in metrics:
-        named = [metric.removeprefix("source/").removesuffix(end) for metric in sources]
-        series += [series_of(records, *pair, i + 2) for i, pair in enumerate(zip(sources, named, strict=True))]
-    return series
-
-
-def score_series(records: Sequence[EpochRecord]) -> list[Series]:
-    """The score by which the epoch is chosen."""
-    return [series_of(records, "selection/score", "score", 2)]
-
-
-def pseudo_label_series(records: Sequence[EpochRecord]) -> list[Series]:
-    """Precision of the selected pseudo labels, of all, and the share that was selected."""
+        for kind, metric in enumerate(sources, start=2):
+            name = metric.removeprefix("source/").removesuffix(end)
+            series.append(series_of(records, metric, name, kind))
+    score = series_of(records, "selection/score", "score", 2)
     return [
+        Panel("Validation accuracy", series, charts.Scale(percent=True)),
+        Panel("Selection score, seen without target labels", [score]),
+    ]
+
+
+def pseudo_label_panel(records: Sequence[EpochRecord]) -> Panel:
+    """UACR: precision of the selected pseudo labels, of all, and the share that was selected."""
+    series = [
         series_of(records, "uacr/precision", "right among selected", 0),
         series_of(records, "uacr/accuracy", "right among all", 1),
         series_of(records, "uacr/kept_share", "selected", 6),
     ]
+    return Panel("Pseudo labels after each epoch", series, charts.SHARES)
 
 
 def loss_curves(records: Sequence[EpochRecord], file: Path) -> None:
-    """One panel for each weighted loss term, the total first: the terms differ by orders of magnitude."""
-    terms = term_series(records)
-    columns = min(3, max(1, len(terms)))
-    rows = max(1, -(-len(terms) // columns))
-    with new_figure(_WIDTH, 0.5 + 2.5 * rows) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, term in zip(grid[: len(terms)], terms, strict=True):
-            draw_curves(axes, [term], epochs=Epochs(_ends(records)))
-            axes.set_title(term.name, fontsize=11)
-        for axes in grid[len(terms) :]:
-            axes.set_axis_off()
-        figure.supxlabel("epoch", fontsize=11, color=SOFT)
-        if not terms:
-            _say(grid[0], "no losses were recorded")
-        save_png(figure, file)
+    """A panel for each weighted loss term."""
+    panels = loss_panels(records) or [Panel("Losses", [])]
+    _draw_panels(panels, records, file, columns=min(3, len(panels)), height=0.5 + 2.5 * -(-len(panels) // 3))
 
 
 def accuracy_curves(records: Sequence[EpochRecord], chosen_epoch: int | None, file: Path) -> None:
     """Validation accuracy of target and sources above, the selection score below; the chosen epoch is marked."""
-    with new_figure(_WIDTH, 6.2) as figure:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-        series = accuracy_series(records)
-        draw_curves(upper, series, Scale(percent=True), Epochs(_ends(records)))
-        draw_curves(lower, score_series(records), epochs=Epochs(_ends(records)))
-        upper.set_title("Validation accuracy")
-        lower.set_title("Selection score (seen without target labels)")
-        lower.set_xlabel("epoch")
-        if chosen_epoch is not None:
-            for axes in (upper, lower):
-                axes.axvline(chosen_epoch, **RULE)
-            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            upper.annotate(f"chosen: epoch {chosen_epoch}", (chosen_epoch, 0.0), (4, 5), color=SOFT, **place)
-        _legend(upper, series, "no validation accuracy was recorded")
-        save_png(figure, file)
+    _draw_panels(accuracy_panels(records), records, file, height=6.2, ratios=(2.2, 1), chosen_epoch=chosen_epoch)
 
 
 def selection_curves(records: Sequence[EpochRecord], file: Path) -> None:
-    """UACR over the epochs: share of the target that was selected, precision of its pseudo labels, precision of all."""
-    with new_figure(_WIDTH, 4.2) as figure:
-        axes = figure.subplots()
-        series = pseudo_label_series(records)
-        draw_curves(axes, series, SHARES, Epochs(_ends(records)))
-        axes.set_title("Pseudo labels after each epoch")
-        axes.set_xlabel("epoch")
-        _legend(axes, series, "no pseudo labels were selected")
-        save_png(figure, file)
+    """What UACR selects."""
+    _draw_panels([pseudo_label_panel(records)], records, file, height=4.2)
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], file: Path) -> None:
@@ -134,7 +101,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], file: Path) -> 
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     n = len(classes)
     side = min(9.5, max(3.2, 0.95 * n))
-    with new_figure(side + 3.4, side + 1.4) as figure:
+    with charts.new_figure(side + 3.4, side + 1.4) as figure:
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.grid(False)
@@ -155,7 +122,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], file: Path) -> 
         bar.set_label("share of the true class")
         right = float(np.trace(counts) / counts.sum()) if counts.sum() else 0.0
         axes.set_title(f"Confusion matrix, {right:.1%} of {counts.sum():,.0f} right")
-        save_png(figure, file)
+        charts.save_png(figure, file)
 
 
 def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path) -> None:
@@ -170,14 +137,14 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path) 
     """
     scores, correct = by_score(scores, correct)
     n = len(scores)
-    with new_figure(_WIDTH, 4.6) as figure:
+    with charts.new_figure(_WIDTH, 4.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
         left.set_title("Precision by score")
         right.set_title("Precision of what is kept")
         left.set_ylabel("pseudo labels that are right")
         if not n:
             _say(left, "no pseudo labels")
-            return save_png(figure, file)
+            return charts.save_png(figure, file)
         parts = draw_precision(left, scores, correct)
         for place, part in enumerate(parts):
             wide = len(parts) > 5 and len(part) > 999
@@ -187,18 +154,23 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path) 
         # The first few records say nothing yet: the curve begins at a hundredth of them, or ten.
         kept = np.arange(1, n + 1)[min(n - 1, max(9, n // 100)) :]
         curve = np.cumsum(correct)[kept - 1] / kept
-        right.plot(kept / n, curve, color=BLUE, marker="o" if n <= 10 else "")
+        right.plot(kept / n, curve, color=charts.BLUE, marker="o" if n <= 10 else "")
         right.set_xlim(0.0, 1.0)
         right.set_ylim(max(0.0, np.floor(curve.min() * 10 - 0.5) / 10), 1.005)
         right.set_xlabel("share kept, surest first")
         right.xaxis.set_major_formatter(PercentFormatter(1.0))
-        letter_y(right, SHARES)
+        charts.letter_y(right, charts.SHARES)
         every = float(correct.mean())
-        right.axhline(every, **RULE)
+        right.axhline(every, **charts.RULE)
         right.annotate(
-            f"all: {percent(every)}", (0.0, every), (5, -4), textcoords="offset points", va="top", color=SOFT
+            f"all: {charts.percent(every)}",
+            (0.0, every),
+            (5, -4),
+            textcoords="offset points",
+            va="top",
+            color=charts.SOFT,
         )
-        return save_png(figure, file)
+        return charts.save_png(figure, file)
 
 
 def by_score(scores: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,27 +190,49 @@ def draw_precision(axes: Axes, scores: np.ndarray, correct: np.ndarray) -> list[
     parts = np.array_split(np.arange(len(scores)), min(10, len(scores)))
     for place, part in enumerate(parts):
         precision = float(correct[part].mean())
-        (bar,) = axes.bar(place, precision, color=SKY, width=0.86)
-        titled(bar, f"score {scores[part[0]]:.3g} to {scores[part[-1]]:.3g}: {percent(precision)} right")
-    axes.axhline(float(correct.mean()), **RULE)
+        (bar,) = axes.bar(place, precision, color=charts.SKY, width=0.86)
+        charts.titled(bar, f"score {scores[part[0]]:.3g} to {scores[part[-1]]:.3g}: {charts.percent(precision)} right")
+    axes.axhline(float(correct.mean()), **charts.RULE)
     axes.set_ylim(0.0, 1.02)
-    letter_y(axes, SHARES)
+    charts.letter_y(axes, charts.SHARES)
     return parts
 
 
-def _ends(records: Sequence[EpochRecord]) -> tuple[float, float] | None:
-    return (records[0].epoch, records[-1].epoch) if records else None
-
-
-def _legend(axes: Axes, series: Sequence[Series], nothing: str) -> None:
-    """Each curve's name and last value beside the axes, or that there are none."""
-    lines = axes.get_legend_handles_labels()[0]
-    named = [f"{one.name} {percent(one.points[-1][1])}" for one in series if one.points]
-    if named:
-        axes.legend(lines, named, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
-    else:
-        _say(axes, nothing)
+def _draw_panels(
+    panels: Sequence[Panel],
+    records: Sequence[EpochRecord],
+    file: Path,
+    *,
+    height: float,
+    columns: int = 1,
+    ratios: Sequence[float] | None = None,
+    chosen_epoch: int | None = None,
+) -> None:
+    """One file of all panels; several curves are named beside their axes, with their last values."""
+    epochs = charts.Epochs((records[0].epoch, records[-1].epoch) if records else None)
+    with charts.new_figure(_WIDTH, height) as figure:
+        rows = -(-len(panels) // columns)
+        grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            drawn = [one for one in panel.series if one.points]
+            charts.draw_curves(axes, drawn, panel.scale, epochs)
+            axes.set_title(panel.title, fontsize=11)
+            if chosen_epoch is not None:
+                axes.axvline(chosen_epoch, **charts.RULE)
+            if len(panel.series) > 1 and drawn:
+                named = [f"{one.name} {panel.scale.format(one.points[-1][1])}" for one in drawn]
+                lines = axes.get_legend_handles_labels()[0]
+                axes.legend(lines, named, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
+            if not drawn:
+                _say(axes, "nothing of this was recorded")
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        if chosen_epoch is not None:
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            grid[0].annotate(f"chosen: epoch {chosen_epoch}", (chosen_epoch, 0.0), (4, 5), color=charts.SOFT, **place)
+        figure.supxlabel("epoch", fontsize=11, color=charts.SOFT)
+        charts.save_png(figure, file)
 
 
 def _say(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=SOFT)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=charts.SOFT)

@@ -11,31 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe import Recipe, make_recipe
-from trainers.reports.charts import (
-    BLUE,
-    RULE,
-    SHARES,
-    SKY,
-    Chart,
-    Epochs,
-    Scale,
-    curves,
-    letter_y,
-    new_figure,
-    percent,
-    plain,
-    svg,
-    titled,
-)
-from trainers.reports.figures import (
-    accuracy_series,
-    by_score,
-    draw_precision,
-    pseudo_label_series,
-    score_series,
-    series_of,
-    term_series,
-)
+from trainers.reports import charts, figures
 from trainers.tracking.address import without_password
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, environment
@@ -68,14 +44,14 @@ class Run:
         return data.val_split if self.of_target(data.val_split) else data.train_split
 
     @property
-    def epochs(self) -> Epochs:
+    def epochs(self) -> charts.Epochs:
         """All epochs; the chosen, the last and the oracle epoch are marked. One epoch may have several names."""
         outcome, names = self.outcome, dict[float, list[str]]()
         for name, record in (("chosen", outcome.chosen), ("last", outcome.last), ("oracle", outcome.oracle)):
             if record is not None:
                 names.setdefault(float(record.epoch), []).append(name)
         ends = (outcome.records[0].epoch, outcome.records[-1].epoch)
-        return Epochs(ends, {epoch: ", ".join(said) for epoch, said in names.items()})
+        return charts.Epochs(ends, {epoch: ", ".join(said) for epoch, said in names.items()})
 
 
 def overview(run: Run) -> dict[str, Any]:
@@ -121,12 +97,17 @@ def choice(run: Run) -> dict[str, Any]:
     keys = ("target/val/accuracy", "target/val/macro_f1", "source/val/accuracy")
     named = {"chosen, without target labels": outcome.chosen, "last": outcome.last, "oracle, by labels": outcome.oracle}
     rows = [
-        (name, f"{r.epoch}", *(percent(r.metrics.get(key)) for key in keys), plain(r.metrics.get("selection/score")))
+        (
+            name,
+            f"{r.epoch}",
+            *(charts.percent(r.metrics.get(key)) for key in keys),
+            charts.plain(r.metrics.get("selection/score")),
+        )
         for name, r in named.items()
         if r is not None
     ]
     verdicts = [
-        (row["validator"], f"{row['epoch']}", percent(row["accuracy"]), percent(row["regret"]))
+        (row["validator"], f"{row['epoch']}", charts.percent(row["accuracy"]), charts.percent(row["regret"]))
         for row in outcome.verdicts
     ]
     return {"rows": rows, "verdicts": verdicts}
@@ -136,9 +117,11 @@ def learning(run: Run) -> dict[str, Any]:
     """Accuracies, selection score and every loss term by epoch."""
     records, epochs = run.outcome.records, run.epochs
     drawn = [
-        curves("Validation accuracy", accuracy_series(records), Scale(percent=True), epochs),
-        curves("Selection score, seen without target labels", score_series(records), epochs=epochs),
-        *(curves(f"Loss: {term.name}", [term], epochs=epochs) for term in term_series(records)),
+        charts.curves(panel.title, panel.series, panel.scale, epochs) for panel in figures.accuracy_panels(records)
+    ]
+    drawn += [
+        charts.curves(f"Loss: {panel.title}", panel.series, panel.scale, epochs)
+        for panel in figures.loss_panels(records)
     ]
     return {"charts": drawn, "labelled": any("target/val/accuracy" in r.metrics for r in records)}
 
@@ -149,11 +132,13 @@ def pseudo_labels(run: Run) -> dict[str, Any]:
     if not recipe.uacr.enabled or recipe.train.target_labels == "oracle":
         return {"used": False}
     shares = [
-        series_of(records, f"uacr/class_share/{name}", name, i) for i, name in enumerate(run.outcome.card.classes)
+        figures.series_of(records, f"uacr/class_share/{name}", name, i)
+        for i, name in enumerate(run.outcome.card.classes)
     ]
+    selected = figures.pseudo_label_panel(records)
     drawn = [
-        curves("Selected after each epoch", pseudo_label_series(records), SHARES, run.epochs),
-        curves("Classes among the selected", shares, SHARES, run.epochs),
+        charts.curves(selected.title, selected.series, selected.scale, run.epochs),
+        charts.curves("Classes among the selected", shares, charts.SHARES, run.epochs),
     ]
     target = run.of_target(recipe.data.train_split)
     known = target["true"] >= 0
@@ -189,55 +174,61 @@ def calibration(run: Run) -> dict[str, Any]:
     target = run.of_target(run.validation)
     bins = reliability(target["true"], target["label"], target["prob"])
     if not bins:
-        quantiles = [(f"{share:.0%}", percent(float(np.quantile(target["prob"], share)))) for share in _QUANTILES]
+        quantiles = [
+            (f"{share:.0%}", charts.percent(float(np.quantile(target["prob"], share)))) for share in _QUANTILES
+        ]
         return {"labelled": False, "quantiles": quantiles}
     total = sum(part.count for part in bins)
     error = sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / total
-    rows = [(percent(part.confidence), percent(part.accuracy), f"{part.count:,}") for part in bins]
-    with new_figure() as figure:
+    rows = [(charts.percent(part.confidence), charts.percent(part.accuracy), f"{part.count:,}") for part in bins]
+    with charts.new_figure() as figure:
         axes = figure.subplots()
         for part, (confidence, accuracy, count) in zip(bins, rows, strict=True):
             opacity = 0.35 + 0.65 * part.count / total
             width = part.high - part.low
-            (bar,) = axes.bar(part.low, part.accuracy, width, align="edge", color=SKY, alpha=opacity)
-            (point,) = axes.plot(part.confidence, part.accuracy, "o", color=BLUE)
-            titled(bar, f"confidence {confidence}: accuracy {accuracy}, records: {count}")
-            titled(point, f"records: {count}")
-        axes.plot((0, 1), (0, 1), **RULE)
+            (bar,) = axes.bar(part.low, part.accuracy, width, align="edge", color=charts.SKY, alpha=opacity)
+            (point,) = axes.plot(part.confidence, part.accuracy, "o", color=charts.BLUE)
+            charts.titled(bar, f"confidence {confidence}: accuracy {accuracy}, records: {count}")
+            charts.titled(point, f"records: {count}")
+        axes.plot((0, 1), (0, 1), **charts.RULE)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("confidence")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        letter_y(axes, SHARES)
-        label = f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {percent(error)}"
-        picture = svg(figure, label)
+        charts.letter_y(axes, charts.SHARES)
+        label = f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {charts.percent(error)}"
+        picture = charts.svg(figure, label)
     head = ("confidence", "accuracy", "records")
     return {
         "labelled": True,
         "error": error,
         "total": total,
-        "chart": Chart("Accuracy by confidence", picture, head=head, rows=rows),
+        "chart": charts.Chart("Accuracy by confidence", picture, head=head, rows=rows),
     }
 
 
-def _precision(scores: np.ndarray, right: np.ndarray) -> Chart:
+def _precision(scores: np.ndarray, right: np.ndarray) -> charts.Chart:
     """Precision in ten parts of equal size, by score."""
     title = "Precision by score, the chosen epoch"
-    scores, right = by_score(scores, right)
+    scores, right = figures.by_score(scores, right)
     if not len(scores):
-        return Chart(title)
-    every = percent(float(right.mean()))
-    with new_figure() as figure:
+        return charts.Chart(title)
+    every = charts.percent(float(right.mean()))
+    with charts.new_figure() as figure:
         axes = figure.subplots()
-        parts = draw_precision(axes, scores, right)
+        parts = figures.draw_precision(axes, scores, right)
         axes.set_xticks([])
         axes.set_xlabel("tenths of the target, surest first")
-        picture = svg(figure, f"{title}: surest first. Right among all: {every}")
+        picture = charts.svg(figure, f"{title}: surest first. Right among all: {every}")
     rows = [
-        (f"{scores[part[0]]:.3g} to {scores[part[-1]]:.3g}", f"{len(part):,}", percent(float(right[part].mean())))
+        (
+            f"{scores[part[0]]:.3g} to {scores[part[-1]]:.3g}",
+            f"{len(part):,}",
+            charts.percent(float(right[part].mean())),
+        )
         for part in parts
     ]
-    return Chart(title, picture, (), ("score", "records", "right"), rows, f"Dashed: {every} right among all.")
+    return charts.Chart(title, picture, (), ("score", "records", "right"), rows, f"Dashed: {every} right among all.")
 
 
 def _confused_pairs(counts: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, str, str]]:
