@@ -142,13 +142,9 @@ def _score_by(sweep: Sweep, key: str, trials: list[Trial], best: Trial | None) -
         for trial in sorted(trials, key=lambda trial: trial == best):
             value = trial.config[key]
             place = part.choices.index(value) if isinstance(part, Choices) else value
-            look = (
-                {"color": charts.VERMILION, "marker": "D"} if trial == best else {"color": charts.BLUE, "marker": "o"}
-            )
-            charts.titled(
-                *axes.plot(place, trial.score, **look),
-                f"{trial.name}: {key} {value}, score {charts.plain(trial.score)}",
-            )
+            colour, marker = (charts.VERMILION, "D") if trial == best else (charts.BLUE, "o")
+            (point,) = axes.plot(place, trial.score, color=colour, marker=marker)
+            charts.titled(point, f"{trial.name}: {key} {value}, score {charts.plain(trial.score)}")
         if isinstance(part, Choices):
             axes.set_xticks(range(len(part.choices)), [_clipped(str(choice)) for choice in part.choices])
             axes.set_xlim(-0.5, len(part.choices) - 0.5)

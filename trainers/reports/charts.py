@@ -18,6 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -98,7 +99,7 @@ class Scale:
     percent: bool = False
     ends: tuple[float, float] | None = None
 
-    def format(self, value: float) -> str:
+    def format(self, value: float | None) -> str:
         return percent(value) if self.percent else plain(value)
 
 
@@ -126,7 +127,7 @@ def look(kind: int) -> dict[str, str]:
     """A kind's colour, dashes and marker for SVG. Beyond the number of colours, the same colour gets another marker."""
     marker = MarkerStyle(_marker(kind))
     outline = marker.get_path().transformed(marker.get_transform() + Affine2D().scale(7, -7)).to_polygons()
-    shape = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in part) + "z" for part in outline)
+    shape = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in np.asarray(part)) + "z" for part in outline)
     return {"colour": _colour(kind), "dash": " ".join(map(str, _DASHES[kind % len(_DASHES)])), "shape": shape}
 
 
