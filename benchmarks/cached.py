@@ -16,6 +16,7 @@ from datasets_manifest.manifest.corpus import Corpus
 from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
+from datasets_manifest.stream.source import FeatureBatch
 from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.batch import Batch
@@ -23,7 +24,7 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.model.checkpoint import ModelCard
-from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.model.device_batches import make_encoding, to_batch
 from trainers.recipe import Recipe, make_recipe
 
 PICTURE_WIDTH = 256  # principal components that are kept
@@ -147,7 +148,7 @@ def _scaled(features_VNK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CachedSource:
-    """A trainers.loop.loop.BatchSource that looks features up."""
+    """A BatchSource that looks features up."""
 
     features: CachedFeatures
 

@@ -60,7 +60,7 @@ def demands(step: Step, run: Any, passes: int) -> dict[str, float]:
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(count, lambda tensor: tensor):
         run()
-    parameters = sum(p.numel() * p.element_size() for group in step.optimizer.param_groups for p in group["params"])
+    parameters = sum(p.numel() * p.element_size() for group in step.optimizers[0].param_groups for p in group["params"])
     return {
         "operations": counter.get_total_flops(),
         "bytes": 2 * kept + parameters * (2 * passes + OPTIMIZER_TRAFFIC),

@@ -26,7 +26,6 @@ import torch.distributed as dist
 from benchmarks.sides import interleaved
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.stream.plan import DomainPool, EpochPlan
-from trainers.loop.step import data_parallel
 from trainers.m2can.collective import DistributedCollective
 from trainers.m2can.pseudo_labels import select, uniform_prior
 from trainers.model.device_batches import to_batch
@@ -86,12 +85,9 @@ def exchanged(rank: int, world: int, store: str, size: Size) -> tuple[int, int]:
     torch.set_num_threads(1)
     recipe = recipe_of(size, "published")
     network = make_network(size, recipe)
-    step = make_step(network, recipe, CPU)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    step.collective = counted = Counting()
-    assert step.groups is not None
-    step.groups.collective = counted
-    step.model = data_parallel(network, counted)
+    counted = Counting()
+    step = make_step(network, recipe, CPU, collective=counted)
     part = replace(size, batch=size.batch // world)
     batch = to_batch(
         make_rows(part, 2, part.rows, seed=rank), make_labels(part, rank), device=CPU, dtype=torch.float32,

@@ -63,7 +63,7 @@ def register_versions(folder: Path) -> tuple[list[Path], Path]:
     uri, bundles = resolve_tracking_uri(None, folder / "runs"), []
     for epoch in (1, 2):
         loop.run_epoch()
-        loop.save(folder / f"checkpoint-{epoch}", {"kept_rows": torch.from_numpy(loop.kept_rows)})
+        loop.save(folder / f"checkpoint-{epoch}", {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
         bundles.append(model_folder(folder / f"checkpoint-{epoch}"))
         link = RunLink.open(uri, "m2can", folder / "runs", f"serving-{epoch}", {})
         register(link, ModelToLog(bundles[-1], NAME, signature=signature_for(prepared.card.classes)))

@@ -28,11 +28,11 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
+from datasets_manifest.stream.source import FeatureBatch
 from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop
-from trainers.loop.step import data_parallel
 from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.model.device_batches import make_encoding, to_batch
 from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
 
@@ -135,7 +135,7 @@ def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
             times["beside"].append(seconds_of_steps(loop, slices, fed))
         loop.step.number = before.step  # the same steps of the schedule again
         times["ready"].append(seconds_of_steps(loop, slices, batches))
-        loop._select(loop._score())
+        loop.select_pseudo_labels(loop.score())
         loop.epoch += 1
     return {name: found[1:] for name, found in times.items()}
 
@@ -236,10 +236,7 @@ def worker_step(rank: int, part: int, collective: Collective) -> Callable[[], An
     """A step on this worker's `part` rows of each domain."""
     size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
     network = make_network(size, recipe)
-    step = make_step(network, recipe, CPU)
-    step.collective, step.model = collective, data_parallel(network, collective)
-    assert step.groups is not None
-    step.groups.collective = collective
+    step = make_step(network, recipe, CPU, collective=collective)
     host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
     labels_DB = make_labels(replace(size, batch=part), seed=rank)
     world = collective.world_size

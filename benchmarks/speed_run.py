@@ -130,7 +130,7 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
 
         def score(source: Any) -> int:
             loop.source = source
-            loop._select(loop._score())
+            loop.select_pseudo_labels(loop.score())
             return scored_rows(loop)
 
         def epoch() -> int:

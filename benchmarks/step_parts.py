@@ -11,6 +11,7 @@ from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
 from datasets_manifest.stream.encode import HostBatch
+from trainers.loop.gradients import data_parallel
 from trainers.loop.step import Step
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.freezing import freeze
@@ -122,7 +123,14 @@ def make_labels(size: Size, seed: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, size.classes, (size.sources + 1, size.batch))
 
 
-def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary: bool = False) -> Step:
+def make_step(
+    network: M2CAN,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    ordinary: bool = False,
+    collective: Collective | None = None,
+) -> Step:
     """As a training worker makes it, with its settings of the process; `ordinary`: without them, and with torch's
     default Adam, as the published code has it."""
     network.to(device)
@@ -139,14 +147,14 @@ def make_step(network: M2CAN, recipe: Recipe, device: torch.device, *, ordinary:
             group["fused"] = None
     return Step(
         network=network,
-        model=network,
+        model=data_parallel(network, collective or Collective()),
         discriminators=discriminators,
         objective=build.build_objective(recipe),
         optimizer=optimizer,
         discriminator_optimizer=other,
         schedule=optimizers.build_schedule(recipe.schedule, 10, 100),
         rho=recipe.sam.rho,
-        collective=Collective(),
+        collective=collective or Collective(),
         autocast=autocast_of(recipe, device),
         parts=recipe.train.accumulate,
     )

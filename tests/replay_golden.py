@@ -97,7 +97,7 @@ class Replay:
                 num_sources=self.num_sources,
                 temperature=record.get("temperature", 2.0),
                 smoothing=record.get("discriminator_eps", 0.8),
-                **weights,
+                weights=weights,
             ),
             optimizer=optimizer,
             discriminator_optimizer=discriminator_optimizer,
@@ -169,8 +169,8 @@ class Replay:
             for name, terms in passes.items():
                 values = {term: float(value) for term, value in terms.items()}
                 result[name] = {"mcc": 0.0, "cdafa": 0.0, "cmcfa": 0.0, "cdcfa": 0.0} | values | result.get(name, {})
-            result["lr_after"] = [group["lr"] for group in self.step.optimizer.param_groups]
-            result["ad_lr_after"] = [group["lr"] for group in self.step.discriminator_optimizer.param_groups]
+            result["lr_after"] = [group["lr"] for group in self.step.optimizers[0].param_groups]
+            result["ad_lr_after"] = [group["lr"] for group in self.step.optimizers[1].param_groups]
             found.append(result)
         return {"steps": found} | self._afterwards()
 

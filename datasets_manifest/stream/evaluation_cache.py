@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.plan import StepSlice
-
-
-class Source(Protocol):
-    """datasets_manifest.stream.ray_stream.Stream or datasets_manifest.stream.local_stream.LocalStream."""
-
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]: ...
-
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]: ...
+from datasets_manifest.stream.source import BatchSource, FeatureBatch
 
 
 class EvaluationCache:
@@ -26,17 +18,17 @@ class EvaluationCache:
         most_bytes: of encoded rows; what does not fit is read and encoded each time.
     """
 
-    def __init__(self, source: Source, most_bytes: int = 2**30) -> None:
+    def __init__(self, source: BatchSource, most_bytes: int = 2**30) -> None:
         self.source, self.most_bytes = source, most_bytes
         self.bytes = 0
-        self._kept: dict[bytes, HostBatch] = {}
+        self._kept: dict[bytes, HostBatch | FeatureBatch] = {}
         self._encoding: Encoding | None = None
 
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]:
         """As `source` does it: strong views are new in every epoch."""
         return self.source.train(slices, encoding)
 
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]:
         """The weak views of rows, batch by batch; a batch that was kept is the very same one."""
         if encoding != self._encoding:
             self._kept, self._encoding, self.bytes = {}, encoding, 0
@@ -55,13 +47,13 @@ class EvaluationCache:
         """What so many batches like those that are kept will take."""
         return min(self.most_bytes, self.bytes * batches // max(1, len(self._kept)))
 
-    def _keep(self, name: bytes, host: HostBatch) -> None:
+    def _keep(self, name: bytes, host: HostBatch | FeatureBatch) -> None:
         size = host_bytes(host)
         if self.bytes + size <= self.most_bytes:
             self._kept[name] = host
             self.bytes += size
 
 
-def host_bytes(host: HostBatch) -> int:
+def host_bytes(host: HostBatch | FeatureBatch) -> int:
     """Bytes of a batch's arrays."""
-    return sum(array.nbytes for array in (host.tokens, host.mask, host.pictures, host.owner, host.rows))
+    return sum(value.nbytes for value in vars(host).values() if isinstance(value, np.ndarray))

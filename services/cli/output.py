@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from trainers.m2can.losses import TERMS
 from trainers.training_run import RunObserver
 
 if TYPE_CHECKING:
@@ -80,10 +81,9 @@ class RunProgress(RunObserver):
             print(f"epoch {epoch}/{self.epochs} {detail}", file=sys.stderr, flush=True)
 
     def _detail(self, content: dict[str, Any], done: int, total: int) -> str:
-        from trainers.m2can.objective import TERMS  # imports torch, which most commands do without
-
         terms = content["passes"]["second"]
-        losses = "  ".join(f"{name} {terms[name]:.3f}" for name in (*TERMS, "total") if name in terms)
+        names = [*(term.name for term in TERMS), "total"]
+        losses = "  ".join(f"{name} {terms[name]:.3f}" for name in names if name in terms)
         (t0, done0, samples0), (t1, done1, samples1) = self._recent[0], self._recent[-1]
         if t1 <= t0 or done1 <= done0:
             return f"step {content['step']}/{content['steps']}  {losses}"

@@ -46,7 +46,7 @@ def register_two(folder: Path) -> Registered:
     for epoch in (1, 2):
         loop.run_epoch()
         place = folder / f"checkpoint-{epoch}"
-        loop.save(place, {"kept_rows": torch.from_numpy(loop.kept_rows)})
+        loop.save(place, {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
         bundles.append(model_folder(place))
         link = RunLink.open(resolve_tracking_uri(None, storage), "m2can", storage, f"tiny-{epoch}", {})
         link.log_params({"train.epochs": epoch, "train.seed": 1})

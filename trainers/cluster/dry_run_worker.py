@@ -41,7 +41,8 @@ def dry_run_on_worker(given: WorkerConfig) -> None:
 def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:
     target = loop.corpus.train[-1]
     # As in a late epoch, when all of the target has pseudo labels: before that a step has a domain less.
-    loop.kept_rows, loop.kept_labels = target.rows, np.arange(len(target)) % len(loop.corpus.classes)
+    loop.pseudo_labels.rows = target.rows
+    loop.pseudo_labels.labels = np.arange(len(target)) % len(loop.corpus.classes)
     plan = loop.plan()
     steps = _timed_steps(loop, plan, pc.list_value_length(table["images"]).to_numpy())
     batches, scored = _timed_batches(loop)

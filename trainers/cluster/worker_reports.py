@@ -115,7 +115,7 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
 def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
     """What an epoch's checkpoint holds for choosing (`evidence/…`) and for the report: `<domain>/<split>/<column>`, and
     the target rows with a pseudo label (`kept_rows`)."""
-    tensors = {"kept_rows": torch.from_numpy(loop.kept_rows)}
+    tensors = {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)}
     tensors |= {name: torch.from_numpy(array) for name, array in scored.evidence.arrays().items()}
     for part in scored.parts:
         for name, column in scored.of(part).items():

@@ -7,42 +7,33 @@ state goes on as if it had never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.corpus import Corpus, Part
-from datasets_manifest.stream.encode import Encoding, HostBatch
+from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
-from trainers.loop.pseudo_labels import class_prior, selection_metrics
+from datasets_manifest.stream.source import BatchSource, FeatureBatch
+from trainers.loop.bad_pictures import BadPictures
+from trainers.loop.gradients import data_parallel
+from trainers.loop.loss_scale import LossScale
+from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
-from trainers.loop.step import NonFiniteLoss, Step, data_parallel
+from trainers.loop.step import NonFiniteLoss, Passes, Step
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
-from trainers.m2can.pseudo_labels import select, selection_rate
 from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.checkpoint import ModelCard, TrainingState
-from trainers.model.device_batches import FeatureBatch, make_encoding, to_batch
+from trainers.model.device_batches import make_encoding, to_batch
 from trainers.model.optimizers import build_schedule
-from trainers.model.precision import LossScale, autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
+from trainers.model.precision import autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.model.trained_parts import build_trained_parts
 from trainers.validators import epoch_score
-
-Passes = dict[str, dict[str, torch.Tensor]]
-
-
-class BatchSource(Protocol):
-    """Where encoded rows come from: ray_stream.Stream, or local_stream.LocalStream (both in datasets_manifest.stream)."""
-
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
-
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]: ...
 
 
 class Observer:
@@ -88,9 +79,9 @@ class Loop:
         self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
         self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
         self.epoch = 0  # epochs completed
-        self.kept_rows = np.empty(0, np.int64)  # target rows with a pseudo label in the next epoch
-        self.kept_labels = np.empty(0, np.int64)
-        self.bad_rows = np.zeros(len(labels), bool)
+        self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
+        max_bad_fraction = self.recipe.data.max_bad_fraction
+        self.bad_pictures = BadPictures(corpus, len(labels), max_bad_fraction, collective, device)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
         self._build()
@@ -134,24 +125,20 @@ class Loop:
         started = time.perf_counter()
         metrics = self._train_epoch(self.plan())
         trained = time.perf_counter()
-        scored = self._score()
-        metrics |= self._select(scored) | validation_metrics(scored, self.corpus, self.labels)
+        scored = self.score()
+        metrics |= self.select_pseudo_labels(scored) | validation_metrics(scored, self.corpus, self.labels)
         metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
-        metrics["data/bad_records"] = self._require_good_pictures()
+        metrics["data/bad_records"] = self.bad_pictures.require_few()
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         return metrics, scored
 
     def state(self) -> TrainingState:
         """What moves beside the weights and the optimizers. All workers call it together."""
-        arrays = {
-            "kept_rows": torch.from_numpy(self.kept_rows),
-            "kept_labels": torch.from_numpy(self.kept_labels),
-            "bad_rows": torch.from_numpy(np.flatnonzero(self._bad_anywhere())),
-        }
+        arrays = self.pseudo_labels.state_dict() | self.bad_pictures.state_dict()
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
         values: dict[str, Any] = {"steps_done": self.steps_done}
-        if self.step.loss_scale is not None:
+        if self.recipe.train.precision == "fp16":
             values["loss_scale"] = vars(self.step.loss_scale)
         return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
 
@@ -174,12 +161,10 @@ class Loop:
         """
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
-        self.kept_rows, self.kept_labels = state.arrays["kept_rows"].numpy(), state.arrays["kept_labels"].numpy()
-        if self.step.loss_scale is not None and "loss_scale" in state.values:
+        self.pseudo_labels.load_state_dict(state.arrays)
+        self.bad_pictures.load_state_dict(state.arrays)
+        if self.recipe.train.precision == "fp16" and "loss_scale" in state.values:
             self.step.loss_scale = LossScale(**state.values["loss_scale"])
-        self.bad_rows[:] = False
-        if "bad_rows" in state.arrays:  # schema version 1 did not keep them
-            self.bad_rows[state.arrays["bad_rows"].numpy()] = True
         named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
         self.totals = {name: total.to(self.device) for name, total in named}
 
@@ -190,8 +175,7 @@ class Loop:
         if recipe.train.target_labels == "oracle":
             pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
         elif recipe.uacr.enabled:
-            if len(self.kept_rows):
-                pools.append(DomainPool(self.kept_rows, self.kept_labels))
+            pools += self.pseudo_labels.pools()
         elif recipe.target_takes_part:
             pools.append(DomainPool(target.rows, np.full(len(target), -1)))
         return EpochPlan.build(
@@ -208,7 +192,7 @@ class Loop:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
         for slice_, host in zip(slices, self.source.train(slices, encoding), strict=True):
             waited += time.perf_counter() - asked
-            self.bad_rows[[row for row, _ in host.bad]] = True
+            self.bad_pictures.add(host.bad)
             self.observer.bad_pictures(host.bad)
             passes = self.run_step(slice_, host)
             for name, value in passes["second"].items():
@@ -259,7 +243,7 @@ class Loop:
         parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
         return parts, EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
 
-    def _score(self) -> Scored:
+    def score(self) -> Scored:
         parts, plan = self.eval_plan()
         encoding = make_encoding(self.recipe, self.card.vocabulary)
         batches = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
@@ -276,37 +260,9 @@ class Loop:
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)
 
-    def _select(self, scored: Scored) -> dict[str, float]:
-        """UACR: the pseudo labels of the next epoch, the same on every worker."""
+    def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
+        """UACR after an epoch; its metrics."""
         if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
             return {}
-        uacr, target = self.recipe.uacr, self.corpus.train[-1]
-        since = self.epoch + 1 - uacr.warmup  # the target's pseudo labels are used from epoch `warmup` (0-based) on
-        rate = selection_rate(since, uacr.start, uacr.update) if since >= 0 else 0.0
-        prior, columns = class_prior(uacr, len(self.corpus.classes)), scored.of(target)
-        score_N = columns["prob"] * np.exp(-columns["variance"])
-        kept = select(columns["label"], score_N, rate, prior, uacr.threshold)
-        self.kept_rows, self.kept_labels = kept + target.start, columns["label"][kept].astype(np.int64)
-        shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.corpus.classes, prior, strict=True)}
-        true = self.labels[target.start : target.stop]
-        return {"uacr/rate": rate} | shares | selection_metrics(columns["label"], kept, true, self.corpus.classes)
-
-    def _require_good_pictures(self) -> float:
-        """Number of records with a picture that cannot be read. Raises InputError if a domain has too many."""
-        bad = self._bad_anywhere()
-        for part in self.corpus.train:
-            count, limit = int(bad[part.start : part.stop].sum()), self.recipe.data.max_bad_fraction
-            if count > limit * len(part):
-                first = part.start + int(bad[part.start : part.stop].argmax())
-                raise InputError(
-                    f"{count} of {len(part)} records have a picture that cannot be read, "
-                    f"the first is record {first - part.start + 1}; all are in bad_pictures.jsonl of the run",
-                    file=part.domain,
-                    field=f"splits.{part.split}",
-                    wanted=f"at most a part of {limit:g} (data.max_bad_fraction)",
-                )
-        return float(bad.sum())
-
-    def _bad_anywhere(self) -> np.ndarray:
-        """Of each row, whether any worker found a picture of it bad."""
-        return self.collective.sum_(torch.from_numpy(self.bad_rows.astype(np.int32)).to(self.device)).cpu().numpy() > 0
+        target = self.corpus.train[-1]
+        return self.pseudo_labels.update(self.epoch + 1, scored.of(target), self.labels[target.start : target.stop])

@@ -1,39 +1,80 @@
-"""From the target's scores to the pseudo labels of the next epoch: class shares and what is reported."""
+"""Pseudo labels of the target (UACR): selected from an epoch's scores, used in the next one, part of a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from trainers.m2can.pseudo_labels import uniform_prior
+from datasets_manifest.manifest.corpus import Part
+from datasets_manifest.stream.plan import DomainPool
+from trainers.m2can.pseudo_labels import select, selection_rate, uniform_prior
 from trainers.recipe.method_sections import Uacr
 
 
-def class_prior(uacr: Uacr, num_classes: int) -> np.ndarray:
-    """The class shares that quotas follow, [C]."""
-    return np.array(uacr.prior) / sum(uacr.prior) if isinstance(uacr.prior, list) else uniform_prior(num_classes)
-
-
-def selection_metrics(
-    label_N: np.ndarray, selected: np.ndarray, true_N: np.ndarray, classes: Sequence[str]
-) -> dict[str, float]:
-    """How many were selected, their classes and, for reports only, how many are right where the target has labels.
+class PseudoLabels:
+    """The target rows that have a pseudo label in the next epoch, the same on every worker.
 
     Args:
-        label_N: predicted class of each training row of the target.
-        selected: positions of the rows that get a pseudo label.
-        true_N: labels, -1 where there is none.
+        uacr: start, growth, threshold and class shares of the selection.
+        target: the target's training rows.
+        classes: names, for metrics.
+
+    rows: row numbers in the table, ascending. labels: their classes.
     """
-    metrics = {"uacr/kept": float(len(selected)), "uacr/kept_share": len(selected) / len(true_N)}
-    counts = np.bincount(label_N[selected], minlength=len(classes))
-    if len(selected):
-        shares = counts / len(selected)
-        metrics |= {f"uacr/class_share/{name}": float(s) for name, s in zip(classes, shares, strict=True)}
-    known_N = true_N >= 0
-    right_N = label_N == true_N
-    if known_N.any():
-        metrics["uacr/accuracy"] = float(right_N[known_N].mean())
-        if known_N[selected].any():
-            metrics["uacr/precision"] = float(right_N[selected][known_N[selected]].mean())
-    return metrics
+
+    def __init__(self, uacr: Uacr, target: Part, classes: Sequence[str]) -> None:
+        self.uacr, self.target, self.classes = uacr, target, classes
+        self.rows = np.empty(0, np.int64)
+        self.labels = np.empty(0, np.int64)
+
+    def update(self, epoch: int, columns: Mapping[str, np.ndarray], true_N: np.ndarray) -> dict[str, float]:
+        """Select anew after an epoch.
+
+        Args:
+            epoch: number of epochs completed.
+            columns: label, prob and variance of each of the target's training rows (scoring.Scored.of).
+            true_N: their labels, -1 where there is none: for the metrics alone.
+
+        Returns:
+            metrics by name.
+        """
+        since = epoch - self.uacr.warmup  # epochs since the end of the warm-up
+        rate = selection_rate(since, self.uacr.start, self.uacr.update) if since >= 0 else 0.0
+        prior = self.prior()
+        score_N = columns["prob"] * np.exp(-columns["variance"])
+        selected = select(columns["label"], score_N, rate, prior, self.uacr.threshold)
+        self.rows, self.labels = selected + self.target.start, columns["label"][selected].astype(np.int64)
+        shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.classes, prior, strict=True)}
+        return {"uacr/rate": rate} | shares | self._metrics(columns["label"], selected, true_N)
+
+    def prior(self) -> np.ndarray:
+        """The class shares that quotas follow, [C]."""
+        given = self.uacr.prior
+        return np.array(given) / sum(given) if isinstance(given, list) else uniform_prior(len(self.classes))
+
+    def pools(self) -> list[DomainPool]:
+        """The target's rows of the next epoch: one pool, or none while there are no pseudo labels."""
+        return [DomainPool(self.rows, self.labels)] if len(self.rows) else []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Under the names that checkpoints have had since version 1."""
+        return {"kept_rows": torch.from_numpy(self.rows), "kept_labels": torch.from_numpy(self.labels)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rows, self.labels = state["kept_rows"].numpy(), state["kept_labels"].numpy()
+
+    def _metrics(self, label_N: np.ndarray, selected: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
+        """How many were selected, their classes and, for reports only, how many are right where the target has labels."""
+        metrics = {"uacr/kept": float(len(selected)), "uacr/kept_share": len(selected) / len(true_N)}
+        if len(selected):
+            shares = np.bincount(label_N[selected], minlength=len(self.classes)) / len(selected)
+            metrics |= {f"uacr/class_share/{name}": float(s) for name, s in zip(self.classes, shares, strict=True)}
+        known_N, right_N = true_N >= 0, label_N == true_N
+        if known_N.any():
+            metrics["uacr/accuracy"] = float(right_N[known_N].mean())
+            if known_N[selected].any():
+                metrics["uacr/precision"] = float(right_N[selected][known_N[selected]].mean())
+        return metrics

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from datasets_manifest.manifest.corpus import Corpus, Part
 from datasets_manifest.stream.encode import HostBatch
+from datasets_manifest.stream.source import FeatureBatch
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import FeatureBatch, to_batch
+from trainers.model.device_batches import to_batch
 from trainers.validators import ValidatorInputs
 
 COLUMNS = ("label", "score", "prob", "variance")

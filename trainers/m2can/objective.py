@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from trainers.m2can import losses
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
-from trainers.m2can.losses.adversarial import Discriminators, adversarial
-from trainers.m2can.losses.class_confusion import class_confusion
-from trainers.m2can.losses.cross_domain import cross_domain
-from trainers.m2can.losses.cross_modal import cross_modal
-from trainers.m2can.losses.cross_prediction import cross_prediction
-from trainers.m2can.losses.moments import moment_distance
-from trainers.m2can.losses.task import task
+from trainers.m2can.discriminators import Discriminators
+from trainers.m2can.losses.inputs import TermInputs
 from trainers.m2can.names import Adversary
 from trainers.m2can.source_weights import hardest_sources
 
-TERMS = ("task", "cmcfa", "cdcfa", "cdafa", "mcc", "moments", "imitation")
+
+def default_weights() -> dict[str, float]:
+    """The published weights; 0 for terms that M2CAN does not have."""
+    return {term.name: term.weight for term in losses.TERMS if term.weight is not None}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """total = task + λ_cm·CMCFA + λ_cd·CDCFA + λ_adv·CDAFA + λ_mcc·MCC + …; a weight of 0 means not computed.
+    """total = task + λ_cm·CMCFA + λ_cd·CDCFA + λ_adv·CDAFA + λ_mcc·MCC + …
 
     Args:
         num_sources: S; the domain after the sources is the target.
-        cmcfa, cdcfa, cdafa, mcc: the weights λ.
-        moments, imitation: weights of moment matching and of cross-modal prediction, which M2CAN does not have.
-        temperature: T of MCC.
-        smoothing: ε of the discriminators' labels.
+        weights: λ by the term's name; a term of weight 0, or without one, is not computed.
+        temperature, smoothing: see TermInputs.
         discriminators: with `mdan`, sources of larger loss weigh more in the task term and in CDAFA.
     """
 
     num_sources: int
-    cmcfa: float = 0.5
-    cdcfa: float = 0.2
-    cdafa: float = 0.05
-    mcc: float = 0.05
+    weights: Mapping[str, float] = field(default_factory=default_weights)
     temperature: float = 2.0
     smoothing: float = 0.8
-    moments: float = 0.0
-    imitation: float = 0.0
     discriminators: Adversary = "m2can"
 
     def __call__(
@@ -51,23 +44,17 @@ class Objective:
         """This worker's share of each term, weighted; CDAFA only where discriminators are given.
 
         Returns:
-            scalars by name, in the order of TERMS; what has weight 0 or does not take part is absent.
+            scalars by name, in the order of losses.TERMS; what has weight 0 or does not take part is absent.
         """
         weight_D = None
         if self.discriminators == "mdan":
             weight_D = hardest_sources(outputs, batch, self.num_sources, collective)
-        terms = {"task": task(outputs, batch, collective, weight_D)}
-        if self.cmcfa:
-            terms["cmcfa"] = self.cmcfa * cross_modal(outputs, batch, collective)
-        if self.cdcfa:
-            terms["cdcfa"] = self.cdcfa * cross_domain(outputs, batch, collective)
-        if self.cdafa and discriminators is not None:
-            terms["cdafa"] = self.cdafa * adversarial(outputs, batch, discriminators, self.smoothing, weight_D)
-        if self.mcc and batch.num_domains > self.num_sources:
-            logits_BC = outputs.fused_logits_DBC[self.num_sources]
-            terms["mcc"] = self.mcc * class_confusion(logits_BC, self.temperature, collective)
-        if self.moments:
-            terms["moments"] = self.moments * moment_distance(outputs, batch, collective)
-        if self.imitation:
-            terms["imitation"] = self.imitation * cross_prediction(outputs, batch)
-        return terms
+        inputs = TermInputs(
+            outputs, batch, collective, self.num_sources, discriminators, weight_D, self.temperature, self.smoothing
+        )
+        shares = {}
+        for term in losses.TERMS:
+            weight = 1.0 if term.weight is None else self.weights.get(term.name, 0.0)
+            if weight and term.takes_part(inputs):
+                shares[term.name] = weight * term(inputs)
+        return shares

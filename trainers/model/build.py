@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainers.m2can.losses.adversarial import Discriminators
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.names import Adversary
 from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.objective import Objective
@@ -30,4 +30,11 @@ def build_discriminators(num_sources: int, num_classes: int, adversary: Adversar
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    return Objective(num_sources=len(recipe.data.sources), **recipe.objective.model_dump())
+    section = recipe.objective
+    return Objective(
+        num_sources=len(recipe.data.sources),
+        weights=section.weights(),
+        temperature=section.temperature,
+        smoothing=section.smoothing,
+        discriminators=section.discriminators,
+    )

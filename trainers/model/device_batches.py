@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,9 @@ from torch import Tensor
 
 from datasets_manifest.stream.encode import Encoding, HostBatch, Vocabulary
 from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.source import FeatureBatch
 from trainers.m2can.batch import Batch
 from trainers.recipe import Recipe
-
-
-@dataclass
-class FeatureBatch:
-    """In the place of encoded rows: features of frozen encoders; R = rows, V = views (weak, then strong).
-
-    text: [V·R, K]. picture: [V·R, K']. rows: int64 [R], row numbers in the table. bad: as in HostBatch.
-    """
-
-    text: np.ndarray
-    picture: np.ndarray
-    rows: np.ndarray
-    bad: list[tuple[int, str]]
 
 
 def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
 from trainers.m2can import schedules
-from trainers.m2can.losses.adversarial import Discriminators
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.network import M2CAN
 from trainers.recipe.method_sections import OptimizerSection, ScheduleSection
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from trainers.m2can.losses.adversarial import Discriminators
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_discriminators
 from trainers.model.optimizers import build_optimizers

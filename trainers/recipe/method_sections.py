@@ -6,24 +6,29 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from trainers.m2can import losses
 from trainers.m2can.names import Adversary, Modalities
 from trainers.recipe.base import Count, Fraction, NotNegative, Positive, Section
 from trainers.validators import Validator
 
 
+def _weight_of(term: str) -> Any:
+    """The key of a term's weight; its default and meaning stand in trainers.m2can.losses."""
+    entry = losses.term_named(term)
+    return Field(entry.weight, description=entry.meaning)
+
+
 class ObjectiveSection(Section):
     """Weights and settings of the loss terms. A term of weight 0 is not computed."""
 
-    cmcfa: NotNegative = Field(0.5, description="Weight of CMCFA, the contrast of texts with pictures.")
-    cdcfa: NotNegative = Field(0.2, description="Weight of CDCFA, the alignment of domains.")
-    cdafa: NotNegative = Field(0.05, description="Weight of CDAFA, the adversarial term.")
-    mcc: NotNegative = Field(0.05, description="Weight of MCC, the class confusion on the target.")
+    cmcfa: NotNegative = _weight_of("cmcfa")
+    cdcfa: NotNegative = _weight_of("cdcfa")
+    cdafa: NotNegative = _weight_of("cdafa")
+    mcc: NotNegative = _weight_of("mcc")
+    moments: NotNegative = _weight_of("moments")
+    imitation: NotNegative = _weight_of("imitation")
     temperature: Positive = Field(2.0, description="Temperature T of MCC.")
     smoothing: Fraction = Field(0.8, description="Smoothing ε of the discriminators' labels: 1 − ε and ε.")
-    moments: NotNegative = Field(0.0, description="Weight of moment matching (the baseline M3SDA).")
-    imitation: NotNegative = Field(
-        0.0, description="Weight of cross-modal imitation: each modality's head learns the other's prediction (xMUDA)."
-    )
     discriminators: Adversary = Field(
         "m2can",
         description="Which domains the discriminators of CDAFA tell apart, and from what. `m2can`: every pair of domains, "
@@ -31,6 +36,10 @@ class ObjectiveSection(Section):
         "softmax ⊗ features. `mdan`: each source and the target, from features, and sources of larger loss weigh more. "
         "The baselines have 64 hidden units and a warm-up of 100 steps, `m2can` has none and 1,000 steps.",
     )
+
+    def weights(self) -> dict[str, float]:
+        """λ by the term's name."""
+        return {term.name: getattr(self, term.name) for term in losses.weighted_terms()}
 
 
 class NetworkSection(Section):

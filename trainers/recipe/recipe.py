@@ -56,9 +56,8 @@ class Recipe(Section):
     @property
     def target_takes_part(self) -> bool:
         """Whether any component reads the target: with all of them off, training is source-only."""
-        o = self.objective
-        terms = (o.cmcfa, o.cdcfa, o.cdafa, o.mcc, o.moments, o.imitation)
-        return self.uacr.enabled or any(terms) or self.train.target_labels == "oracle"
+        any_term = any(self.objective.weights().values())
+        return self.uacr.enabled or any_term or self.train.target_labels == "oracle"
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys → plain values."""

@@ -10,20 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from trainers.m2can.losses import TERMS
 from trainers.reports import charts
 from trainers.tracking.journal import EpochRecord
 
 _WIDTH = 9.0  # inches: 1350 pixels, still readable when shown at 900
-TERMS = {
-    "total": "total: sum of the terms",
-    "task": "task: cross-entropy",
-    "cmcfa": "CMCFA: text ↔ picture",
-    "cdcfa": "CDCFA: domain ↔ domain",
-    "cdafa": "CDAFA: adversarial",
-    "mcc": "MCC: class confusion",
-    "moments": "moment matching",
-    "imitation": "text and picture heads",
-}
 
 
 @dataclass(frozen=True)
@@ -43,11 +34,11 @@ def series_of(records: Sequence[EpochRecord], metric: str, name: str, kind: int)
 def loss_panels(records: Sequence[EpochRecord]) -> list[Panel]:
     """Every recorded loss term by itself, for they differ by orders of magnitude; the total first, in the text's colour."""
     names = {name.removeprefix("loss/") for r in records for name in r.metrics if name.startswith("loss/")}
-    order = [name for name in TERMS if name in names] + sorted(names - set(TERMS))
-    labels = {name: TERMS.get(name, name) for name in order}
+    labels = {"total": "total: sum of the terms"} | {term.name: term.label for term in TERMS}
+    order = [name for name in labels if name in names] + sorted(names - set(labels))
     return [
         Panel(label, [series_of(records, f"loss/{name}", label, -1 if name == "total" else 0)])
-        for name, label in labels.items()
+        for name, label in ((name, labels.get(name, name)) for name in order)
     ]
 
 

@@ -18,7 +18,6 @@ from trainers.tracking.provenance import code_version, environment
 
 MOST_CLASSES = 30  # of a confusion matrix that is written out, and of a list of classes
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_OBJECTIVE = ("cmcfa", "cdcfa", "cdafa", "mcc", "moments", "imitation")
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def overview(run: Run) -> dict[str, Any]:
     seconds = sum(m.get("time/train_s", 0.0) + m.get("time/score_s", 0.0) for m in metrics)
     speed = [m["speed/samples_per_s"] for m in metrics if "speed/samples_per_s" in m]
     memory = max((m.get("memory/process_peak_mib", 0.0) for m in metrics), default=0.0)
-    o = recipe.objective
-    terms = [f"{name.upper()} {getattr(o, name):g}" for name in _OBJECTIVE if getattr(o, name)]
+    terms = [f"{name.upper()} {weight:g}" for name, weight in recipe.objective.weights().items() if weight]
     parts = [*terms, *(["SAM"] if recipe.sam.rho else []), *(["UACR"] if recipe.uacr.enabled else [])]
     workers = recipe.cluster.workers
     rows = [

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cli")
     loop = make_loop(prepared_run(place, ["train.epochs=1"]))
     loop.run_epoch()
-    loop.save(place / "checkpoint", {"kept_rows": torch.from_numpy(loop.kept_rows)})
+    loop.save(place / "checkpoint", {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
     return place
 
 

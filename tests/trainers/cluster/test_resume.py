@@ -76,10 +76,10 @@ def test_a_step_that_is_not_finite_moves_nothing(run: Prepared) -> None:
 
 def test_bad_pictures_are_remembered(run: Prepared, tmp_path: Path) -> None:
     loop, resumed = make_loop(run), make_loop(run)
-    loop.bad_rows[[4, 17]] = 1
+    loop.bad_pictures.add([(4, "truncated"), (17, "missing")])
     loop.save(tmp_path / "checkpoint", {})
     resumed.load(tmp_path / "checkpoint")
-    assert resumed.bad_rows.nonzero()[0].tolist() == [4, 17]
+    assert resumed.bad_pictures.bad_N.nonzero()[0].tolist() == [4, 17]
 
 
 def test_a_report_within_an_epoch_is_no_record(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainers.loop.step import Step, data_parallel
+from trainers.loop.gradients import data_parallel
+from trainers.loop.step import Step
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective, DistributedCollective, slice_sizes
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.encoders.batch_norm import BatchNormMode
-from trainers.m2can.losses.adversarial import Discriminators
 from trainers.model import build
+from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe import Recipe, apply_override, make_recipe
 
@@ -130,7 +132,7 @@ def run(scenario: Scenario, collective: Collective) -> dict[str, Any]:
     torch.manual_seed(0)
     recipe = scenario.recipe()
     dtype = getattr(torch, scenario.dtype)
-    config = build.text_config(recipe.encoders.text, VOCABULARY, 0, 16)
+    config = text_config(recipe.encoders.text, VOCABULARY, 0, 16)
     network = build.build_network(recipe, config, CLASSES, load_weights=True).to(dtype).train()
     discriminators = build.build_discriminators(scenario.sources, CLASSES, recipe.objective.discriminators).to(dtype)
     optimizers = build_optimizers(network, discriminators, recipe.optimizer)

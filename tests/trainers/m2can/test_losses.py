@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, log, softmax
 
 from tests.trainers.m2can import made
-from trainers.m2can import objective as objective_module
+from trainers.m2can import losses
 from trainers.m2can.batch import Outputs
 from trainers.m2can.collective import Collective
-from trainers.m2can.losses.adversarial import Discriminators, adversarial
+from trainers.m2can.discriminators import Discriminators
+from trainers.m2can.losses import TERMS
+from trainers.m2can.losses.adversarial import adversarial
 from trainers.m2can.losses.class_confusion import class_confusion
 from trainers.m2can.losses.cross_domain import cross_domain
 from trainers.m2can.losses.cross_modal import cross_modal
 from trainers.m2can.losses.task import task
-from trainers.m2can.objective import TERMS, Objective
+from trainers.m2can.objective import Objective
 
 ONE = Collective()
 
@@ -210,8 +212,8 @@ def test_task_ignores_rows_without_a_label(heads: int, unlabelled: list[tuple[in
 def test_each_weight_multiplies_its_own_term(discriminators) -> None:
     o, batch = made.outputs(3), made.batch(made.labels(3))
     weights = {"cmcfa": 0.3, "cdcfa": 0.7, "cdafa": 0.11, "mcc": 0.13}  # λ_mcc is not λ_adv
-    terms = Objective(num_sources=2, temperature=1.5, smoothing=0.9, **weights)(o, batch, ONE, discriminators(2))
-    assert list(terms) == [term for term in TERMS if term in {"task", *weights}]
+    terms = Objective(num_sources=2, temperature=1.5, smoothing=0.9, weights=weights)(o, batch, ONE, discriminators(2))
+    assert list(terms) == [term.name for term in TERMS if term.name in {"task", *weights}]
     same(terms["task"], naive_task(o, batch.labels_DB), o)
     same(terms["cmcfa"], 0.3 * naive_cross_modal(o), o)
     same(terms["cdcfa"], 0.7 * naive_cross_domain(o), o)
@@ -224,14 +226,14 @@ def test_weight_zero_is_not_computed(discriminators, monkeypatch: pytest.MonkeyP
     def computed(*_: object) -> None:
         raise AssertionError("computed")
 
-    names = {"cmcfa": "cross_modal", "cdcfa": "cross_domain", "cdafa": "adversarial", "mcc": "class_confusion"}
-    for function in names.values():
-        monkeypatch.setattr(objective_module, function, computed)
+    names = [term.name for term in losses.weighted_terms()]
+    for term in losses.weighted_terms():
+        monkeypatch.setattr(f"trainers.m2can.losses.{term.module}.term", computed)
     o, batch, off = made.outputs(3), made.batch(made.labels(3)), dict.fromkeys(names, 0.0)
-    assert list(Objective(num_sources=2, **off)(o, batch, ONE, discriminators(2))) == ["task"]
+    assert list(Objective(num_sources=2, weights=off)(o, batch, ONE, discriminators(2))) == ["task"]
     for name in names:
         with pytest.raises(AssertionError, match="computed"):
-            Objective(num_sources=2, **(off | {name: 1.0}))(o, batch, ONE, discriminators(2))
+            Objective(num_sources=2, weights=off | {name: 1.0})(o, batch, ONE, discriminators(2))
 
 
 def test_mcc_and_cdafa_wait_for_the_target_and_the_discriminators() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, log, softmax
 from tests.trainers.m2can import made
 from tests.trainers.m2can.test_losses import ONE, same
 from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.encoders.given_features import GivenFeatures
-from trainers.m2can.losses.adversarial import Discriminators, adversarial
+from trainers.m2can.losses.adversarial import adversarial
 from trainers.m2can.losses.cross_prediction import cross_prediction
 from trainers.m2can.losses.moments import moment_distance
 from trainers.m2can.names import Adversary

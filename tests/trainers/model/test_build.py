@@ -70,10 +70,12 @@ def test_a_frozen_encoder_is_in_no_group(recipe: Any) -> None:
 
 
 def test_the_objective_has_the_recipes_weights(recipe: Any) -> None:
-    weights = {"cmcfa": 1.0, "cdcfa": 2.0, "cdafa": 3.0, "mcc": 4.0, "temperature": 5.0, "smoothing": 0.6}
-    objective = build_objective(recipe(3, objective=weights))
+    weights = {"cmcfa": 1.0, "cdcfa": 2.0, "cdafa": 3.0, "mcc": 4.0, "moments": 0.5, "imitation": 0.7}
+    settings = {"temperature": 5.0, "smoothing": 0.6, "discriminators": "mdan"}
+    objective = build_objective(recipe(3, objective=weights | settings))
     assert objective.num_sources == 3
-    assert {name: getattr(objective, name) for name in weights} == weights
+    assert objective.weights == weights
+    assert {name: getattr(objective, name) for name in settings} == settings
 
 
 @pytest.mark.parametrize(

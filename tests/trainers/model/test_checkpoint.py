@@ -20,7 +20,7 @@ from trainers.model.predictor import Predictor
 
 
 def save(loop: Loop, folder: Path) -> Path:
-    loop.save(folder, {"kept_rows": torch.from_numpy(loop.kept_rows)})
+    loop.save(folder, {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
     return folder
 
 
@@ -130,7 +130,7 @@ def test_predictor_repeats_the_scores_of_training(run: Prepared, trained: tuple[
     predictions = Predictor.load(folder).predict(table["texts"].to_pylist(), table["images"].to_pylist(), batch_size=7)
     scored = make_loop(run)
     scored.load(folder)
-    columns = scored._score().of(part)
+    columns = scored.score().of(part)
     assert np.array_equal(predictions.probs.argmax(1), columns["label"])
     np.testing.assert_allclose(predictions.probs.max(1), columns["prob"], atol=1e-5)
     np.testing.assert_allclose(predictions.disagreement, columns["variance"], atol=1e-5)

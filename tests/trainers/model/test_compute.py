@@ -11,9 +11,10 @@ import torch
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.loop.loss_scale import LossScale
 from trainers.model.build import build_network
 from trainers.model.encoders import text_config
-from trainers.model.precision import LossScale, choose_layout
+from trainers.model.precision import choose_layout
 from trainers.recipe import apply_override, make_recipe
 
 EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
@@ -100,7 +101,7 @@ def test_loss_scale_halves_on_overflow_and_doubles_after_a_while() -> None:
     assert scale.lower()
     assert scale.value == 2
     for _ in range(2000):
-        scale.went_well()
+        scale.step_succeeded()
     assert (scale.value, scale.steady) == (4, 0)
     scale.value = 1
     assert not scale.lower()

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 from trainers.m2can.collective import Collective
+from trainers.m2can.losses.inputs import TermInputs
+
+
+def term(inputs: TermInputs) -> Tensor:
+    logits_BC = inputs.outputs.fused_logits_DBC[inputs.num_sources]
+    return class_confusion(logits_BC, inputs.temperature, inputs.collective)
 
 
 def class_confusion(logits_BC: Tensor, temperature: float, collective: Collective) -> Tensor:

@@ -7,8 +7,13 @@ from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
+from trainers.m2can.losses.inputs import TermInputs
 
 SCALE = 1 / 8  # fixed in the published method, whatever the number of domains
+
+
+def term(inputs: TermInputs) -> Tensor:
+    return cross_domain(inputs.outputs, inputs.batch, inputs.collective)
 
 
 def cross_domain(outputs: Outputs, batch: Batch, collective: Collective) -> Tensor:

@@ -7,6 +7,11 @@ from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
+from trainers.m2can.losses.inputs import TermInputs
+
+
+def term(inputs: TermInputs) -> Tensor:
+    return cross_modal(inputs.outputs, inputs.batch, inputs.collective)
 
 
 def cross_modal(outputs: Outputs, batch: Batch, collective: Collective) -> Tensor:

@@ -6,6 +6,11 @@ from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.losses.cross_modal import divergence
+from trainers.m2can.losses.inputs import TermInputs
+
+
+def term(inputs: TermInputs) -> Tensor:
+    return cross_prediction(inputs.outputs, inputs.batch)
 
 
 def cross_prediction(outputs: Outputs, batch: Batch) -> Tensor:

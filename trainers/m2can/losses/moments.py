@@ -9,8 +9,13 @@ from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
+from trainers.m2can.losses.inputs import TermInputs
 
 ORDERS = (1, 2)
+
+
+def term(inputs: TermInputs) -> Tensor:
+    return moment_distance(inputs.outputs, inputs.batch, inputs.collective)
 
 
 def moment_distance(outputs: Outputs, batch: Batch, collective: Collective) -> Tensor:

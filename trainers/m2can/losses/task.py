@@ -7,11 +7,16 @@ from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
+from trainers.m2can.losses.inputs import TermInputs
 
 
 def count_labelled(batch: Batch, collective: Collective) -> Tensor:
     """Samples with a label in the global batch, by domain, [D]."""
     return collective.sum_((batch.labels_DB >= 0).sum(1))
+
+
+def term(inputs: TermInputs) -> Tensor:
+    return task(inputs.outputs, inputs.batch, inputs.collective, inputs.weight_D)
 
 
 def task(outputs: Outputs, batch: Batch, collective: Collective, weight_D: Tensor | None = None) -> Tensor:
