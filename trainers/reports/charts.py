@@ -227,7 +227,7 @@ def letter_y(axes: Axes, scale: Scale) -> None:
     """Numbers at the y axis: all digits of a round number, so that neighbours differ."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(
-        PercentFormatter(1.0, symbol=" %") if scale.percent else FuncFormatter(lambda value, _: f"{value:.6g}")
+        PercentFormatter(1.0, symbol=" %") if scale.percent else FuncFormatter(lambda value, _: f"{value:.10g}")
     )
 
 

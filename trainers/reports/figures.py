@@ -219,8 +219,16 @@ def _draw_panels(
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         if chosen_epoch is not None:
-            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            grid[0].annotate(f"chosen: epoch {chosen_epoch}", (chosen_epoch, 0.0), (4, 5), color=charts.SOFT, **place)
+            at_the_end = chosen_epoch > np.mean([record.epoch for record in records])
+            grid[0].annotate(
+                f"chosen: epoch {chosen_epoch}",
+                (chosen_epoch, 0.0),
+                (-5 if at_the_end else 5, 5),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=charts.SOFT,
+                ha="right" if at_the_end else "left",
+            )
         figure.supxlabel("epoch", fontsize=11, color=charts.SOFT)
         charts.save_png(figure, file)
 

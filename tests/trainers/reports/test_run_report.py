@@ -279,11 +279,14 @@ def test_a_browser_shows_it_and_its_map_answers(tmp_path: Path, width: int) -> N
     assert told["fill"] == "rgb(213, 94, 0)" and told["small"] > 200
 
 
-def test_labels_of_small_numbers_have_room_and_differ() -> None:
+@pytest.mark.parametrize("values", [(1.15e-5, 1.25e-5), (0.1999991, 0.1999998)])
+def test_labels_of_small_differences_have_room_and_differ(values: tuple[float, float]) -> None:
     with new_figure() as figure:
         axes = figure.subplots()
-        draw_curves(axes, [Series("score", [(1.0, 1.15e-5), (2.0, 1.25e-5)], 0)])
+        draw_curves(axes, [Series("score", list(enumerate(values, 1)), 0)])
         figure.draw_without_rendering()
-        boxes = {label.get_text(): label.get_window_extent() for label in axes.get_yticklabels()}
-    assert {"1.2e-05", "1.22e-05", "1.24e-05"} <= set(boxes)
-    assert all(box.x0 >= 0 for box in boxes.values())
+        labels = axes.get_yticklabels()
+        left = [label.get_window_extent().x0 for label in labels]
+    assert len({label.get_text() for label in labels}) == len(labels) > 3
+    assert all(float(label.get_text()) == pytest.approx(label.get_position()[1], rel=1e-9) for label in labels)
+    assert min(left) >= 0
