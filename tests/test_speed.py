@@ -80,6 +80,7 @@ def test_more_pictures_cost_more_and_more_classes_little() -> None:
     assert after / before < 2
 
 
+@pytest.mark.slow
 def test_exchanges_do_not_grow_with_the_rows() -> None:
     """Statistics of fixed width go round, and the gathered rows' features: twice the rows, less than twice the bytes."""
     calls, given = growth.exchange_of(2, replace(QUICK, batch=4))

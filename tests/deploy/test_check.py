@@ -66,7 +66,7 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/recipes/train.yaml", "epochs: 10", "epoch: 10", "train.epochs"),
         ("kuberay/base/recipes/train.yaml", "storage: /data/runs", "storage: runs", "is not below /data"),
         ("kuberay/base/kustomization.yaml", "network.yaml", "networks.yaml", "there is no networks.yaml"),
-        ("kuberay/base/kustomization.yaml", "train.yaml, tune.yaml", "tune.yaml", "train.yaml lies here"),
+        ("kuberay/base/kustomization.yaml", "train.yaml, tune.yaml", "tune.yaml", "train.yaml is in this folder and not"),
         ("kuberay/base/kustomization.yaml", "recipes/sweep.yaml", "recipes/sweeps.yaml", "there is no recipes/sweeps.yaml"),
         ("kuberay/base/train.yaml", "labels: {app.kubernetes.io/component: train}", "labels: {}", "no label app.kubernetes.io"),
         ("kuberay/base/train.yaml", "  ttlSecondsAfterFinished: 600\n", "", "no ttlSecondsAfterFinished"),

@@ -159,7 +159,7 @@ def test_the_page_shows_every_split_and_escapes(tmp_path: Path, clean: dict[str,
 
 def test_a_cluster_finds_the_same(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(tmp_path / picture(tmp_path, f"{n}.png", n)) for n in range(30)] + [str(tmp_path / "none.png")]
-    here = read_all_facts(paths, 10**6)
+    here = read_all_facts(paths)
     assert here[paths[-1]] == PictureFacts("missing", 0, 0, 0, None)
     monkeypatch.setattr(picture_facts, "IN_PROCESS", 5)
-    assert read_all_facts(paths, 10**6) == here
+    assert read_all_facts(paths) == here
