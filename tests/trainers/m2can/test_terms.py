@@ -72,7 +72,7 @@ def test_a_new_term_lets_the_target_take_part(toy: Term) -> None:
 
 def test_a_new_term_has_its_curve_and_its_place_in_progress(toy: Term) -> None:
     record = EpochRecord(1, 10, 0.0, {"loss/toy": 3.0, "loss/task": 1.0, "loss/total": 4.0})
-    assert [series.name for series in figures.term_series([record])][-1] == toy.label
+    assert [panel.title for panel in figures.loss_panels([record])][-1] == toy.label
     content = {"step": 1, "steps": 2, "passes": {"second": {"toy": 3.0, "task": 1.0, "total": 4.0}}}
     progress = RunProgress(3, as_json=False)
     progress._recent.append((0.0, 0, 0))
