@@ -130,8 +130,8 @@ def check(
 
 
 def _rows(manifest: LoadedManifest, split: str, result: ReadResult, facts: dict[str, PictureFacts]) -> SplitRows:
-    columns = [result.table[name].to_pylist() for name in ("id", "texts", "images")]
-    return SplitRows(manifest, split, result, *columns, label=result.table["label"].to_numpy(), facts=facts)
+    ids, texts, images = (result.table[name].to_pylist() for name in ("id", "texts", "images"))
+    return SplitRows(manifest, split, result, ids, texts, images, result.table["label"].to_numpy(), facts)
 
 
 def _summary(rows: SplitRows) -> SplitReport:
