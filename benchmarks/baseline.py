@@ -23,7 +23,7 @@ from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.images import ASPECT, IMAGENET_MEAN, IMAGENET_STD
 from datasets_manifest.stream.text import clean, drop_words, join_sentences, tokenizer_from_json
 from trainers.m2can.batch import Batch
-from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d
+from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d, PictureGroups
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
@@ -49,6 +49,7 @@ class PicturesOneByOne(nn.Module):
     def __init__(self, encoder: PictureEncoder) -> None:
         super().__init__()
         self.model, self.width = ordinary_batch_norm(encoder.model), encoder.width
+        self.groups = PictureGroups("frozen")  # no layer of ours is left to normalise in groups
 
     def forward(self, pictures_NP: Tensor, batch: Batch) -> Tensor:
         assert batch.picture_owner is not None

@@ -97,6 +97,6 @@ def test_the_floor_is_below_the_step() -> None:
 def test_operations_are_those_of_the_layers() -> None:
     """One product of [4, 8] and [8, 16] forward, and two of the same size backward."""
     layer, rows = torch.nn.Linear(8, 16, bias=False), torch.randn(4, 8, requires_grad=True)
-    step: Any = SimpleNamespace(optimizer=torch.optim.SGD(layer.parameters(), 0.1))
+    step: Any = SimpleNamespace(optimizers=[torch.optim.SGD(layer.parameters(), 0.1)])
     needs = floor.demands(step, lambda: layer(rows).sum().backward(), passes=1)
     assert needs["operations"] == 3 * 2 * 4 * 8 * 16
