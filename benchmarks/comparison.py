@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.variants import COMMON, PRESET_OF, VARIANTS
+from benchmarks.variants import COMMON, EXPERIMENTS_OF, PRESET_OF, VARIANTS
 
 RESULTS = Path(__file__).parent / "results" / "comparison.json"
 DATA = ("postcards", "icons")
@@ -48,10 +48,13 @@ def run_one(task: tuple[str, int, str, Path]) -> dict[str, Any]:
     data, seed, name, cache = task
     import torch
 
+    from experiments.catalog import applied
+
     torch.set_num_threads(1)
     features = features_of(data, seed, cache)
     started = time.process_time()
-    metrics = majority(features) if name == "majority" else run_variant(features, name, seed)
+    with applied(*EXPERIMENTS_OF.get(name, [])):
+        metrics = majority(features) if name == "majority" else run_variant(features, name, seed)
     return {"data": data, "seed": seed, "variant": name, **metrics, "cpu_s": round(time.process_time() - started, 2)}
 
 

@@ -1,4 +1,5 @@
-"""The comparison's table and picture:  python -m benchmarks.comparison_page  draws docs/pictures/comparison.png"""
+"""The comparison's table and picture:  python -m benchmarks.comparison_page  draws docs/pictures/comparison.png and writes the
+rows of experiments/README.md."""
 
 from __future__ import annotations
 
@@ -7,23 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import DATA, RESULTS, summary
-from benchmarks.variants import ALONE, BASELINES, MAIN, NOTES, OFF, OPTIONS, REMOVED
+from benchmarks.variants import (
+    ALONE,
+    BASELINES,
+    MAIN,
+    NOTES,
+    OFF,
+    ON_RECOMMENDED,
+    OPTIONS,
+    TRIED,
+    TRIED_NOTES,
+    TRIED_ON_RECOMMENDED,
+)
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "comparison.png"
+README = Path(__file__).parents[1] / "experiments" / "README.md"
+MARK = "<!-- The rest is made by python -m benchmarks.comparison_page -->"
 GROUPS = {
     "Baselines": ["majority", *BASELINES],
     "M2CAN": list(MAIN),
     "Published, one component off": list(OFF),
     "One component of the published alone": list(ALONE),
     "Published and one option": list(OPTIONS),
-    "Recommended, one option off or on": list(REMOVED),
+    "Recommended and one option": list(ON_RECOMMENDED),
+}
+TRIED_GROUPS = {
+    "M2CAN": list(MAIN),
+    "Published and one experiment": list(TRIED),
+    "Recommended and one experiment": list(TRIED_ON_RECOMMENDED),
 }
 TITLES = {"postcards": "generated postcards", "icons": "icon sets"}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown, in percent."""
-    rows = summary(runs)
+    """Markdown of what recipes can say, in percent."""
     times = [run["cpu_s"] for run in runs if run.get("cpu_s")]
     sets = " · ".join(TITLES[data] for data in DATA)
     lines = [
@@ -32,10 +50,22 @@ def table(runs: list[dict[str, Any]]) -> str:
         f"deviation over the number of seeds in brackets. A run took {sum(times) / len(times):.0f} s of processor time. "
         f"`python -m benchmarks.comparison --cache FOLDER --out benchmarks/results/comparison.json`\n",
         "![Target accuracy by variant](pictures/comparison.png)\n",
+    ]
+    return "\n".join([*lines, *rows_of(runs, GROUPS), "", *NOTES])
+
+
+def experiments_section(runs: list[dict[str, Any]]) -> str:
+    """Markdown of experiments/README.md: what was tried, in percent."""
+    return "\n".join([*rows_of(runs, TRIED_GROUPS), "", *TRIED_NOTES, ""])
+
+
+def rows_of(runs: list[dict[str, Any]], groups: dict[str, list[str]]) -> list[str]:
+    rows = summary(runs)
+    lines = [
         "| variant |" + "".join(f" {TITLES[data]}: chosen | oracle | macro-F1 | AUC |" for data in DATA),
         "|---|" + "---|" * 4 * len(DATA),
     ]
-    for title, names in GROUPS.items():
+    for title, names in groups.items():
         present = [name for name in names if any((data, name) in rows for data in DATA)]
         if present:
             lines.append(f"| **{title}** |" + " |" * 4 * len(DATA))
@@ -43,7 +73,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             cells = [_cells(rows.get((data, name))) for data in DATA]
             seeds = " and ".join(dict.fromkeys(str(rows[data, name]["seeds"]) for data in DATA if (data, name) in rows))
             lines.append(f"| {name} ({seeds}) | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *NOTES])
+    return lines
 
 
 def _cells(row: dict[str, Any] | None) -> str:
@@ -82,7 +112,10 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    draw(json.loads(RESULTS.read_text()), PICTURE)
+    runs = json.loads(RESULTS.read_text())
+    draw(runs, PICTURE)
+    head, mark, _ = README.read_text().partition(MARK)
+    README.write_text(f"{head}{mark}\n\n{experiments_section(runs)}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.comparison import area_under_curve, summary
-from benchmarks.comparison_page import GROUPS, table
+from benchmarks.comparison_page import GROUPS, MARK, README, RESULTS, TRIED_GROUPS, experiments_section, table
 from benchmarks.icons import Icon, draw, write_icons
-from benchmarks.variants import COMMON, PRESET_OF, VARIANTS
+from benchmarks.variants import COMMON, EXPERIMENTS_OF, PRESET_OF, VARIANTS
+from experiments.catalog import NAMES
 from trainers.recipe import apply_override, make_recipe
 
 
@@ -25,8 +26,16 @@ def test_every_variant_is_a_recipe_of_its_own(name: str) -> None:
         for override in [*COMMON, *overrides]:
             apply_override(tree, override)
         trees.append(make_recipe(tree))
-    assert (trees[0] == trees[1]) == (name in ("published", "recommended"))
-    assert name in {variant for group in GROUPS.values() for variant in group}
+    experiments = EXPERIMENTS_OF.get(name, [])
+    assert set(experiments) <= set(NAMES)
+    assert experiments or (trees[0] == trees[1]) == (name in ("published", "recommended"))
+    groups = TRIED_GROUPS if experiments else GROUPS
+    assert name in {variant for group in groups.values() for variant in group}
+
+
+def test_the_readme_of_the_experiments_has_their_rows() -> None:
+    _, _, rest = README.read_text().partition(MARK)
+    assert rest.strip() == experiments_section(json.loads(RESULTS.read_text())).strip()
 
 
 def package(cache: Path, domain: str, members: dict[str, str]) -> None:
