@@ -25,7 +25,7 @@ class SharpnessAwareStep:
 
     @torch.no_grad()
     def perturb(self, grad_norm: Tensor) -> None:
-        """Move by ρ along the gradients, given their common norm. Their memory is reused: they hold the perturbation afterwards."""
+        """Move by ρ along the gradients, given their common norm. Afterwards the gradients hold the perturbation."""
         touched = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self._before = [(p, p.detach().clone()) for p, _ in touched]
         if not touched:
