@@ -10,7 +10,6 @@ from pathlib import Path
 from datasets_manifest.errors import InputError
 
 PACKAGES = ("datasets_manifest", "trainers", "tuning", "services", "m2can")
-SUFFIXES = (".py", ".yaml", ".json")
 MAX_BYTES = 20 * 2**20
 
 
@@ -24,7 +23,7 @@ class CodePackage:
 
 
 def pack_code(folder: Path, max_bytes: int = MAX_BYTES) -> CodePackage:
-    """Copy the installed packages' sources into the new `folder`; caches, pictures and data are left out.
+    """Copy the installed packages, their recipes and page templates too, into the new `folder`; caches are left out.
 
     Raises:
         InputError: more than `max_bytes`: a package holds something that is not code.
@@ -37,7 +36,7 @@ def pack_code(folder: Path, max_bytes: int = MAX_BYTES) -> CodePackage:
             continue
         root = Path(next(iter(spec.submodule_search_locations)))
         for path in sorted(root.rglob("*")):
-            if path.suffix not in SUFFIXES or not path.is_file() or "__pycache__" in path.parts:
+            if not path.is_file() or "__pycache__" in path.parts:
                 continue
             size = path.stat().st_size
             total, count, largest = total + size, count + 1, max(largest, (size, path), key=lambda pair: pair[0])

@@ -214,6 +214,6 @@ class Reporter(Observer):
             "epoch": slice_.epoch + 1,
             "step": slice_.step + 1,
             "rank": self.rank,
-            "ids": dict(zip(self.domains, ids, strict=True)),
+            "ids": dict(zip(self.domains, ids, strict=False)),  # without the target where it takes no part
         }
         ray.get(self.monitor.post.remote("nonfinite", content))
