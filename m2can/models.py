@@ -130,7 +130,7 @@ def rollback(
         >>> import m2can
         >>> m2can.models.rollback("m2can-mountain")
         Traceback (most recent call last):
-        datasets_manifest.errors.InputError: NAME: no version had @champion before ...
+        datasets_manifest.errors.InputError: NAME: no version had @champion before; ...
     """
     from services.promotion import rollback as roll_back
     from services.registry import client_for
