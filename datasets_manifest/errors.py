@@ -52,9 +52,11 @@ class InputError(ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like `name`, or None if nothing is close."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The valid name most like `name`, or None if nothing is close; one that differs only in case is close."""
+    names = list(valid)
+    folded = {each.casefold(): each for each in names}
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return folded.get(name.strip().casefold()) or (matches[0] if matches else None)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.label_faults import LabelFaults
 from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
 from datasets_manifest.manifest.schema import LoadedManifest
 
@@ -19,6 +20,7 @@ Severity = Literal["fatal", "warning", "note"]
 TINY, HUGE = 32, 40_000_000  # pixels: of the shorter side, of the whole picture
 MAX_BAD, MAX_LEAKED = 0.05, 0.01  # of a split's records; more is fatal
 EXAMPLES = 5
+LABELS = 100  # most distinct bad labels that are listed
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,17 @@ def check(
     read: list[tuple[LoadedManifest, str, ReadResult]] = []
     for manifest in manifests:
         for split in manifest.splits:
+            bad_labels = LabelFaults()
             try:
-                read.append((manifest, split, read_split(manifest, split)))
+                read.append((manifest, split, read_split(manifest, split, label_faults=bad_labels)))
             except InputError as error:
                 findings.append(Finding("fatal", "records", manifest.name, split, 1, str(error), []))
+            if bad_labels.records:
+                message = f"records have a label that is no class; wanted {bad_labels.wanted}"
+                where = (manifest.name, split)
+                findings.append(
+                    Finding("fatal", "bad-labels", *where, bad_labels.records, message, bad_labels.lines()[:LABELS])
+                )
     paths = [path for _, _, result in read for images in result.table["images"].to_pylist() for path in images]
     if len(set(paths)) > IN_PROCESS:
         start()
@@ -165,6 +174,14 @@ def _of_records(rows: SplitRows) -> Iterator[Finding]:
         yield Finding("warning", "no-content", *rows.name, read.without_content, message, list(examples))
     if read.repeated_ids:
         yield Finding("warning", "repeated-ids", *rows.name, read.repeated_ids, "ids occur again; numbered", [])
+    for name, close in read.absent.items():
+        if close is not None:
+            message = f"column is in no file: `{name}`; is `{close}` meant? `columns` in the manifest says so"
+            yield Finding("fatal", "absent-column", *rows.name, 1, message, [])
+        elif name != read.label_column:
+            yield Finding("note", "absent-column", *rows.name, 1, f"column is in no file: `{name}`", [])
+    for note in read.notes:
+        yield Finding("note", "guess", *rows.name, 1, f"guess: {note}", [])
     for kind, column in (("no-text", rows.texts), ("no-picture", rows.images)):
         lacking = [identity for identity, content in zip(rows.ids, column, strict=True) if not content]
         if lacking:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import packed_pictures as packed
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.readers import class_sets_agree, read_split, remap_labels
+from datasets_manifest.manifest.readers import absent_columns, class_sets_agree, read_split, remap_labels
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 
 
@@ -87,6 +87,7 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
         if result.without_content:
             dropped = f"{result.without_content} records without content left out"
             notes.append(f"{manifest.name}, {split}: {dropped} ({', '.join(result.without_content_ids)})")
+        notes.extend(f"{manifest.name}, {split}: {note}" for note in [*absent_columns(result), *result.notes])
         tables.append(remap_labels(result.table, manifest.classes, classes))
         part = Part(manifest.name, split, start, start + result.table.num_rows)
         start = part.stop
@@ -97,6 +98,8 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
     corpus = Corpus(pa.concat_tables(tables).combine_chunks(), classes, train, val, notes)
     for manifest, part in zip(manifests[:-1], corpus.train[:-1], strict=True):
         _require_two_classes(manifest, train_split, corpus.labels[part.start : part.stop], classes)
+    learned = np.unique(corpus.labels[: corpus.train[-1].start])
+    notes.extend(f"no source has a record of class {name}" for c, name in enumerate(classes) if c not in learned)
     return corpus
 
 

@@ -8,21 +8,25 @@ what was wanted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.record_files import read_records
+from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.manifest.division import divide
+from datasets_manifest.manifest.label_faults import LabelFaults
+from datasets_manifest.manifest.record_files import FileFacts, format_of, is_table, read_records
 from datasets_manifest.manifest.record_values import (
+    TABLE_SEPARATOR,
     UNLABELLED,
     LabelReader,
     PathReader,
     ValueFault,
     read_id,
     read_texts,
+    split_paths,
 )
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.manifest.storage import Location
@@ -50,27 +54,54 @@ class ReadResult:
     repeated_ids: records whose id had been used before, and which got "#2", "#3", … appended to it.
     without_content: records that were dropped because they have neither text nor image.
     without_content_ids: the first ten ids of these.
+    absent: the columns of texts, pictures and labels that no file has, each with the nearest that one has.
+    notes: what was assumed, as sentences.
     """
 
     table: pa.Table
     repeated_ids: int
     without_content: int
     without_content_ids: tuple[str, ...]
+    absent: dict[str, str | None]
+    label_column: str
+    notes: tuple[str, ...]
 
 
-def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False) -> ReadResult:
+def read_split(
+    manifest: LoadedManifest, split: str, *, keep_empty: bool = False, label_faults: LabelFaults | None = None
+) -> ReadResult:
     """Reads all records of a split, in the order of its files.
 
     Args:
         keep_empty: keep records without content, as rows with two empty lists; they are counted either way.
+        label_faults: takes the labels that are no class; their records count as unlabelled then.
 
-    A record without an id gets `<split>-<n>`, where n counts all records of the split from 1.
+    A record without an id gets `<split>-<n>`, where n counts all records of the split's files from 1.
 
     Raises:
         InputError: no such split, no record with content, or a file, record or value that cannot be used.
     """
+    manifest.split(split)
+    division = manifest.manifest.split
+    if division is None:
+        return _read_files(manifest, split, keep_empty, label_faults)
+    (stored,) = manifest.manifest.splits
+    rest = split == stored
+    whole = _read_files(manifest, stored, keep_empty, LabelFaults() if label_faults and not rest else label_faults)
+    divided_off = divide(whole.table, division)
+    table = whole.table.filter(pa.array(divided_off != rest))
+    if not table.num_rows:
+        raise InputError(f"leaves no record for {split}", file=manifest.path, field="split.val", value=division.val)
+    if rest:
+        return replace(whole, table=table)
+    return replace(whole, table=table, repeated_ids=0, without_content=0, without_content_ids=(), notes=())
+
+
+def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_faults: LabelFaults | None) -> ReadResult:
     settings = manifest.split(split)
-    labels = LabelReader(manifest.classes)
+    labels = LabelReader(manifest.classes, manifest.manifest.labels)
+    faults = LabelFaults() if label_faults is None else label_faults
+    facts = FileFacts()
     paths = PathReader(
         manifest.image_root(split),
         template=settings.image_template,
@@ -88,14 +119,21 @@ def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False
     dropped: list[str] = []
     number = 0
     for file in manifest.record_paths(split):
-        for record in read_records(file, settings.format, settings.columns):
+        form = format_of(file) if settings.format == "auto" else settings.format
+        separator = settings.image_separator or (TABLE_SEPARATOR if is_table(form) else None)
+        for record in read_records(file, settings, facts):
             number += 1
             try:
                 identity = ids.claim(read_id(record.id) or f"{split}-{number}")
-                texts, images = read_texts(record.text), read_images(file, record.image)
-                label = labels.read(record.label)
+                texts = read_texts(record.text)
+                images = read_images(file, split_paths(record.image, separator))
             except ValueFault as fault:
                 raise fault.located(file, record) from None
+            try:
+                label = labels.read(record.label)
+            except ValueFault as fault:
+                faults.add(fault, file, record)
+                label = UNLABELLED
             if not texts and not images:
                 dropped.append(identity)
             if texts or images or keep_empty:
@@ -103,7 +141,31 @@ def read_split(manifest: LoadedManifest, split: str, *, keep_empty: bool = False
     if len(dropped) == number:
         found = f"{number} records, none with a text or an image" if number else "no record"
         raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")
-    return ReadResult(rows.table(), ids.repeated, len(dropped), tuple(dropped[:_NAMED_IDS]))
+    if label_faults is None:
+        faults.raise_first()
+    columns = (settings.columns.text, settings.columns.image, settings.columns.label)
+    absent = {name: nearest(name, facts.columns) for name in columns if name not in facts.columns}
+    return ReadResult(
+        rows.table(),
+        ids.repeated,
+        len(dropped),
+        tuple(dropped[:_NAMED_IDS]),
+        absent=absent,
+        label_column=settings.columns.label,
+        notes=tuple(facts.notes),
+    )
+
+
+def absent_columns(result: ReadResult) -> list[str]:
+    """A sentence for each column of texts, pictures or labels that no file of the split has.
+
+    A target has no labels: their absence is told only if a column has nearly that name.
+    """
+    return [
+        f"no file has a column `{name}`" + ("" if close is None else f"; nearest: `{close}`")
+        for name, close in result.absent.items()
+        if close is not None or name != result.label_column
+    ]
 
 
 def class_sets_agree(manifests: Sequence[LoadedManifest]) -> None:

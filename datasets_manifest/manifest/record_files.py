@@ -1,19 +1,14 @@
 """Records files as they are: JSON, JSON lines, CSV, TSV and Parquet → raw records, none of it interpreted yet.
 
-The text formats may be packed with gzip (`train.jsonl.gz`); a file that unpacks to far more than such files do is refused.
-
 `read_records` yields one `RawRecord` after the other and checks only what belongs to the file's format. What a text, a
 picture or a label may be is checked in `record_values.py`.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,8 +17,10 @@ import pyarrow.parquet as pq
 from datasets_manifest.errors import InputError, first_line, nearest
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.class_folders import list_pictures
-from datasets_manifest.manifest.schema import Columns, RecordFormat
+from datasets_manifest.manifest.keys import Columns, Reading, RecordFormat
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.manifest.tables import find_separator, read_rows
+from datasets_manifest.manifest.text_files import GZIP, most_unpacked, read_text
 
 _FORMAT_OF_SUFFIX: dict[str, RecordFormat] = {
     ".json": "json",
@@ -36,12 +33,9 @@ _FORMAT_OF_SUFFIX: dict[str, RecordFormat] = {
 }
 _ROLES = ("id", "text", "image", "label")
 _LISTS = ("text", "image")  # roles of which a record may have several
-_PATH_SEPARATOR = "|"  # between the image paths of one CSV or TSV cell
 
-_GZIP = ".gz"
-_LEAST_LIMIT = 64 * 2**20  # bytes a packed file may always unpack to, and
-_MOST_RATIO = 100  # how many times its own size a larger one may: texts pack to a third or a tenth
 _FREE_ROWS = 1_000_000  # rows that a Parquet file of any size may hold: empty ones take next to no space
+_ROWS_A_BYTE = 100
 
 
 class RawRecord(NamedTuple):
@@ -57,77 +51,52 @@ class RawRecord(NamedTuple):
     label: Any
 
 
-def read_records(file: Location, form: RecordFormat, columns: Columns) -> Iterator[RawRecord]:
-    """The records of one file, in order.
+@dataclass
+class FileFacts:
+    """What reading found out about a split's files. columns: those that any of them has. notes: sentences."""
+
+    columns: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_records(file: Location, reading: Reading, facts: FileFacts) -> Iterator[RawRecord]:
+    """The records of one file, in order; `facts` is complete after the last.
+
+    In a table (CSV, TSV) a record's pictures are one string still.
 
     Raises:
         InputError: the file cannot be read or is not of its format (naming the line), its format is not known, or
             it lacks a column that the manifest names.
     """
-    form = _detect(file) if form == "auto" else form
+    form, columns = format_of(file) if reading.format == "auto" else reading.format, reading.columns
     if form == "folders":
+        facts.columns.update(_names(columns))
         pictures = list_pictures(file)
         return (RawRecord(path, path, text, path, label) for path, text, label in pictures)
     if form == "parquet":
-        return _read_parquet(file, columns)
-    text = _read_text(file)
-    if form == "json":
-        return _from_dicts(_parse_json(file, text), file, columns)
-    if form == "jsonl":
-        return _from_dicts(_parse_lines(file, text), file, columns)
-    return _read_table(file, text, "\t" if form == "tsv" else ",", columns)
+        return _read_parquet(file, columns, facts)
+    table = is_table(form)
+    text, note = read_text(file, reading.encoding, guess=table)
+    facts.notes += [note] if note else []
+    if table:
+        return _read_table(file, text, reading.separator or ("\t" if form == "tsv" else None), columns, facts)
+    parsed = _parse_json(file, text) if form == "json" else _parse_lines(file, text)
+    return _from_dicts(parsed, file, columns, facts)
 
 
-def _detect(file: Location) -> RecordFormat:
+def is_table(form: RecordFormat) -> bool:
+    return form in ("csv", "tsv")
+
+
+def format_of(file: Location) -> RecordFormat:
+    """By the ending of the file's name. Raises InputError: not a known one."""
     name = str(file).lower()
-    ending = storage.suffix(name.removesuffix(_GZIP))
+    ending = storage.suffix(name.removesuffix(GZIP))
     form = _FORMAT_OF_SUFFIX.get(ending)
-    if form is None or (form == "parquet" and name.endswith(_GZIP)):
+    if form is None or (form == "parquet" and name.endswith(GZIP)):
         wanted = f"a file name ending in {', '.join(_FORMAT_OF_SUFFIX)}, or `format` in the manifest"
         raise InputError("unknown format", file=file, value=storage.suffix(file), wanted=wanted)
     return form
-
-
-def _read_text(file: Location) -> str:
-    """The file as text without a byte order mark and with plain line ends."""
-    try:
-        content = storage.read_bytes(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", file=file) from None
-    if storage.suffix(file) == _GZIP:
-        content = _unpack(file, content)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = f"line {_line_of(content, error.start)}"
-        problem = f"not UTF-8: byte 0x{content[error.start]:02x}"
-        raise InputError(problem, file=file, field=line, wanted="a file saved as UTF-8") from None
-    if "\0" in text:
-        # Most often UTF-16; otherwise a damaged or binary file. Either way the values around it are not to be trusted.
-        line = f"line {_line_of(content, content.index(0))}"
-        raise InputError("holds a NUL byte", file=file, field=line, wanted="a text file saved as UTF-8")
-    return text
-
-
-def _unpack(file: Location, packed: bytes) -> bytes:
-    limit = _unpacked_limit(len(packed))
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            content = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot be unpacked ({error})", file=file, wanted="a complete gzip file") from None
-    if len(content) > limit:
-        wanted = f"at most {limit:,} bytes when unpacked; unpack it yourself if it is meant so"
-        raise InputError("unpacks to far more than its size", file=file, value=len(packed), wanted=wanted)
-    return content
-
-
-def _unpacked_limit(packed_bytes: int) -> int:
-    return max(_LEAST_LIMIT, _MOST_RATIO * packed_bytes)
-
-
-def _line_of(content: bytes, position: int) -> int:
-    return content.count(b"\n", 0, position) + 1
 
 
 def _parse_json(file: Location, text: str) -> Iterator[tuple[str, Any]]:
@@ -149,7 +118,7 @@ def _load_json(file: Location, text: str, line: int | None) -> Any:
     """The value of a whole file (`line` None) or of one line of it."""
     field = None if line is None else f"line {line}"
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except json.JSONDecodeError as error:
         several = line is None and error.msg == "Extra data"
         wanted = "one list of records (for one record a line: `format: jsonl`)" if several else None
@@ -161,60 +130,50 @@ def _load_json(file: Location, text: str, line: int | None) -> Any:
         raise InputError(f"not JSON: {problem}", file=file, field=field) from None
 
 
-def _from_dicts(records: Iterable[tuple[str, Any]], file: Location, columns: Columns) -> Iterator[RawRecord]:
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that is written twice, of which JSON would silently keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} is written twice")
+    return found
+
+
+def _from_dicts(
+    records: Iterable[tuple[str, Any]], file: Location, columns: Columns, facts: FileFacts
+) -> Iterator[RawRecord]:
     """Raw records of mappings. Which columns there are is known only after the last of them."""
     identity, text, image, label = _names(columns)
-    explicit = {getattr(columns, role) for role in columns.model_fields_set} - {None}
     keys: set[str] = set()
-    complete = False  # `keys` has every column that is needed
     for position, record in records:
         if not isinstance(record, dict):
             raise InputError(
                 "not a record", file=file, field=position, value=record, wanted='{"text": ..., "image": ...}'
             )
-        if not complete:
-            keys.update(record)
-            complete = explicit <= keys and (text in keys or image in keys)
+        keys.update(record)
         get = record.get
         yield RawRecord(position, get(identity), get(text), get(image), get(label))
-    if keys and not complete:
+    if keys:
         _check_columns(file, sorted(keys), columns)
+    facts.columns |= keys
 
 
-def _read_table(file: Location, text: str, delimiter: str, columns: Columns) -> Iterator[RawRecord]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next((row for row in rows if row), None)
-        if header is None:
-            return
-        picks = _header_positions(file, header, columns)
-        start = rows.line_num + 1
-        for row in rows:
-            position, start = f"line {start}", rows.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(header):
-                wanted = f"{len(header)} cells like the header; put cells that hold the separator in quotes"
-                raise InputError("wrong number of cells", file=file, field=position, value=len(row), wanted=wanted)
-            identity, sentence, paths, label = (None if pick is None else row[pick] for pick in picks)
-            images = None if paths is None else [path.strip() for path in paths.split(_PATH_SEPARATOR)]
-            yield RawRecord(position, identity, sentence, images, label)
-    except csv.Error as error:
-        position = f"line {rows.line_num}"
-        hint = 'a cell with quotes in it is written as "say ""hi"""'
-        raise InputError(
-            f"not a {delimiter!r}-separated table: {error}", file=file, field=position, wanted=hint
-        ) from None
+def _read_table(
+    file: Location, text: str, separator: str | None, columns: Columns, facts: FileFacts
+) -> Iterator[RawRecord]:
+    separator = separator or find_separator(file, text, {columns.text, columns.image})
+    rows = read_rows(file, text, separator)
+    _, header = next(rows, ("", None))
+    if header is None:
+        return
+    _check_columns(file, header, columns)
+    facts.columns.update(header)
+    picks = [header.index(name) if name in header else None for name in _names(columns)]
+    for position, row in rows:
+        yield RawRecord(position, *(None if pick is None else row[pick] for pick in picks))
 
 
-def _header_positions(file: Location, header: list[str], columns: Columns) -> list[int | None]:
-    """The index of id, text, image and label in a row; None for a column that is absent."""
-    present = [name.strip() for name in header]
-    _check_columns(file, present, columns)
-    return [present.index(name) if name in present else None for name in _names(columns)]
-
-
-def _read_parquet(file: Location, columns: Columns) -> Iterator[RawRecord]:
+def _read_parquet(file: Location, columns: Columns, facts: FileFacts) -> Iterator[RawRecord]:
     names = _names(columns)
     try:
         with storage.open_input(file) as stream, pq.ParquetFile(stream) as parquet:
@@ -222,6 +181,7 @@ def _read_parquet(file: Location, columns: Columns) -> Iterator[RawRecord]:
             _check_size(file, stream.size(), parquet.metadata)
             _check_columns(file, schema.names, columns)
             _check_types(file, schema, columns)
+            facts.columns.update(schema.names)
             number = 0
             for batch in parquet.iter_batches(columns=sorted(set(names) & set(schema.names))):
                 for values in zip(*(_values(batch, name) for name in names), strict=True):
@@ -235,7 +195,7 @@ def _read_parquet(file: Location, columns: Columns) -> Iterator[RawRecord]:
 def _check_size(file: Location, size: int, metadata: pq.FileMetaData) -> None:
     """Refuses a small file that claims to hold what no memory does."""
     claimed = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if claimed > _unpacked_limit(size) or metadata.num_rows > max(_FREE_ROWS, _MOST_RATIO * size):
+    if claimed > most_unpacked(size) or metadata.num_rows > max(_FREE_ROWS, _ROWS_A_BYTE * size):
         found = f"{size:,} bytes for {metadata.num_rows:,} rows of {claimed:,} bytes"
         raise InputError("unpacks to far more than its size", file=file, value=found, wanted="a plain Parquet file")
 

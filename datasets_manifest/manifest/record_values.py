@@ -5,9 +5,13 @@ Each function gets one raw value and gives the table's value back, or raises a V
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from datasets_manifest.errors import InputError, nearest
@@ -17,6 +21,8 @@ from datasets_manifest.manifest.record_files import RawRecord
 from datasets_manifest.manifest.storage import Location
 
 UNLABELLED = -1
+
+TABLE_SEPARATOR = "|"  # between the paths of one CSV or TSV cell, where the manifest states none
 
 _INDEX = re.compile(r"[0-9]{1,9}(\.0+)?", re.ASCII)  # "2", and "2.0" as pandas writes integers beside empty cells
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of a cut emoji: a JSON file can hold them, UTF-8 cannot
@@ -54,6 +60,23 @@ def read_texts(value: Any) -> list[str]:
     """The sentences, without nulls and blank ones; incomplete characters (lone surrogates) are replaced by U+FFFD."""
     texts = _read_strings(value, "text")
     return [text if _is_unicode(text) else _HALF_CHARACTERS.sub("\ufffd", text) for text in texts]
+
+
+def split_paths(value: Any, separator: str | None) -> Any:
+    """A string that holds several paths → a list of them; anything else as it is.
+
+    Several paths are a JSON list, a list as pandas writes one into a CSV (`['a.jpg', 'b.jpg']`), or parted by `separator`.
+    """
+    if not isinstance(value, str) or separator is None:
+        return value
+    cell = value.strip()
+    if cell.startswith("[") and cell.endswith("]"):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                paths = parse(cell)
+                if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
+                    return paths
+    return [path.strip() for path in cell.split(separator)]
 
 
 class PathReader:
@@ -133,19 +156,24 @@ def _climbs(path: str) -> bool:
 class LabelReader:
     """Labels → class indexes.
 
-    Accepted: a class name; the index of a class, as an integer or as a string of one; null, "" or nothing for
-    unlabelled. If class names are themselves numbers other than their own index (stars: "1" to "5"), a number could
-    mean either, so only names are accepted, written as strings.
+    Accepted: what the manifest's `labels` maps; a class name; the index of a class, as an integer or as a string of one;
+    null, NaN, "" or nothing for unlabelled. If class names are themselves numbers other than their own index (stars: "1"
+    to "5"), a number could mean either, so only names are accepted, written as strings. Composed and decomposed Unicode
+    (é as one sign or two) are the same.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], labels: Mapping[str | int, str | None] | None = None) -> None:
         self._classes = list(classes)
-        self._index_of = {name: index for index, name in enumerate(classes)}
+        self._index_of = {_normal(name): index for index, name in enumerate(classes)}
+        self._mapped = {
+            _normal(str(found)): UNLABELLED if name is None else self._index_of[_normal(name)]
+            for found, name in (labels or {}).items()
+        }
         self._only_names = any(_INDEX.fullmatch(name) and name != str(index) for index, name in enumerate(classes))
 
     def read(self, value: Any) -> int:
         """The class index, or -1 for unlabelled. Raises ValueFault for anything else."""
-        if value is None:
+        if value is None or (isinstance(value, float) and value != value):
             return UNLABELLED
         if isinstance(value, str):
             return self._read_string(value)
@@ -153,6 +181,8 @@ class LabelReader:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self._fault("not a class", value)
+        if self._mapped and abs(value) < 10**9 and str(value) in self._mapped:
+            return self._mapped[str(value)]
         if self._only_names:
             raise self._fault("could be an index or a class name; write the name as a string", value)
         if not 0 <= value < len(self._classes):
@@ -160,14 +190,18 @@ class LabelReader:
         return value
 
     def _read_string(self, value: str) -> int:
-        name = value if value in self._index_of else value.strip()
+        name = _normal(value)
+        if name in self._mapped:
+            return self._mapped[name]
         if not name:
             return UNLABELLED
         if name in self._index_of:
             return self._index_of[name]
-        if not self._only_names and _INDEX.fullmatch(name):
+        if _INDEX.fullmatch(name):
             index = int(name.partition(".")[0])
-            if index < len(self._classes):
+            if str(index) in self._mapped:
+                return self._mapped[str(index)]
+            if not self._only_names and index < len(self._classes):
                 return index
         raise self._fault("no such class", value)
 
@@ -175,6 +209,8 @@ class LabelReader:
         names = ", ".join(map(repr, self._classes[:20])) + (", …" if len(self._classes) > 20 else "")
         close = nearest(value, self._classes) if isinstance(value, str) else None
         hint = f" (nearest: {close!r})" if close is not None else ""
+        if close is not None and close.casefold() == value.strip().casefold():
+            hint = f" (nearest: {close!r}; upper and lower case differ: `labels: {{{value.strip()}: {close}}}` maps it)"
         indexes = "" if self._only_names else f", an index from 0 to {len(self._classes) - 1}"
         return ValueFault("label", problem, value, f"one of {names}{hint}{indexes}, or nothing for unlabelled")
 
@@ -190,6 +226,10 @@ def _read_strings(value: Any, column: str) -> list[str]:
         if not isinstance(item, str) and item is not None:
             raise ValueFault(column, "wrong type in the list", item, "strings")
     return [item for item in strings if item and not item.isspace()]
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The manifest: name, classes and splits of a data set.
+"""Loading a manifest: name, classes and splits of a data set.
 
 A manifest is a YAML or JSON file written by the user. `load_manifest` turns it into typed objects or says, as an
 InputError, which file, field and value are wrong.
@@ -9,85 +9,21 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
 from datasets_manifest.manifest import catalog, storage
-from datasets_manifest.manifest.image_template import check_template
+from datasets_manifest.manifest.keys import DIVIDED_OFF, NOT_OF_FOLDERS, Manifest, Split
+from datasets_manifest.manifest.misplaced_keys import refuse_misplaced_keys
 from datasets_manifest.manifest.storage import Location
-
-RecordFormat = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "folders"]
 
 # Guards against a records file given by mistake: YAML takes about five seconds a megabyte.
 MAX_MANIFEST_BYTES = 2**20
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-NonEmpty = Annotated[str, Field(min_length=1)]
-
-
-class _Section(BaseModel):
-    # Strict: YAML has types of its own, and `sample: "12"` or `classes: [yes, no]` (two booleans) is a slip to report.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Columns(_Section):
-    """Which column (or JSON key) of a record holds what. A column named here must exist in every records file."""
-
-    id: NonEmpty | None = None  # None: the column "id" if there is one
-    text: NonEmpty = "text"
-    image: NonEmpty = "image"
-    label: NonEmpty = "label"
-
-
-class Split(_Section):
-    """One split: its records files and how to read them. Relative paths are relative to the manifest's folder.
-
-    Files and folders may be local or `s3://`, `gs://` and `hf://` URIs. With `format: folders`, `records` is a folder with
-    a subfolder of pictures for each class; pictures beside these subfolders are unlabelled.
-    """
-
-    records: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)]
-    format: RecordFormat = "auto"
-    columns: Columns = Columns()
-    image_root: NonEmpty | None = None  # None: the manifest's folder; of `folders`: the records folder
-    image_template: NonEmpty | None = None  # e.g. "photos/{first2}/{stem}.jpg"; None: records name the files themselves
-    sample: Annotated[int, Field(gt=0)] | None = None  # samples drawn per epoch; None: the trainer decides
-    allow_absolute: bool = False  # records may name absolute image paths and URIs
-    allow_outside_root: bool = False  # records may leave the image root by ".." and symbolic links
-
-    @field_validator("image_template")
-    @classmethod
-    def _check_template(cls, template: str | None) -> str | None:
-        return template if template is None else check_template(template)
-
-    @property
-    def record_files(self) -> tuple[str, ...]:
-        """The records files as written, always as a tuple."""
-        return (self.records,) if isinstance(self.records, str) else tuple(self.records)
-
-
-class Manifest(_Section):
-    """A data set of one domain."""
-
-    schema_version: Literal[1] = 1
-    name: Name
-    classes: Annotated[list[NonEmpty], Field(min_length=2)]
-    splits: Annotated[dict[Name, Split], Field(min_length=1)]
-
-    @field_validator("classes")
-    @classmethod
-    def _check_classes(cls, classes: list[str]) -> list[str]:
-        for name in classes:
-            if name != name.strip():
-                raise ValueError(f"the class name {name!r} begins or ends with white space")
-        repeated = sorted({name for name in classes if classes.count(name) > 1})
-        if repeated:
-            raise ValueError(f"the class {repeated[0]!r} is named twice")
-        return classes
 
 
 @dataclass(frozen=True)
@@ -110,9 +46,10 @@ class LoadedManifest:
     def classes(self) -> list[str]:
         return self.manifest.classes
 
-    @property
+    @cached_property
     def splits(self) -> dict[str, Split]:
-        return self.manifest.splits
+        """By name, with the manifest's defaults in them; `val`, if `split` divides it off, last."""
+        return self.manifest.complete_splits()
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises InputError, naming the nearest split, if there is none."""
@@ -157,10 +94,16 @@ def load_manifest(path: str | Path) -> LoadedManifest:
         content = _parse(_read_text(file), file)
     if not isinstance(content, dict):
         raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
+    refuse_misplaced_keys(content, file)
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise from_validation_error(error, Manifest, file) from None
+    if manifest.split is not None and (len(manifest.splits) != 1 or DIVIDED_OFF in manifest.splits):
+        wanted = f"one split, called `train`: {DIVIDED_OFF} is made of its records"
+        raise InputError(
+            "does not go with these splits", file=file, field="split", value=list(manifest.splits), wanted=wanted
+        )
     loaded = LoadedManifest(manifest, file)
     for split in manifest.splits:
         _check_files(loaded, split)
@@ -235,7 +178,8 @@ def _check_files(loaded: LoadedManifest, split: str) -> None:
         for number, written in enumerate(settings.record_files)
     ]
     if settings.image_root is not None:
-        named.append((f"{prefix}.image_root", settings.image_root, "folder"))
+        own = "image_root" in loaded.manifest.splits[split].model_fields_set
+        named.append((f"{prefix if own else 'defaults'}.image_root", settings.image_root, "folder"))
     for field, written, kind in named:
         try:
             location = storage.locate(loaded.folder, written)
@@ -252,8 +196,8 @@ def _check_files(loaded: LoadedManifest, split: str) -> None:
 def _check_folders(loaded: LoadedManifest, split: str) -> None:
     """Refuses what does not go with `format: folders`."""
     settings = loaded.split(split)
-    for name in ("image_root", "image_template", "columns"):
-        if name in settings.model_fields_set:
+    for name in NOT_OF_FOLDERS:
+        if name in loaded.manifest.splits[split].model_fields_set:
             raise InputError("does not go with `format: folders`", file=loaded.path, field=f"splits.{split}.{name}")
     if len(settings.record_files) != 1:
         field = f"splits.{split}.records"

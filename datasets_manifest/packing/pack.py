@@ -29,8 +29,9 @@ import yaml
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_file, write_atomically
 from datasets_manifest.manifest import packed_pictures as packed
+from datasets_manifest.manifest.keys import Manifest
 from datasets_manifest.manifest.readers import read_split
-from datasets_manifest.manifest.schema import LoadedManifest, Manifest
+from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.stream.images import BadPicture, read_picture_bytes, reduce_picture
 
 ROWS_SCHEMA = pa.schema(

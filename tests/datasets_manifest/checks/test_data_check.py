@@ -96,7 +96,13 @@ def only_one_class(folder: Path, split: Records) -> None:
 
 
 def wrong_label(folder: Path, split: Records) -> None:
-    split[3]["label"] = "gud"
+    split[3]["label"] = split[5]["label"] = "gud"
+    split[9]["label"] = "GOOD"
+
+
+def another_name(folder: Path, split: Records) -> None:
+    for record in split:
+        record["images"] = record.pop("image")
 
 
 def empty(folder: Path, split: Records) -> None:
@@ -113,7 +119,8 @@ def empty(folder: Path, split: Records) -> None:
         (tiny, {"tiny": ("warning", 1)}, False),
         (copied, {"copies": ("warning", 1), "copies-disagree": ("warning", 1)}, False),
         (only_one_class, {"one-class": ("fatal", 1)}, True),
-        (wrong_label, {"records": ("fatal", 1)}, True),
+        (wrong_label, {"bad-labels": ("fatal", 3)}, True),
+        (another_name, {"absent-column": ("fatal", 1), "no-picture": ("warning", 40)}, True),
         (empty, {"no-content": ("warning", 1), "no-text": ("note", 1)}, False),
     ],
 )
@@ -128,6 +135,30 @@ def test_findings(
     report = check([domain(tmp_path / "shop", clean)])
     assert kinds(report) == wanted
     assert report.harmful == harmful
+
+
+def test_every_bad_label_is_listed_with_its_count(tmp_path: Path, clean: dict[str, Records]) -> None:
+    wrong_label(tmp_path / "shop", clean["train"])
+    manifest = domain(tmp_path / "shop", clean)
+    report = check([manifest])
+    found = next(finding for finding in report.findings if finding.kind == "bad-labels")
+    file = tmp_path / "shop" / "train.json"
+    assert found.examples == [
+        f"'gud': 2 records, first {file}, record 4 (id 'r3')",
+        f"'GOOD': 1 record, first {file}, record 10 (id 'r9')",
+    ]
+    assert "one of 'bad', 'good'" in found.message
+    assert report.splits[0].unlabelled == 3
+
+
+def test_a_guessed_encoding_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes("text,label\ncafé,bad\nthé,good\n".encode("cp1252"))
+    (tmp_path / "m.yaml").write_text("name: a\nclasses: [bad, good]\nsplits: {train: {records: r.csv}}\n")
+    findings = check([load_manifest(tmp_path / "m.yaml")]).findings
+    assert [(f.severity, f.kind) for f in findings if f.kind in ("guess", "absent-column")] == [
+        ("note", "absent-column"),
+        ("note", "guess"),
+    ]
 
 
 def test_leaks_between_splits_and_domains(tmp_path: Path, clean: dict[str, Records]) -> None:

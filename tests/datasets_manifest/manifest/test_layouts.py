@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import catalog, record_files
+from datasets_manifest.manifest import catalog, text_files
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from tests.datasets_manifest.reading import column, read, refusal
@@ -196,7 +196,7 @@ def test_packed_text_files(tmp_path: Path) -> None:
 def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(b" " * 3_000_000)
     assert refusal(tmp_path, "r.jsonl.gz", bomb).problem.startswith("the split is empty")
-    monkeypatch.setattr(record_files, "_LEAST_LIMIT", 2_000_000)
+    monkeypatch.setattr(text_files, "_LEAST_LIMIT", 2_000_000)
     assert refusal(tmp_path, "r.jsonl.gz", bomb).problem == "unpacks to far more than its size"
     nulls = pa.table({"text": pa.nulls(5_000_000, pa.string()), "image": pa.nulls(5_000_000, pa.string())})
     pq.write_table(nulls, tmp_path / "n.parquet")

@@ -11,8 +11,9 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import readers
+from datasets_manifest.manifest.keys import Manifest
 from datasets_manifest.manifest.readers import TABLE_SCHEMA, class_sets_agree, remap_labels
-from datasets_manifest.manifest.schema import LoadedManifest, Manifest
+from datasets_manifest.manifest.schema import LoadedManifest
 from tests.datasets_manifest.reading import CLASSES, column, read, refusal
 
 

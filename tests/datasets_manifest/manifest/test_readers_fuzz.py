@@ -65,7 +65,7 @@ def attempt(name: str, content: Any) -> list[dict[str, Any]] | None:
 
 def expected_label(value: Any) -> int | None:
     """The label that a value means, None if it means none: the rule, written down a second time."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return -1
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

@@ -23,6 +23,7 @@ from tests.datasets_manifest.reading import column, read, refusal
         (None, -1),
         ("", -1),
         ("  ", -1),
+        (float("nan"), -1),
     ],
 )
 def test_labels_that_are_understood(tmp_path: Path, label: object, expected: int) -> None:
@@ -38,7 +39,6 @@ def test_labels_that_are_understood(tmp_path: Path, label: object, expected: int
         True,
         False,
         0.5,
-        float("nan"),
         float("inf"),
         "3",
         "-1",

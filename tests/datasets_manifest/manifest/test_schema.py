@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, Columns, LoadedManifest, load_manifest
+from datasets_manifest.manifest.keys import Columns
+from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, LoadedManifest, load_manifest
 
 GOOD: dict[str, Any] = {
     "name": "cards",
@@ -107,7 +108,7 @@ def test_manifest_is_frozen(folder: Path) -> None:
         ("clases", ["a", "b"], "clases", ["a", "b"], "`classes`"),
         ("splits.train.colums", {}, "splits.train.colums", {}, "`splits.train.columns`"),
         ("splits.train.columns.txt", "c", "splits.train.columns.txt", "c", "`splits.train.columns.text`"),
-        ("splits.train.zzz", 1, "splits.train.zzz", 1, "one of `records`, `format`"),
+        ("splits.train.zzz", 1, "splits.train.zzz", 1, "`allow_outside_root`, `records`, `sample`"),
         ("name", "a b", "name", "a b", "matches"),
         ("name", "", "name", "", "matches"),
         ("name", "x" * 65, "name", "x" * 65, "matches"),
