@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,6 +31,26 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
+
+
+def lap_seconds(runs: Iterable[Callable[[], object]], device: torch.device) -> list[float]:
+    """Seconds from the end of the previous run to the end of each one. On a GPU the host does not wait between runs, as a
+    training loop does not."""
+    if device.type != "cuda":
+        return [seconds_of(run, device) for run in runs]
+    torch.cuda.synchronize(device)
+    marks = [_mark()]
+    for run in runs:
+        run()
+        marks.append(_mark())
+    torch.cuda.synchronize(device)
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -64,7 +85,7 @@ class SideProcess:
         self._process = context.Process(target=_serve, args=(theirs, self.make, self.arguments))
         self._process.start()
         theirs.close()  # so that the end of the process is seen here
-        self.first: dict[str, Any] = self._connection.recv()
+        self.first: dict[str, Any] = self._answer()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,7 +95,17 @@ class SideProcess:
     def seconds(self, name: str) -> float:
         """Of one more run."""
         self._connection.send(name)
-        return self._connection.recv()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        """Raises RuntimeError: the process ended; it printed why."""
+        try:
+            return self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(
+                f"the process of `{self.make.__name__}` ended with code {self._process.exitcode}"
+            ) from None
 
 
 def _serve(connection: Any, make: Callable[..., AbstractContextManager[Runs]], arguments: tuple[Any, ...]) -> None:

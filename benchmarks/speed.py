@@ -49,11 +49,6 @@ ROWS = {
     ),
     "ray_ready": Row("the same, against steps over batches that are ready", None, True, "percent"),
     "ray_data": Row("the same, against a loop that makes its batches itself", None, True, "percent"),
-    "workers": Row("2 workers of one thread against 1, a ready batch each: samples a second", None),
-    "workers_machine": Row("the same, workers that exchange nothing: what the machine gives", None),
-    "workers_cut": Row("the same, the batch of the one cut in two", None),
-    "workers_cut_machine": Row("the same, workers that exchange nothing", None),
-    "cores": Row("2 processes that multiply small matrices, each in its own cache, against 1", None),
     "memory": Row("peak memory of the training process", 0.6, True),
     "memory_parts": Row(
         f"the same with {' and '.join(f'`{option}`' for option in MEMORY_OPTIONS)}, which change no result", 0.6, True
@@ -82,7 +77,6 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "scoring": lambda: run.measure_scoring_pass(64 if quick else 768, 1 if quick else 3),
         "scoring_network": lambda: step.measure_scoring(size),
         "ray": lambda: ray.measure_ray(2 if quick else 4, 1 if quick else 3),
-        "workers": lambda: ray.measure_workers(2 if quick else 40, 1 if quick else 5),
         "memory": lambda: step.measure_memory(size, MEMORY_OPTIONS),
     }
 
@@ -90,7 +84,6 @@ def measures(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
 SEVERAL = {  # rows of one measurement
     "scoring": ("scoring", "scoring_first"),
     "ray": ("ray", "ray_ready", "ray_data", "start"),
-    "workers": ("workers", "workers_machine", "workers_cut", "workers_cut_machine", "cores"),
     "memory": ("memory", "memory_parts"),
 }
 

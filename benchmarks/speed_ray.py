@@ -1,9 +1,8 @@
-"""Ray, several workers and the start: what surrounds the steps of `m2can train`, against less of itself."""
+"""An epoch of `m2can train` against the same loop without Ray, and the time from the command to the first step."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import multiprocessing
 import os
@@ -12,18 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
-from benchmarks.speed_run import CPU, make_loop
-from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
+from benchmarks.speed_run import make_loop
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
@@ -31,8 +27,7 @@ from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop
-from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.model.device_batches import make_encoding, to_batch
+from trainers.model.device_batches import make_encoding
 from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
 
@@ -166,79 +161,3 @@ def make_batches(queue: Any, table: pa.Table, slices: list[StepSlice], encoding:
     queue.put("ready")
     for host in LocalStream(table).train(slices, encoding):
         queue.put(host)
-
-
-ALONE = ("one", "one_core")  # done by the first process while the other rests
-WORKERS_SIZE = Size("tiny", 64, 64, 1, 500, 16, 64)
-
-
-def measure_workers(rounds: int, repeats: int) -> dict[str, Any]:
-    """Samples a second of two workers with one thread each, against one worker with one thread; batches are ready.
-
-    `workers`: a batch for each worker, twice as many in a step of two. `workers_cut`: the same batch cut in two.
-    `…_machine`: two processes that exchange nothing in place of the two workers. `cores`: two that multiply small
-    matrices, each within its own cache; a core alone may have a higher clock. All take turns, a step each,
-    in `repeats` pairs of processes: how two of them get on with one machine differs from pair to pair.
-    """
-    pairs = [seconds_of_pair(rounds) for _ in range(repeats)]
-    seconds = {name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]}
-    one, cores, core = (seconds.pop(name) for name in ("one", "cores", "one_core"))
-    found = {"cores": {"ours": cores / 2, "theirs": core, "ratio": 2 * core / cores, "unit": "s"}}
-    for name, two in seconds.items():
-        samples = 1 if "cut" in name else 2  # of one worker's
-        found[name] = {"ours": two / samples, "theirs": one, "ratio": samples * one / two, "unit": "s"}
-    return found
-
-
-def seconds_of_pair(rounds: int) -> dict[str, float]:
-    """Of a step of the slower of two processes, by row."""
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(2) as pool:
-        ranks = pool.starmap(timed_steps, [(rank, f"{folder}/store", rounds) for rank in range(2)], chunksize=1)
-    return {name: max(rank[name] for rank in ranks if name in rank) for name in ranks[0]}
-
-
-def timed_steps(rank: int, store: str, rounds: int) -> dict[str, float]:
-    """Median seconds of this worker's steps, by row; of `one…` on the first worker only, while the other rests."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    exchange, whole = DistributedCollective(), WORKERS_SIZE.batch
-    steps = {
-        "one": worker_step(rank, whole, Collective()),
-        "workers": worker_step(rank, whole, exchange),
-        "workers_machine": worker_step(rank, whole, Collective()),
-        "workers_cut": worker_step(rank, whole // 2, exchange),
-        "workers_cut_machine": worker_step(rank, whole // 2, Collective()),
-        "one_core": multiply,
-        "cores": multiply,
-    }
-    if rank:
-        steps |= dict.fromkeys(ALONE, lambda: None)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(2 + rounds):
-        for name, step in steps.items():
-            dist.barrier()
-            started = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - started)
-    dist.destroy_process_group()
-    return {name: statistics.median(found[2:]) for name, found in times.items() if not (rank and name in ALONE)}
-
-
-def multiply() -> None:
-    """A fifth of a second on one core, on matrices of 16 KiB."""
-    factor = torch.full((64, 64), 1 / 64)
-    product = factor
-    for _ in range(10_000):
-        product = torch.mm(product, factor)
-
-
-def worker_step(rank: int, part: int, collective: Collective) -> Callable[[], Any]:
-    """A step on this worker's `part` rows of each domain."""
-    size, recipe = WORKERS_SIZE, recipe_of(WORKERS_SIZE, "published")
-    network = make_network(size, recipe)
-    step = make_step(network, recipe, CPU, collective=collective)
-    host = make_rows(size, 2, (size.sources + 1) * part, seed=rank)
-    labels_DB = make_labels(replace(size, batch=part), seed=rank)
-    world = collective.world_size
-    place: dict[str, Any] = {"offset": rank * part, "global_batch": world * part} if world > 1 else {}
-    return functools.partial(step, to_batch(host, labels_DB, device=CPU, dtype=torch.float32, **place))

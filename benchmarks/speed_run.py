@@ -69,16 +69,29 @@ def measure_data(pictures: int, repeats: int) -> dict[str, Any]:
 VALIDATION = 8  # every so many rows of a domain are its validation rows
 
 
-def write_reviews(folder: Path, rows: int) -> list[Path]:
-    """Three domains of JPEGs of 1024×768 and texts of 25 words."""
+def write_reviews(
+    folder: Path, rows: int, *, size: tuple[int, int] = JPEG, words: int = 500, spread: float = 0.0
+) -> list[Path]:
+    """Three domains of JPEGs and texts.
+
+    Args:
+        rows: of a domain.
+        size: width and height of the pictures.
+        words: of the vocabulary.
+        spread: σ of the texts' log-normal lengths, whose median is 25 words.
+
+    Returns:
+        the manifests, the target's last.
+    """
     random, found = np.random.default_rng(0), []
     for name in ("a", "b", "c"):
         (folder / name).mkdir(parents=True)
-        paths = write_pictures(folder / name, rows, JPEG)
+        paths = write_pictures(folder / name, rows, size)
+        lengths = (25 * np.exp(spread * random.standard_normal(rows))).round().astype(int).clip(1, 190)
         lines = [
             {"id": f"{name}{n}", "label": n % 3, "image": [Path(path).name],
-             "text": [" ".join(f"word{k}" for k in random.integers(0, 500, 25))]}
-            for n, path in enumerate(paths)
+             "text": [" ".join(f"word{k}" for k in random.integers(0, words, length))]}
+            for n, (path, length) in enumerate(zip(paths, lengths, strict=True))
         ]  # fmt: skip
         (folder / name / "train.json").write_text(json.dumps(lines))
         (folder / name / "val.json").write_text(json.dumps(lines[::VALIDATION]))

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,18 @@ BATCH = 32
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
     """JPEGs of smooth noise with some detail, about as hard to decode as photographs."""
-    paths = []
-    for number in range(count):
+
+    def write(number: int) -> str:
         random = np.random.default_rng(number)
         coarse = random.integers(0, 256, (size[1] // 32, size[0] // 32, 3), np.uint8)
         picture = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC).astype(np.int16)
         picture += random.integers(-12, 13, (size[1], size[0], 1), np.int16)
         path = str(folder / f"{number}.jpg")
         cv2.imwrite(path, picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 85])
-        paths.append(path)
-    return paths
+        return path
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(write, range(count)))
 
 
 def table_of(paths: list[str], records: int) -> pa.Table:

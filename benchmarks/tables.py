@@ -13,12 +13,18 @@ from benchmarks.adaptation import table as adaptation_table
 from benchmarks.comparison_page import table as comparison_table
 from benchmarks.floor import HEAD as FLOOR_HEAD
 from benchmarks.floor import line as floor_line
+from benchmarks.gpu import ROWS as GPU_ROWS
+from benchmarks.gpu import bound as gpu_bound
+from benchmarks.gpu import machine_line as gpu_machine
+from benchmarks.gpu import reached as gpu_reached
+from benchmarks.gpu import shown as gpu_shown
 from benchmarks.growth import HEAD as GROWTH_HEAD
 from benchmarks.growth import line as growth_line
 from benchmarks.speed import HEAD as SPEED_HEAD
 from benchmarks.speed import line as speed_line
 
 RESULTS = Path(__file__).parent / "results"
+NOT_MEASURED = "not measured yet; `python -m benchmarks.gpu` does it on a machine with a CUDA GPU."
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
 
@@ -75,11 +81,30 @@ def speed(content: dict[str, Any]) -> str:
     rows = content["rows"]
     lines = [
         f"Ratios, both sides in one run and in turns, medians; {machine['cpus']} CPUs, {machine['device']}. The other side is "
-        "`benchmarks/baseline.py`, the method with the published cost structure, except for Ray (against the same loop "
-        "without it) and the workers (against one). `make bench`\n",
+        "`benchmarks/baseline.py`, the method with the published cost structure, except for Ray: there it is the same loop "
+        "without Ray. `make bench`\n",
         SPEED_HEAD,
         *(speed_line(name, rows[name]) for name in rows),
     ]
+    return "\n".join(lines)
+
+
+def gpu_before(content: dict[str, Any]) -> str:
+    """Bars, what the version before reached, and what this version reaches, as far as it was measured."""
+    file = RESULTS / "gpu.json"
+    now = json.loads(file.read_text()) if file.is_file() else {"machine": None, "rows": {}}
+    lines = [
+        "ResNet-50 at 224 pixels and BERT-base without dropout and with random weights, three domains, two views, log-normal "
+        f"text lengths. The version before was measured on {content['machine']}, when `python -m benchmarks.gpu` did not "
+        f"exist. This version: {gpu_machine(now['machine']) if now['machine'] else NOT_MEASURED}\n",
+        "| what | wanted | aim | the version before | this version | reached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in GPU_ROWS.items():
+        before, found = content["rows"].get(name, "not measured"), now["rows"].get(name, {})
+        cells = [row.what, gpu_bound(row, row.bar), gpu_bound(row, row.aim), before]
+        cells += [gpu_shown(name, found) or found.get("error", "not measured yet"), gpu_reached(found)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -151,6 +176,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
     "speed": ("Speed", speed),
+    "gpu_before": ("On one GPU", gpu_before),
     "floor": ("How close to the machine", floor),
     "growth": ("How cost grows", growth),
     "serving": ("Serving", serving),
@@ -166,7 +192,8 @@ def page() -> str:
     """The page: a section for every result that is there."""
     parts = [
         "# Results",
-        "Measured on two CPU cores that had other work besides: times are upper bounds. Made by `python -m benchmarks.tables`.",
+        "Measured on two CPU cores that had other work besides, so times are upper bounds, except where a GPU is named. "
+        "Made by `python -m benchmarks.tables`.",
     ]
     for name, (title, write) in SECTIONS.items():
         file = RESULTS / f"{name}.json"
