@@ -27,7 +27,7 @@ from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop
-from trainers.model.device_batches import make_encoding
+from trainers.model.device_batches import make_encoding, step_batches
 from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
 
@@ -137,8 +137,8 @@ def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
 
 def seconds_of_steps(loop: Loop, slices: list[StepSlice], batches: Iterable[HostBatch | FeatureBatch]) -> float:
     started = time.perf_counter()
-    for slice_, host in zip(slices, batches, strict=True):
-        loop.run_step(slice_, host)
+    for slice_, (_, batch) in zip(slices, step_batches(slices, batches, loop.device, loop.dtype), strict=True):
+        loop.run_step(slice_, batch)
     return time.perf_counter() - started
 
 

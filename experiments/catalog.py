@@ -47,10 +47,10 @@ def _patched_uacr(options: UacrOptions) -> Iterator[None]:
         build(loop)
         states[id(loop)] = ExperimentalUacr(loop, options)
 
-    def stepped(loop: Loop, slice_: StepSlice, host: Any) -> Any:
+    def stepped(loop: Loop, slice_: StepSlice, batch: Any) -> Any:
         state = states[id(loop)]
         soft[0] = state.soft_labels(slice_)
-        passes = run_step(loop, slice_, host)
+        passes = run_step(loop, slice_, batch)
         state.after_step()
         return passes
 

@@ -6,7 +6,7 @@ It runs in Ray Data tasks, and in plain loops where there is no Ray; so it knows
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ from datasets_manifest.stream.plan import view_rng
 from datasets_manifest.stream.text import Cleaning, Joining, clean, drop_words, join_sentences, tokenizer_from_json
 
 _FETCHES = 8  # at a time, of one task
+
+Allocate = Callable[[tuple[int, ...], type[np.uint8]], np.ndarray]  # an array that is not filled, as np.empty makes it
 
 INDEX_SCHEMA = pa.schema([("step", pa.int64()), ("row", pa.int64()), ("position", pa.int64())])
 
@@ -207,19 +209,26 @@ def _list_array(tokens: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(values, pa.int32()))
 
 
-def collate(encoded: pa.Table, crop: int, pad_id: int) -> HostBatch:
-    """One step's encoded rows as arrays; tokens are padded to the longest text of the batch."""
-    encoded = encoded.combine_chunks()
+def collate(encoded: pa.Table, crop: int, pad_id: int, allocate: Allocate = np.empty) -> HostBatch:
+    """One step's encoded rows as arrays; tokens are padded to the longest text of the batch.
+
+    Args:
+        allocate: makes the array for the pictures, which are copied once, from wherever they lie.
+    """
     views = ["weak", "strong"] if "tokens_strong" in encoded.column_names else ["weak"]
     rows = encoded["row"].to_numpy()
     counts = encoded["num_pictures"].to_numpy()
     owner = np.repeat(np.arange(len(rows)), counts)
     tokens, mask = _pad([encoded[f"tokens_{view}"] for view in views], pad_id)
     messages = encoded["bad"].to_pylist()
+    pieces = [_pixels(chunk, crop) for view in views for chunk in encoded[f"pictures_{view}"].chunks]
+    pictures = allocate((len(owner) * len(views), crop, crop, 3), np.uint8)
+    if pieces:
+        np.concatenate(pieces, out=pictures)
     return HostBatch(
         tokens=tokens,
         mask=mask,
-        pictures=np.concatenate([_pixels(encoded[f"pictures_{view}"], crop) for view in views]),
+        pictures=pictures,
         owner=np.concatenate([owner + v * len(rows) for v in range(len(views))]),
         rows=rows,
         bad=[(int(row), message) for row, list_ in zip(rows, messages, strict=True) for message in list_],
@@ -235,9 +244,8 @@ def _pad(columns: list[pa.ChunkedArray], pad_id: int) -> tuple[np.ndarray, np.nd
     return tokens, mask.astype(np.int64)
 
 
-def _pixels(column: pa.ChunkedArray, crop: int) -> np.ndarray:
-    """The pictures of all samples, one after another, without copying: an Arrow binary column is one stretch of bytes."""
-    array = column.combine_chunks()
+def _pixels(array: pa.LargeBinaryArray, crop: int) -> np.ndarray:
+    """The pictures of all samples, one after another, without copying: an Arrow binary array is one stretch of bytes."""
     offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
     data = array.buffers()[2]
     flat = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data is not None else np.empty(0, np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets_manifest.stream.encode import Encoding, HostBatch, collate, encode_rows, index_table
+from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.plan import StepSlice
 
 ROWS_PER_TASK = 96  # a block of 96 rows is about 29 MB at 224 pixels
@@ -42,15 +43,17 @@ class CpuBudget:
 class Stream:
     """Reads rows of a table that lies in Ray's object store.
 
-    Only one iterator of a stream can be read at a time: a new one ends the one before.
+    Two iterators may be read side by side, the next epoch's first batches beside this one's evaluation; they share the
+    process that runs the pipelines.
 
     Args:
         table: reference of a table of readers.TABLE_SCHEMA.
         cpu_budget: this worker's part of the cluster.
+        allocate: makes the array for the pictures of a training batch.
     """
 
-    def __init__(self, table: ray.ObjectRef, cpu_budget: CpuBudget) -> None:
-        self.table, self.cpu_budget = table, cpu_budget
+    def __init__(self, table: ray.ObjectRef, cpu_budget: CpuBudget, allocate: Allocate = np.empty) -> None:
+        self.table, self.cpu_budget, self.allocate = table, cpu_budget, allocate
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         # It starts while the caller builds its network, and ends when the stream is let go.
         self._runner = PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -59,13 +62,19 @@ class Stream:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""
         rows = [s.rows_DB.ravel() for s in slices]
         positions = [s.positions_DB.ravel() for s in slices]
-        return self._batches(rows, positions, encoding)
+        return self._batches(rows, positions, encoding, self.allocate)
 
     def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
         """The weak views of rows, batch by batch."""
         return self._batches(batches, [np.zeros(len(rows), np.int64) for rows in batches], encoding)
 
-    def _batches(self, rows: list[np.ndarray], positions: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch]:
+    def _batches(
+        self,
+        rows: list[np.ndarray],
+        positions: list[np.ndarray],
+        encoding: Encoding,
+        allocate: Allocate = np.empty,
+    ) -> Iterator[HostBatch]:
         if not rows:
             return
         sizes = [len(batch) for batch in rows]
@@ -79,7 +88,7 @@ class Stream:
                 pending.append(block)
                 ready += block.num_rows
             joined = pa.concat_tables(pending)
-            yield collate(joined.slice(0, size), encoding.pictures.crop, encoding.vocabulary.pad_id)
+            yield collate(joined.slice(0, size), encoding.pictures.crop, encoding.vocabulary.pad_id, allocate)
             pending, ready = [joined.slice(size)], ready - size
 
     def _blocks(self, index: pa.Table, encoding: Encoding) -> Iterator[pa.Table]:
@@ -98,7 +107,7 @@ class Stream:
 
 @ray.remote(num_cpus=0)
 class PipelineRunner:
-    """Runs one Ray Data pipeline at a time, in a process of its own.
+    """Runs Ray Data pipelines in a process of its own.
 
     In the training process the thread of Ray Data's scheduler would hold Python's lock most of the time. One actor for
     all epochs: the actor that `Dataset.streaming_split` starts for each of them costs seconds on a machine of few cores.
@@ -107,36 +116,33 @@ class PipelineRunner:
     def __init__(self) -> None:
         quiet()
         self._numbers = itertools.count()
-        self._running = -1
-        self._blocks: Iterator[pa.Table] = iter(())
+        self._blocks: dict[int, Iterator[pa.Table]] = {}  # of each pipeline that runs, by number
 
     def start(self, table: list[ray.ObjectRef], index: pa.Table, encoding: Encoding, budget: CpuBudget) -> int:
-        """Begin a pipeline, end the one before; the new one's number."""
-        self._blocks = iter(())
-        self._running = next(self._numbers)
+        """Begin a pipeline; its number."""
+        number = next(self._numbers)
         dataset = make_dataset(table[0], index, encoding, budget)
-        self._blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        return self._running
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        self._blocks[number] = iter(blocks)
+        return number
 
     def next_block(self, number: int) -> pa.Table | None:
-        """The next encoded rows; None after the last.
+        """The next encoded rows; None after the last."""
+        return next(self._blocks[number], None)
 
-        Raises:
-            RuntimeError: another pipeline has begun since.
-        """
-        if number != self._running:
-            raise RuntimeError("this pipeline has ended because another one of the same stream began")
-        return next(self._blocks, None)
+    def running(self) -> int:
+        """The number of pipelines that have begun and not ended."""
+        return len(self._blocks)
 
     def end(self, number: int) -> None:
         """Stop the pipeline's tasks and let go of its blocks."""
-        if number == self._running:
-            self._blocks = iter(())
+        self._blocks.pop(number, None)
 
 
 def make_dataset(table: ray.ObjectRef, index: pa.Table, encoding: Encoding, budget: CpuBudget) -> ray.data.Dataset:
     """The encoded rows of `index`, in order."""
-    task_cpus = min(0.5, budget.cpus)
+    # A task keeps one core busy: as many tasks as cores, of a whole one each where the budget has whole ones.
+    task_cpus = budget.cpus / math.ceil(budget.cpus)
     dataset = ray.data.from_blocks(_task_blocks(index)).map_batches(
         _encode,
         batch_size=None,

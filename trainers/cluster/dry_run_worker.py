@@ -21,7 +21,7 @@ from trainers.cluster.log_context import LogContext
 from trainers.cluster.worker import WorkerConfig, errors_told, make_loop
 from trainers.cluster.worker_reports import memory_metrics
 from trainers.loop.loop import Loop
-from trainers.model.device_batches import make_encoding, to_batch
+from trainers.model.device_batches import make_encoding, unlabelled
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
 SECONDS = 5.0
@@ -60,17 +60,17 @@ def _timed_steps(loop: Loop, plan: EpochPlan, pictures: np.ndarray) -> list[floa
     numbers = itertools.islice(itertools.cycle(range(plan.num_steps)), MOST_STEPS)
     slices = [plan.worker_step(number, loop.rank, loop.world_size) for number in numbers]
     slices[0] = _fullest(slices[0], plan, pictures)
-    encoding = make_encoding(loop.recipe, loop.card.vocabulary, strong=True)
     times: list[float] = []
     asked = time.perf_counter()
-    for slice_, host in zip(slices, loop.source.train(slices, encoding), strict=True):
-        loop.run_step(slice_, host)
-        if loop.device.type == "cuda":
-            torch.cuda.synchronize(loop.device)
-        times.append(time.perf_counter() - asked)
-        if len(times) >= LEAST_STEPS and _all_have_enough(loop, sum(times[1:]) > SECONDS):
-            break
-        asked = time.perf_counter()
+    with loop.feed(slices) as feed:
+        for slice_, (_, batch) in zip(slices, feed, strict=True):
+            loop.run_step(slice_, batch)
+            if loop.device.type == "cuda":
+                torch.cuda.synchronize(loop.device)
+            times.append(time.perf_counter() - asked)
+            if len(times) >= LEAST_STEPS and _all_have_enough(loop, sum(times[1:]) > SECONDS):
+                break
+            asked = time.perf_counter()
     return times
 
 
@@ -96,9 +96,9 @@ def _timed_batches(loop: Loop) -> tuple[int, list[float]]:
     times: list[float] = []
     asked = time.perf_counter()
     encoding = make_encoding(loop.recipe, loop.card.vocabulary)
-    for host in loop.source.evaluate(batches[:EVAL_BATCHES], encoding):
-        labels = np.full((1, len(host.rows)), -1)
-        loop.network(to_batch(host, labels, device=loop.device, dtype=loop.dtype)).logits_HQDBC.sum().item()
+    hosts = loop.source.evaluate(batches[:EVAL_BATCHES], encoding)
+    for _, batch in unlabelled(hosts, loop.device, loop.dtype):
+        loop.network(batch).logits_HQDBC.sum().item()
         times.append(time.perf_counter() - asked)
         asked = time.perf_counter()
     loop.network.train()

@@ -36,12 +36,13 @@ from trainers.loop.profiling import StepProfile
 from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.checkpoint import ModelCard
+from trainers.model.device_batches import picture_memory
 from trainers.model.precision import require_device
 
 _log = logging.getLogger(__name__)
 
-LOGGED = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wait_fraction", "memory/process_peak_mib",
-          "memory/gpu_peak_mib")  # fmt: skip
+LOGGED = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wait_fraction", "speed/gpu_busy_fraction",
+          "memory/process_peak_mib", "memory/gpu_peak_mib")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ def train_worker(given: WorkerConfig) -> None:
     if ray.get(given.monitor.is_over.remote()):
         return  # Ray restarted the workers after an error that would come again
     context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
-    with worker_log(given.folder, context), errors_told(given):
-        loop = make_loop(given, context)
+    with (
+        worker_log(given.folder, context),
+        errors_told(given),
+        contextlib.closing(make_loop(given, context)) as loop,
+    ):
         resume(loop, given.monitor)
         while loop.epoch < loop.recipe.train.epochs:
             metrics, scored = loop.run_epoch()
@@ -98,7 +102,7 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
         given.card,
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=EvaluationCache(Stream(given.table, given.cpu_budget)),
+        source=EvaluationCache(Stream(given.table, given.cpu_budget, picture_memory(device))),
         collective=collective,
         device=device,
         observer=Reporter(

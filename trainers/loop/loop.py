@@ -14,22 +14,24 @@ import numpy as np
 import torch
 
 from datasets_manifest.manifest.corpus import Corpus, Part
-from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
-from datasets_manifest.stream.source import BatchSource, FeatureBatch
+from datasets_manifest.stream.source import BatchSource
 from trainers.loop.bad_pictures import BadPictures
 from trainers.loop.gradients import data_parallel
 from trainers.loop.loss_scale import LossScale
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
 from trainers.loop.step import NonFiniteLoss, Passes, Step
+from trainers.loop.step_clock import StepClock
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
+from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.checkpoint import ModelCard, TrainingState
-from trainers.model.device_batches import make_encoding, to_batch
+from trainers.model.device_batches import make_encoding, step_batches, unlabelled
+from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.model.trained_parts import build_trained_parts
@@ -84,6 +86,7 @@ class Loop:
         self.bad_pictures = BadPictures(corpus, len(labels), max_bad_fraction, collective, device)
         self.steps_done = 0  # of the running epoch
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
+        self._next: tuple[EpochPlan, Feed] | None = None  # of the next epoch, asked for before it begins
         self._build()
 
     def _build(self) -> None:
@@ -123,15 +126,31 @@ class Loop:
             InputError: on every worker: too many pictures of a domain cannot be read.
         """
         started = time.perf_counter()
-        metrics = self._train_epoch(self.plan())
+        plan, feed = self._next or (self.plan(), None)
+        self._next = None
+        with feed or self._feed_of(plan) as fed:
+            metrics, waited_for_steps = self._train_epoch(plan, fed)
         trained = time.perf_counter()
-        scored = self.score()
-        metrics |= self.select_pseudo_labels(scored) | validation_metrics(scored, self.corpus, self.labels)
-        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
-        metrics["time/train_s"], metrics["time/score_s"] = trained - started, time.perf_counter() - trained
-        metrics["data/bad_records"] = self.bad_pictures.require_few()
+        if not self._next_plan_needs_scores():
+            self._ask_for(self.plan(ahead=1))
+        scored, waited_for_scores = self._score()
+        metrics |= self.select_pseudo_labels(scored)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
+        if self._next is None:
+            self._ask_for(self.plan())
+        metrics |= validation_metrics(scored, self.corpus, self.labels)
+        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
+        metrics["data/bad_records"] = self.bad_pictures.require_few()
+        ended = time.perf_counter()
+        metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
+        metrics["speed/data_wait_fraction"] = (waited_for_steps + waited_for_scores) / (ended - started)
         return metrics, scored
+
+    def close(self) -> None:
+        """Let go of the next epoch's batches. All else is left to the garbage collector."""
+        if self._next is not None:
+            self._next[1].close()
+            self._next = None
 
     def state(self) -> TrainingState:
         """What moves beside the weights and the optimizers. All workers call it together."""
@@ -159,6 +178,7 @@ class Loop:
 
         The number of workers may be another one.
         """
+        self.close()
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.pseudo_labels.load_state_dict(state.arrays)
@@ -168,8 +188,8 @@ class Loop:
         named = [(name.removeprefix("totals."), x) for name, x in state.arrays.items() if name.startswith("totals.")]
         self.totals = {name: total.to(self.device) for name, total in named}
 
-    def plan(self) -> EpochPlan:
-        """The running epoch's plan."""
+    def plan(self, ahead: int = 0) -> EpochPlan:
+        """The plan of the running epoch, or of so many epochs later with the pseudo labels that there are now."""
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
         if recipe.train.target_labels == "oracle":
@@ -180,28 +200,50 @@ class Loop:
             pools.append(DomainPool(target.rows, np.full(len(target), -1)))
         return EpochPlan.build(
             seed=recipe.train.seed,
-            epoch=self.epoch,
+            epoch=self.epoch + ahead,
             pools=pools,
             samples_per_epoch=self.samples_per_epoch,
             batch_size=recipe.train.batch_size,
         )
 
-    def _train_epoch(self, plan: EpochPlan) -> dict[str, float]:
+    def _next_plan_needs_scores(self) -> bool:
+        selects = self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
+        return selects and self.pseudo_labels.selects_after(self.epoch + 1)
+
+    def _ask_for(self, plan: EpochPlan) -> None:
+        """The first batches of the next epoch are made while this one is scored and its checkpoint written."""
+        if plan.epoch < self.recipe.train.epochs:
+            self._next = plan, self._feed_of(plan)
+
+    def _feed_of(self, plan: EpochPlan) -> Feed:
+        """The batches of an epoch's steps that are still to be done."""
+        first = self.steps_done if plan.epoch == self.epoch else 0
+        return self.feed(list(plan.worker_steps(self.rank, self.world_size, first)), plan.epoch)
+
+    def feed(self, slices: list[StepSlice], epoch: int = 0) -> Feed:
+        """The batches of `slices`, with the views of an epoch."""
+        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
+        hosts = self.source.train(slices, encoding)
+        return Feed(step_batches(slices, hosts, self.device, self.dtype), self.device)
+
+    def _train_epoch(self, plan: EpochPlan, feed: Feed) -> tuple[dict[str, float], float]:
+        """The steps of an epoch that are still to be done: metrics, and the seconds for which the device lacked data."""
         slices = list(plan.worker_steps(self.rank, self.world_size, self.steps_done))
-        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=self.epoch, strong=True)
-        started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
-        for slice_, host in zip(slices, self.source.train(slices, encoding), strict=True):
-            waited += time.perf_counter() - asked
+        clock = StepClock(self.device)
+        started, waited = time.perf_counter(), 0.0
+        for slice_, (host, batch) in zip(slices, feed, strict=True):
             self.bad_pictures.add(host.bad)
             self.observer.bad_pictures(host.bad)
-            passes = self.run_step(slice_, host)
+            with clock.step(feed.waited - waited):
+                passes = self.run_step(slice_, batch)
+            waited = feed.waited
             for name, value in passes["second"].items():
                 self.totals[name] = self.totals.get(name, 0) + value
             self.steps_done += 1
             self.observer.step(slice_, plan, passes)
             if self.steps_done < plan.num_steps:
                 self.observer.between_steps(self)
-            asked = time.perf_counter()
+        waited, busy = clock.waited(), clock.gpu_busy()
         seconds = time.perf_counter() - started
         metrics = {
             f"loss/{name}" if name != "grad_norm" else name: float(value) / plan.num_steps
@@ -209,29 +251,20 @@ class Loop:
         }
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         metrics |= {f"lr/{group['name']}": group["lr"] for group in groups}
-        return metrics | {
-            "speed/steps_per_s": len(slices) / seconds,
-            "speed/samples_per_s": plan.num_domains * sum(s.global_batch for s in slices) / seconds,
-            "speed/data_wait_fraction": waited / seconds,
-        }
+        if busy is not None:
+            metrics["speed/gpu_busy_fraction"] = busy / seconds
+        metrics["speed/steps_per_s"] = len(slices) / seconds
+        metrics["speed/samples_per_s"] = plan.num_domains * sum(s.global_batch for s in slices) / seconds
+        return metrics, waited
 
-    def run_step(self, slice_: StepSlice, host: HostBatch | FeatureBatch) -> Passes:
-        """One optimisation step on the encoded rows of `slice_`. Raises NonFiniteLoss: on every worker."""
-        batch = to_batch(
-            host,
-            slice_.labels_DB,
-            device=self.device,
-            dtype=self.dtype,
-            offset=slice_.offset,
-            global_batch=slice_.global_batch,
-        )
+    def run_step(self, slice_: StepSlice, batch: Batch) -> Passes:
+        """One optimisation step on the rows of `slice_`. Raises NonFiniteLoss: on every worker."""
         self._seed(slice_.step)
         try:
-            passes = self.step(batch)
+            return self.step(batch)
         except NonFiniteLoss:
             self.observer.not_finite(slice_)
             raise
-        return passes
 
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
@@ -244,18 +277,24 @@ class Loop:
         return parts, EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
 
     def score(self) -> Scored:
+        return self._score()[0]
+
+    def _score(self) -> tuple[Scored, float]:
+        """What the network says of the rows of `eval_plan`, and the seconds for which it lacked data."""
         parts, plan = self.eval_plan()
         encoding = make_encoding(self.recipe, self.card.vocabulary)
-        batches = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
-        return score_parts(
-            batches,
-            parts,
-            self.network,
-            self.collective,
-            device=self.device,
-            dtype=self.dtype,
-            collector=self._collector(),
-        )
+        hosts = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
+        with Feed(unlabelled(hosts, self.device, self.dtype), self.device) as feed:
+            scored = score_parts(
+                feed,
+                parts,
+                self.network,
+                self.collective,
+                device=self.device,
+                dtype=self.dtype,
+                collector=self._collector(),
+            )
+        return scored, feed.waited
 
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)

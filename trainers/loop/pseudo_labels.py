@@ -50,6 +50,10 @@ class PseudoLabels:
         shares = {f"uacr/prior/{name}": float(share) for name, share in zip(self.classes, prior, strict=True)}
         return {"uacr/rate": rate} | shares | self._metrics(columns["label"], selected, true_N)
 
+    def selects_after(self, epoch: int) -> bool:
+        """Whether so many completed epochs are the warm-up or more: what `update` selects then follows from the scores."""
+        return epoch >= self.uacr.warmup
+
     def prior(self) -> np.ndarray:
         """The class shares that quotas follow, [C]."""
         given = self.uacr.prior

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.manifest.corpus import Corpus, Part
-from datasets_manifest.stream.encode import HostBatch
-from datasets_manifest.stream.source import FeatureBatch
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import to_batch
+from trainers.model.device_batches import Fed
 from trainers.validators import ValidatorInputs
 
 COLUMNS = ("label", "score", "prob", "variance")
@@ -51,7 +49,7 @@ class Scored:
 
 @torch.inference_mode()
 def score_parts(
-    batches: Iterable[HostBatch | FeatureBatch],
+    batches: Iterable[Fed],
     parts: list[Part],
     network: M2CAN,
     collective: Collective,
@@ -74,9 +72,7 @@ def score_parts(
     target_stop = parts[0].stop
     scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
-    for host in batches:
-        labels = np.full((1, len(host.rows)), -1)
-        batch = to_batch(host, labels, device=device, dtype=dtype)
+    for host, batch in batches:
         outputs = network(batch)
         collector.add(host.rows, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]

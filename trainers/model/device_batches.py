@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.stream.encode import Encoding, HostBatch, Vocabulary
+from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, Vocabulary
 from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.m2can.batch import Batch
 from trainers.recipe import Recipe
@@ -72,6 +74,34 @@ def to_batch(
         global_batch=global_batch or labels_DB.shape[1],
         offset=offset,
     )
+
+
+Fed = tuple[HostBatch | FeatureBatch, Batch]  # encoded rows, and what was made of them on the device
+
+
+def step_batches(
+    slices: Iterable[StepSlice],
+    hosts: Iterable[HostBatch | FeatureBatch],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Generator[Fed]:
+    """The encoded rows of steps, each with its batch."""
+    for slice_, host in zip(slices, hosts, strict=True):
+        place = {"offset": slice_.offset, "global_batch": slice_.global_batch}
+        yield host, to_batch(host, slice_.labels_DB, device=device, dtype=dtype, **place)
+
+
+def unlabelled(hosts: Iterable[HostBatch | FeatureBatch], device: torch.device, dtype: torch.dtype) -> Generator[Fed]:
+    """Encoded rows of one view, each with its batch, for prediction."""
+    for host in hosts:
+        yield host, to_batch(host, np.full((1, len(host.rows)), -1), device=device, dtype=dtype)
+
+
+def picture_memory(device: torch.device) -> Allocate:
+    """Where a batch's pictures are collated: in pinned memory if they go on to a GPU, which saves a copy."""
+    if device.type != "cuda":
+        return np.empty
+    return lambda shape, _: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def normalise(pictures: Tensor, dtype: torch.dtype) -> Tensor:

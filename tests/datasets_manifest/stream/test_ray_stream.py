@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import ray
 
-from datasets_manifest.stream.encode import HostBatch
+from datasets_manifest.stream.encode import HostBatch, index_table
 from datasets_manifest.stream.local_stream import LocalStream
-from datasets_manifest.stream.ray_stream import CpuBudget, Stream
+from datasets_manifest.stream.ray_stream import CpuBudget, Stream, make_dataset
 from tests.trainers.tiny_run import prepared_run
 from trainers.model.device_batches import make_encoding
 
@@ -35,17 +35,21 @@ def test_pipelines_give_the_batches_of_one_process(tmp_path: Path, ray_cluster: 
     assert list(stream.evaluate([], encoding)) == []
 
 
-def test_a_new_pipeline_ends_the_one_before(tmp_path: Path, ray_cluster: None) -> None:
+def test_two_pipelines_go_side_by_side_and_one_left_early_ends(tmp_path: Path, ray_cluster: None) -> None:
     run = prepared_run(tmp_path)
     encoding = make_encoding(run.recipe, run.card.vocabulary)
     stream = Stream(ray.put(run.corpus.table), CpuBudget(cpus=1))
+    local = LocalStream(run.corpus.table)
     batches = [np.arange(30)] * 20
     first = stream.evaluate(batches, encoding)
-    next(first)
-    second = stream.evaluate(batches[:1], encoding)
-    require_equal(next(second), next(LocalStream(run.corpus.table).evaluate(batches[:1], encoding)))
-    with pytest.raises(RuntimeError, match="another one of the same stream began"):
-        list(first)
+    require_equal(next(first), next(local.evaluate(batches, encoding)))
+    second = stream.evaluate([np.arange(30, 40)], encoding)
+    require_equal(next(second), next(local.evaluate([np.arange(30, 40)], encoding)))
+    require_equal(next(first), next(local.evaluate(batches, encoding)))
+    assert ray.get(stream._runner.running.remote()) == 2
+    first.close()
+    second.close()
+    assert ray.get(stream._runner.running.remote()) == 0
 
 
 def test_an_error_of_a_task_reaches_the_reader(tmp_path: Path, ray_cluster: None) -> None:
@@ -55,3 +59,13 @@ def test_an_error_of_a_task_reaches_the_reader(tmp_path: Path, ray_cluster: None
     with pytest.raises(ray.exceptions.RayError, match="out of bounds"):
         list(stream.evaluate([np.array([10**6])], encoding))
     assert len(list(stream.evaluate([np.arange(5)], encoding))) == 1  # the stream can go on
+
+
+@pytest.mark.parametrize(("cpus", "tasks"), [(0.5, 1), (1, 1), (1.5, 2), (15, 15)])
+def test_as_many_tasks_as_cores(tmp_path: Path, ray_cluster: None, cpus: float, tasks: int) -> None:
+    run = prepared_run(tmp_path)
+    index = index_table(np.zeros(30), np.arange(30), np.zeros(30))
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    dataset = make_dataset(ray.put(run.corpus.table), index, encoding, CpuBudget(cpus))
+    limit = dataset.context.execution_options.resource_limits.cpu
+    assert limit == pytest.approx(cpus + cpus / tasks)  # one more waits

@@ -23,10 +23,10 @@ def process_full(config: dict[str, ray.ObjectRef]) -> None:
 def _run(config: dict[str, ray.ObjectRef], error: BaseException) -> None:
     run_step = Loop.run_step
 
-    def failing(loop: Loop, slice_: Any, host: Any) -> Any:
+    def failing(loop: Loop, slice_: Any, batch: Any) -> Any:
         if slice_.step == 1 and loop.rank == loop.world_size - 1:  # the others wait for this one's gradients
             raise error
-        return run_step(loop, slice_, host)
+        return run_step(loop, slice_, batch)
 
     Loop.run_step = failing  # type: ignore[method-assign]
     try:
