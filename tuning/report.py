@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import optuna
 
-from trainers.reports.charts import percent
 from trainers.reports.page import REPORT
 from tuning import report_pictures as pictures
-from tuning.report_page import sweep_page
-from tuning.report_pictures import mean_and_deviation, short
+from tuning.report_page import sweep_page, trials_table, variants_table
 from tuning.sweep import Choices, Sweep, SweepPlan
 from tuning.trial_results import Trial, result_tree, variant_rows
 
@@ -47,36 +45,11 @@ def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder
 
 def table(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
     """Markdown. Accuracies by target labels are there for the reader; nothing was chosen by them."""
-    if sweep.is_comparison:
-        head = ["variant", "runs", "score", "target accuracy, chosen", "oracle", "macro-F1", "source accuracy"]
-        keys = ("target_accuracy_chosen", "target_accuracy_oracle", "target_macro_f1", "source_accuracy")
-        rows = [
-            [
-                row["variant"],
-                str(row["runs"]),
-                mean_and_deviation(row, "score", "{:.3f}".format),
-                *(mean_and_deviation(row, key, lambda x: f"{100 * x:.1f}") for key in keys),
-            ]
-            for row in variant_rows(sweep, trials)
-        ]
-        return _markdown(head, rows)
-    head = ["trial", *sweep.space, "epochs", "score", "target accuracy, chosen", "oracle", ""]
-    rows = []
-    for trial in trials:
-        told = trial.content
-        mark = "best" if trial == best else "" if trial.finished else trial.status
-        rows.append(
-            [
-                trial.name.removeprefix(f"{sweep.name}-"),
-                *(short(trial.config.get(key)) for key in sweep.space),
-                str(told.get("epochs") or len(trial.records)),
-                short(told.get("score")),
-                percent(told.get("target_accuracy_chosen")),
-                percent(told.get("target_accuracy_oracle")),
-                mark,
-            ]
-        )
-    return _markdown(head, rows)
+    head, rows = variants_table(sweep, trials) if sweep.is_comparison else trials_table(sweep, trials, best)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines.insert(1, " | ".join("-" * max(3, width) for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def importances(sweep: Sweep, finished: list[Trial]) -> dict[str, float]:
@@ -103,10 +76,3 @@ def importances(sweep: Sweep, finished: list[Trial]) -> dict[str, float]:
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=trial.score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=sweep.seed)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
-    lines.insert(1, " | ".join("-" * max(3, width) for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)

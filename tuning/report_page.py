@@ -16,7 +16,12 @@ from tuning.sweep import Choices, Sweep, SweepPlan
 from tuning.trial_results import Trial, result_tree, variant_rows
 
 _SHOWN_CURVES = 8  # trials whose curves are drawn: as many as there are colours
-_ACCURACIES = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle")
+# By target labels, for the reader; no trial was chosen by them.
+_ACCURACIES = {
+    "target_accuracy_chosen": "target accuracy, chosen",
+    "target_accuracy_last": "last",
+    "target_accuracy_oracle": "oracle",
+}
 
 
 def sweep_page(
@@ -41,15 +46,17 @@ def sweep_page(
         verdict=_verdict(sweep, trials, best),
         contents={"overview": "What was done", **middle, "learning": "Learning curves", "trials": "All trials"},
         overview=_overview(plan, trials),
-        comparison=_comparison(sweep, trials, wide) if sweep.is_comparison else None,
+        variants=variants_table(sweep, trials) if sweep.is_comparison else None,
+        labelled=any(trial.content.get("target_accuracy_chosen") is not None for trial in finished),
         best=best,
         objective=sweep.objective,
         result=result_tree(sweep, trials, best),
         values=score_by_value(sweep, finished, best),
-        parallel=wide,
+        wide=wide,
         importance=sorted(shares.items(), key=lambda pair: -pair[1]),
         learning=_learning(sweep, trials, best),
-        trials=_all(sweep, trials, best),
+        trials=trials_table(sweep, trials, best),
+        errors=[(t.name, without_password(t.content["error"])) for t in trials if t.content.get("error")],
     )
 
 
@@ -78,7 +85,7 @@ def _verdict(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
     if not sweep.is_comparison:
         if best is None:
             return "No trial finished."
-        accuracy = best.content.get(_ACCURACIES[0])
+        accuracy = best.content.get("target_accuracy_chosen")
         said = f"score {plain(best.score)}" if accuracy is None else f"target accuracy {percent(accuracy)}"
         return f"{best.name} is the best: {said}."
     rows = [row for row in variant_rows(sweep, trials) if row["score"] is not None]
@@ -90,32 +97,32 @@ def _verdict(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
     return f"Best of {len(rows)} variants: {first['variant']}, {what} {mean_and_deviation(first, key, format)}."
 
 
-def _comparison(sweep: Sweep, trials: list[Trial], chart: Chart | None) -> dict[str, Any]:
-    rows = variant_rows(sweep, trials)
+def variants_table(sweep: Sweep, trials: list[Trial]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a comparison: mean ± standard deviation over the seeds, a row a variant."""
+    head = ["variant", "runs", "score", *_ACCURACIES.values(), "macro-F1", "source accuracy"]
     keys = (*_ACCURACIES, "target_macro_f1", "source_accuracy")
-    return {
-        "labelled": measure(rows)[0] != "score",
-        "chart": chart,
-        "head": (
-            "variant",
-            "runs",
-            "score",
-            "target accuracy, chosen",
-            "last",
-            "oracle",
-            "macro-F1",
-            "source accuracy",
-        ),
-        "rows": [
-            (
-                row["variant"],
-                f"{row['runs']}",
-                mean_and_deviation(row, "score", plain),
-                *(mean_and_deviation(row, key, percent) for key in keys),
-            )
-            for row in rows
-        ],
-    }
+    rows = []
+    for row in variant_rows(sweep, trials):
+        numbers = [mean_and_deviation(row, key, percent) for key in keys]
+        rows.append([row["variant"], f"{row['runs']}", mean_and_deviation(row, "score", plain), *numbers])
+    return head, rows
+
+
+def trials_table(sweep: Sweep, trials: list[Trial], best: Trial | None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of all trials, in the order in which they began."""
+    keys = ["variant", "seed"] if sweep.is_comparison else list(sweep.space)
+    rows = [
+        [
+            trial.name.removeprefix(f"{sweep.name}-"),
+            *(short(trial.config.get(key)) for key in keys),
+            "best" if trial == best else trial.status,
+            f"{trial.content.get('epochs') or len(trial.records)}",
+            plain(trial.content.get("score")),
+            *(percent(trial.content.get(key)) for key in _ACCURACIES),
+        ]
+        for trial in trials
+    ]
+    return ["trial", *keys, "status", "epochs", "score", *_ACCURACIES.values()], rows
 
 
 def _learning(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[str, Any]:
@@ -142,26 +149,6 @@ def _learning(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[str
         "more": len(groups) - len(shown),
         "noun": "variant" if sweep.is_comparison else "trial",
         "which": "" if sweep.is_comparison else ", those with the best scores",
-    }
-
-
-def _all(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[str, Any]:
-    keys = list(sweep.space) if not sweep.is_comparison else ["variant", "seed"]
-    rows = [
-        (
-            trial.name.removeprefix(f"{sweep.name}-"),
-            *(short(trial.config.get(key)) for key in keys),
-            "best" if trial == best else trial.status,
-            f"{trial.content.get('epochs') or len(trial.records)}",
-            plain(trial.content.get("score")),
-            *(percent(trial.content.get(key)) for key in _ACCURACIES),
-        )
-        for trial in trials
-    ]
-    return {
-        "head": ("trial", *keys, "status", "epochs", "score", "target accuracy, chosen", "last", "oracle"),
-        "rows": rows,
-        "errors": [(t.name, without_password(t.content["error"])) for t in trials if t.content.get("error")],
     }
 
 

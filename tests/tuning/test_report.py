@@ -58,7 +58,7 @@ def test_comparison_means_over_seeds(tmp_path):
         for (variant, seed), value in values.items()
     ]
     text = table(plan.sweep, trials, None)
-    assert "75.0 ± 7.1" in text and "60.0 ± 0.0" in text
+    assert "75.0 % ± 7.1 %" in text and "60.0 % ± 0.0 %" in text
     assert planned_trials(plan) == 4
     draw_report(plan, trials, None, tmp_path / "report")
     assert (tmp_path / "report" / "comparison.png").stat().st_size > 5000
