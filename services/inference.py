@@ -45,9 +45,6 @@ class BatchSummary:
     resumed: int
     out: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def predict_manifest(
     model: Path,
@@ -217,7 +214,7 @@ def _join(out: Path, table: pa.Table, classes: list[str], resumed: int) -> Batch
     bad = written.num_rows - written["problem"].null_count
     skipped = sum(bool(messages) for messages in written["bad_pictures"].to_pylist())
     summary = BatchSummary(written.num_rows, bad, skipped, resumed, str(final))
-    (out / SUMMARY).write_text(json.dumps(summary.as_dict(), indent=1) + "\n")
+    (out / SUMMARY).write_text(json.dumps(asdict(summary), indent=1) + "\n")
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary
 

@@ -55,9 +55,6 @@ class Promotion:
     time: str
     evidence: dict[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def promote(
     client: MlflowClient, reference: str, alias: str = CHAMPION, gate: Gate | None = None, by: str | None = None
@@ -173,7 +170,7 @@ def _move(client: MlflowClient, name: str, by: str | None, **change: Any) -> Pro
     record = Promotion(before=before, by=by or _user(), time=stamp, **change)
     # The record is written first: an unrecorded change could not be rolled back.
     key = f"{_RECORD}{now:020d}.{secrets.token_hex(2)}"
-    client.set_registered_model_tag(name, key, json.dumps(record.as_dict()))
+    client.set_registered_model_tag(name, key, json.dumps(asdict(record)))
     try:
         client.set_registered_model_alias(name, record.alias, record.after)
     except Exception:

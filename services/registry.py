@@ -40,9 +40,6 @@ class ModelVersion:
     tags: dict[str, str]
     source: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
 
 def client_for(uri: str | None = None, storage: Path = Path("runs")) -> MlflowClient:
     """A client of the tracking address: given, from MLFLOW_TRACKING_URI, or the store in `storage`.

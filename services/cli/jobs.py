@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Run recipes and sweeps as Ray jobs on a cluster.", no_args_is_help=True)
 
-_KINDS = ("train", "tune")
 Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2can jobs list` shows it.")]
 
 
@@ -24,7 +23,7 @@ Identity = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `m2c
     "m2can jobs submit tune ablation --recipe recipe.yaml"
 )
 def submit(
-    kind: Annotated[str, typer.Argument(metavar="train|tune", help="What to do on the cluster.")],
+    kind: Annotated[Literal["train", "tune"], typer.Argument(help="What to do on the cluster.")],
     file: Annotated[
         Path,
         typer.Argument(
@@ -50,7 +49,7 @@ def submit(
     def show_size(code: CodePackage) -> None:
         typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True)
 
-    identity = id_ or new_id(kind if kind in _KINDS else "job")
+    identity = id_ or new_id(kind)
     request = _request(kind, identity, file, list(set_ or []), recipe)
     server = JobServer(address)
     job = server.submit(request, on_code=show_size)
@@ -60,7 +59,7 @@ def submit(
         except KeyboardInterrupt:
             typer.echo(f"m2can: the job goes on; next: m2can jobs stop {identity}", err=True)
             raise
-    show(json_, job.as_dict(), f"{job.id}  {job.status}  run {job.run_name}")
+    show(json_, job, f"{job.id}  {job.status}  run {job.run_name}")
     if not json_ and not wait:
         typer.echo(f"next: m2can jobs logs {job.id} --follow", err=True)
     if wait and job.status != "SUCCEEDED":
@@ -80,7 +79,7 @@ def list_(
 
     found = JobServer(address).list_jobs(status.upper() if status else None, run)
     lines = [f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}" for job in found]
-    show(json_, [job.as_dict() for job in found], *(lines or ["no job; `m2can jobs submit train RECIPE` sends one"]))
+    show(json_, found, *(lines or ["no job; `m2can jobs submit train RECIPE` sends one"]))
 
 
 @app.command(epilog="Example:  m2can jobs status train-1123-1200-3fa1c2 --json")
@@ -89,9 +88,9 @@ def status(identity: Identity, address: Dashboard = None, json_: AsJson = False)
     from services.jobs.jobs import JobServer
 
     job = JobServer(address).get(identity)
-    rows = {key: value for key, value in job.as_dict().items() if key != "metadata"} | job.metadata
+    rows = {key: value for key, value in vars(job).items() if key != "metadata"} | job.metadata
     lines = [f"{name:28} {value if value is not None else '–'}" for name, value in rows.items()]
-    show(json_, job.as_dict(), *lines)
+    show(json_, job, *lines)
 
 
 @app.command(epilog="Example:  m2can jobs logs train-1123-1200-3fa1c2 --follow")
@@ -120,7 +119,7 @@ def stop(identity: Identity, address: Dashboard = None, json_: AsJson = False) -
     from services.jobs.jobs import JobServer
 
     job = JobServer(address).stop(identity)
-    show(json_, job.as_dict(), f"{job.id}  {job.status}")
+    show(json_, job, f"{job.id}  {job.status}")
 
 
 @app.command(epilog="Example:  m2can jobs delete train-1123-1200-3fa1c2")
@@ -133,7 +132,7 @@ def delete(identity: Identity, address: Dashboard = None, json_: AsJson = False)
 
 
 def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe: Path | None) -> Any:
-    """Raises InputError: no such kind, or the recipe or the sweep is not valid."""
+    """Raises InputError: the recipe or the sweep is not valid."""
     from datasets_manifest.errors import InputError
     from services.jobs.job_request import train_request
     from trainers.recipe import load_recipe
@@ -145,8 +144,6 @@ def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe:
         from tuning.sweep import load_sweep
 
         return tune_request(identity, load_sweep(file, recipe, overrides), environment())
-    if kind != "train":
-        raise InputError("is no kind of job", field="KIND", value=kind, wanted="train or tune")
     if recipe is not None:
         raise InputError("goes with tune", field="--recipe", value=str(recipe), wanted="the recipe as FILE")
     found = file if file.is_file() else packaged_recipe(str(file)) or file

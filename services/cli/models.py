@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -57,12 +57,12 @@ def show_(
 
     client = client_for(tracking_uri, storage)
     version = find_model(client, model)
-    promotions = [record.as_dict() for record in history(client, version.name)]
+    promotions = history(client, version.name)
     rows = {"aliases": ", ".join(version.aliases), "run": version.run_id, "created": version.created, **version.tags}
     lines = [f"{version.name}:{version.version}", *(f"  {name:32} {value}" for name, value in rows.items())]
     for p in promotions:
-        lines.append(f"  {p['time']}  {p['action']} @{p['alias']}: {p['before'] or 'none'} → {p['after']} by {p['by']}")
-    show(json_, version.as_dict() | {"recipe": recipe_of(client, version), "promotions": promotions}, *lines)
+        lines.append(f"  {p.time}  {p.action} @{p.alias}: {p.before or 'none'} → {p.after} by {p.by}")
+    show(json_, vars(version) | {"recipe": recipe_of(client, version), "promotions": promotions}, *lines)
 
 
 @app.command(
@@ -76,7 +76,7 @@ def promote(
     ] = None,
     on: Annotated[Path | None, typer.Option(help="Manifest with labels.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
-    metric: Annotated[str, typer.Option(help="accuracy or macro_f1.")] = "accuracy",
+    metric: Annotated[Literal["accuracy", "macro_f1"], typer.Option(help="What must be higher.")] = "accuracy",
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
     json_: AsJson = False,
@@ -89,9 +89,7 @@ def promote(
 
     if (if_better_than is None) != (on is None):
         raise InputError("go together", field="--if-better-than, --on", wanted="both or neither")
-    if metric not in ("accuracy", "macro_f1"):
-        raise InputError("is no metric", field="--metric", value=metric, wanted="accuracy or macro_f1")
-    gate = Gate(if_better_than, on, split, metric) if if_better_than and on else None  # type: ignore[arg-type]
+    gate = Gate(if_better_than, on, split, metric) if if_better_than and on else None
     _print_promotion(promote_version(client_for(tracking_uri, storage), model, to, gate), json_)
 
 
@@ -179,9 +177,9 @@ def _print_versions(found: list[Any], as_json: bool) -> None:
             f"{tag['sources']} → {tag['target']}  target accuracy {accuracy} by {tag['validator']}  "
             f"run {tag['run_name']}  {version.created}"
         )
-    show(as_json, [version.as_dict() for version in found], *(lines or ["no model fits"]))
+    show(as_json, found, *(lines or ["no model fits"]))
 
 
 def _print_promotion(record: Any, as_json: bool) -> None:
     lines = [f"  {name:12} {value}" for name, value in record.evidence.items()]
-    show(as_json, record.as_dict(), f"@{record.alias}: {record.before or 'none'} → {record.after}", *lines)
+    show(as_json, record, f"@{record.alias}: {record.before or 'none'} → {record.after}", *lines)

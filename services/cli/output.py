@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from trainers.tracking.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0
+_SPEED_OVER_S = 600.0  # long enough to hold several of the slowest steps
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on one line of standard output."""
-    print(json.dumps(content, ensure_ascii=False), flush=True)
+    """One JSON object on one line of standard output; dataclasses and paths may be in it."""
+    print(json.dumps(to_jsonable_python(content), ensure_ascii=False), flush=True)
 
 
 def percent(value: float | None) -> str:
@@ -40,11 +41,17 @@ class RunProgress(RunObserver):
 
     def __init__(self, epochs: int, as_json: bool) -> None:
         self.epochs, self.as_json = epochs, as_json
-        self._console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=20)  # time, steps and samples done since the start
-        self._done_samples = 0
-        self._last = (0, 0)
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+        # Off a terminal it draws nothing, but still measures the speed.
+        self._bar = Progress(
+            *columns,
+            console=console,
+            disable=not console.is_terminal,
+            get_time=lambda: time.monotonic(),
+            speed_estimate_period=_SPEED_OVER_S,
+        )
+        self._task = self._bar.add_task("starting workers", total=1, detail="")
         self._printed = 0.0
 
     def on_start(self, prepared: Prepared) -> None:
@@ -53,55 +60,40 @@ class RunProgress(RunObserver):
         print(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", file=sys.stderr)
 
     def __enter__(self) -> RunProgress:
-        if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("starting workers", total=1, detail="")
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def on_step(self, content: dict[str, Any]) -> None:
         epoch, step, steps = content["epoch"], content["step"], content["steps"]
-        done = (epoch - 1) * steps + step
-        advanced = done - ((self._last[0] - 1) * steps + self._last[1] if self._last[0] else done - 1)
-        self._last = (epoch, step)
-        self._done_samples += max(advanced, 0) * content["samples"]
-        self._recent.append((time.monotonic(), done, self._done_samples))
-        detail = self._detail(content, done, self.epochs * steps)
-        if self._bar is not None:
-            self._bar.update(
-                self._task, description=f"epoch {epoch}/{self.epochs}", total=steps, completed=step, detail=detail
-            )
-        elif time.monotonic() - self._printed > _PLAIN_EVERY_S:
+        name = f"epoch {epoch}/{self.epochs}"
+        done, total = (epoch - 1) * steps + step, self.epochs * steps
+        self._bar.update(self._task, description=name, total=total, completed=done)
+        detail = self._detail(content)
+        self._bar.update(self._task, detail=detail)
+        if self._bar.disable and time.monotonic() - self._printed > _PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            print(f"epoch {epoch}/{self.epochs} {detail}", file=sys.stderr, flush=True)
+            print(name, detail, file=sys.stderr, flush=True)
 
-    def _detail(self, content: dict[str, Any], done: int, total: int) -> str:
+    def _detail(self, content: dict[str, Any]) -> str:
         terms = content["passes"]["second"]
         names = [*(term.name for term in TERMS), "total"]
         losses = "  ".join(f"{name} {terms[name]:.3f}" for name in names if name in terms)
-        (t0, done0, samples0), (t1, done1, samples1) = self._recent[0], self._recent[-1]
-        if t1 <= t0 or done1 <= done0:
-            return f"step {content['step']}/{content['steps']}  {losses}"
-        left = (total - done) * (t1 - t0) / (done1 - done0)
-        return (
-            f"step {content['step']}/{content['steps']}  {(samples1 - samples0) / (t1 - t0):.0f} samples/s  {losses}  "
-            f"{_duration(left)} left"
-        )
+        parts = [f"step {content['step']}/{content['steps']}", losses]
+        (task,) = self._bar.tasks
+        if task.speed and task.time_remaining is not None:  # steps a second, seconds
+            parts.insert(1, f"{task.speed * content['samples']:.0f} samples/s")
+            parts.append(f"{_duration(task.time_remaining)} left")
+        return "  ".join(parts)
 
     def on_epoch(self, record: EpochRecord) -> None:
         if self.as_json:
             content = {"event": "epoch", "epoch": record.epoch, "step": record.step, "time": record.time}
             print_json(content | {"metrics": record.metrics})
         line = epoch_line(record, self.epochs)
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._bar.console.print(line, highlight=False, soft_wrap=self._bar.disable)
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

@@ -99,7 +99,7 @@ def _predict_on_ray(
 
         summary = predict_manifest(bundle, data, out, split=split, workers=workers, on_rows=update)
     text = f"{summary.records} records: {summary.bad} could not be predicted, {summary.with_bad_pictures} lack some "
-    show(as_json, summary.as_dict(), f"{text}pictures, {summary.resumed} were there already → {summary.out}")
+    show(as_json, summary, f"{text}pictures, {summary.resumed} were there already → {summary.out}")
 
 
 def evaluate(

@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_manifest.errors import InputError, from_validation_error
-from datasets_manifest.manifest.catalog import is_reference
 from trainers.recipe import Recipe
 from trainers.tracking.address import run_storage
 
@@ -138,7 +137,3 @@ def command_line(request: JobRequest, folder: Path) -> list[str]:
         file.write_text(yaml.safe_dump(request.content), encoding="utf-8")
         return ["tune", str(file)]
     return ["data", "check", *request.content["manifests"], "--json"]
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return path if "://" in path or is_reference(path) else str((folder / path).resolve())

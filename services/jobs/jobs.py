@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import requests
@@ -34,7 +33,6 @@ _OURS, _RUN_NAME, _SUBMITTED = "m2can.kind", "m2can.run_name", "m2can.submitted"
 _STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
-# Ray's client logs each upload and each end of a stream to standard error, among the job's output.
 # Ray's client logs each upload and each end of a stream to standard error, among the job's output.
 for _logger in ("ray", *(base.__module__ for base in JobSubmissionClient.__mro__)):
     logging.getLogger(_logger).setLevel(logging.WARNING)
@@ -60,9 +58,6 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.status in _ENDED
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def new_id(kind: str) -> str:

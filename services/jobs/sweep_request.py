@@ -15,6 +15,7 @@ import yaml
 from datasets_manifest.errors import InputError
 from services.jobs.job_request import JobRequest, check_id, refuse_passwords, with_absolute_paths
 from trainers.recipe import Recipe
+from trainers.recipe.overrides import put
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
 _ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights")
@@ -33,10 +34,10 @@ def tune_request(
     resolved = with_absolute_paths(plan.recipe([]))
     tree = copy.deepcopy(plan.tree)
     for key in _PATHS:
-        _set(tree, key, _get(resolved, key))
+        put(tree, key, resolved.flat()[key])
     tracked = tracking_uri or resolved.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    _set(tree, "tracking.uri", tracked)
-    _set(tree, "cluster.address", None)
+    put(tree, "tracking.uri", tracked)
+    put(tree, "cluster.address", None)
     # The overrides for all trials are in the tree already.
     content = plan.sweep.model_dump(mode="json") | {"set": [], "recipe": tree}
     content["variants"] = {
@@ -45,7 +46,7 @@ def tune_request(
     }
     for key, axis in plan.sweep.space.items():
         if key in _PATHS and isinstance(axis, Choices):
-            values = [_get(with_absolute_paths(plan.recipe([as_override(key, value)])), key) for value in axis.choices]
+            values = [with_absolute_paths(plan.recipe([as_override(key, value)])).flat()[key] for value in axis.choices]
             content["space"][key] = {"choices": values}
     refuse_passwords(content)
     return JobRequest(id=identity, kind="tune", content=content, environment=environment or {})
@@ -80,20 +81,4 @@ def recipes_of(plan: SweepPlan) -> Iterator[Recipe]:
 
 def _resolved_override(plan: SweepPlan, overrides: list[str], one: str) -> str:
     key = one.partition("=")[0].strip()
-    return as_override(key, _get(with_absolute_paths(plan.recipe(overrides)), key)) if key in _PATHS else one
-
-
-def _get(recipe: Recipe, key: str) -> Any:
-    value: Any = recipe.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for name in sections:
-        if tree.get(name) is None:
-            tree[name] = {}
-        tree = tree[name]
-    tree[last] = value
+    return as_override(key, with_absolute_paths(plan.recipe(overrides)).flat()[key]) if key in _PATHS else one

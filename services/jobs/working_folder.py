@@ -28,26 +28,17 @@ def pack_code(folder: Path, max_bytes: int = MAX_BYTES) -> CodePackage:
     Raises:
         InputError: more than `max_bytes`: a package holds something that is not code.
     """
-    total = count = 0
-    largest: tuple[int, Path | None] = (0, None)
     for name in PACKAGES:
         spec = find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            continue
-        root = Path(next(iter(spec.submodule_search_locations)))
-        for path in sorted(root.rglob("*")):
-            if not path.is_file() or "__pycache__" in path.parts:
-                continue
-            size = path.stat().st_size
-            total, count, largest = total + size, count + 1, max(largest, (size, path), key=lambda pair: pair[0])
-            if total > max_bytes:
-                raise InputError(
-                    "the code is too large to be sent with a job",
-                    file=largest[1],
-                    value=f"{total} bytes and more",
-                    wanted=f"at most {max_bytes}; move data out of the packages",
-                )
-            copy = folder / name / path.relative_to(root)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    return CodePackage(folder, total, count)
+        if spec is not None and spec.submodule_search_locations:
+            root = next(iter(spec.submodule_search_locations))
+            shutil.copytree(root, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    total = sum(sizes.values())
+    if total > max_bytes:
+        largest = max(sizes, key=lambda path: sizes[path]).relative_to(folder)
+        wanted = f"at most {max_bytes}; move data out of the packages"
+        raise InputError(
+            "the code is too large to be sent with a job", file=largest, value=f"{total} bytes", wanted=wanted
+        )
+    return CodePackage(folder, total, len(sizes))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Request
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
 from services.web.problems import Problem, describe
@@ -32,22 +31,25 @@ class Limits:
     timeout_s: float = 30.0
 
 
-@dataclass(frozen=True)
-class Sample:
-    texts: list[str]
-    images: list[bytes]
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
+    except ValueError:
+        raise ValueError("is not base64") from None
 
 
-class SampleIn(BaseModel):
-    """One sample: a text or several, pictures as base64 (with or without `data:image/…;base64,`)."""
+class Sample(BaseModel):
+    """A text or several; pictures as bytes, in JSON as base64 (with or without `data:image/…;base64,`)."""
 
     model_config = ConfigDict(extra="forbid")
 
     text: str | list[str] = []
-    images: list[str] = []
+    images: list[Annotated[bytes, BeforeValidator(_decoded)]] = []
 
     @model_validator(mode="after")
-    def _has_content(self) -> SampleIn:
+    def _has_content(self) -> Sample:
         if not self.images and not any(text.strip() for text in self.texts):
             raise ValueError("has neither text nor picture")
         return self
@@ -60,7 +62,7 @@ class SampleIn(BaseModel):
 class PredictIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    samples: Annotated[list[SampleIn], Field(min_length=1)]
+    samples: Annotated[list[Sample], Field(min_length=1)]
 
 
 _ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -74,13 +76,23 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        samples = [_decode(sample, n) for n, sample in enumerate(_parse(await request.body()))]
+        try:
+            # Separate from the check of its form: what is not JSON is 400, not 422.
+            content = _ANY.validate_json(await request.body())
+        except (ValidationError, RecursionError):
+            raise Problem(400, "the body is not a JSON object") from None
     elif kind == "multipart/form-data":
-        samples = [await _from_form(request, limits)]
+        content = await _from_form(request, limits)
     else:
         raise Problem(415, "send application/json, or multipart/form-data with fields text and image")
-    check_limits(samples, limits)
-    return samples
+    try:
+        # `{"samples": [...]}`, or the body of a single one.
+        samples = (PredictIn if "samples" in content else Sample).model_validate(content)
+    except ValidationError as error:
+        raise Problem(422, describe(error.errors(include_input=False))) from None
+    found = samples.samples if isinstance(samples, PredictIn) else [samples]
+    check_limits(found, limits)
+    return found
 
 
 def check_limits(samples: list[Sample], limits: Limits) -> None:
@@ -99,42 +111,14 @@ def check_limits(samples: list[Sample], limits: Limits) -> None:
                 raise Problem(413, f"{field}.images.{picture}: {pixels} pixels; at most {limits.pixels}")
 
 
-def _parse(body: bytes) -> list[SampleIn]:
-    """Samples of `{"samples": [...]}`, or of the body of a single one."""
-    try:
-        # Separate from the check of its form: what is not JSON is 400, not 422.
-        content: Any = _ANY.validate_json(body)
-    except (ValidationError, RecursionError):
-        raise Problem(400, "the body is not a JSON object") from None
-    try:
-        if "samples" in content:
-            return PredictIn.model_validate(content).samples
-        return [SampleIn.model_validate(content)]
-    except ValidationError as error:
-        raise Problem(422, describe(error.errors(include_input=False))) from None
-
-
-def _decode(sample: SampleIn, number: int) -> Sample:
-    images = []
-    for position, text in enumerate(sample.images):
-        coded = text.partition(",")[2] if text.startswith("data:") else text
-        try:
-            images.append(base64.b64decode(coded, validate=True))
-        except (binascii.Error, ValueError):
-            raise Problem(422, f"samples.{number}.images.{position}: is not base64") from None
-    return Sample(sample.texts, images)
-
-
-async def _from_form(request: Request, limits: Limits) -> Sample:
+async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:
     form = await request.form(max_files=limits.pictures + 1, max_fields=1000, max_part_size=limits.body_bytes)
     unknown = sorted(set(form) - {"text", "image"})
     if unknown:
         raise Problem(422, f"unknown field {unknown[0]!r}; wanted text and image")
     texts = [value for value in form.getlist("text") if isinstance(value, str)]
     images = [await value.read() for value in form.getlist("image") if isinstance(value, UploadFile)]
-    if not images and not any(text.strip() for text in texts):
-        raise Problem(422, "samples.0: has neither text nor picture")
-    return Sample(texts, images)
+    return {"text": texts, "images": images}
 
 
 def _pixels(data: bytes, field: str) -> int:

@@ -72,4 +72,4 @@ def describe(errors: Any) -> str:
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{field or 'body'}: {first['msg']}{more}"
+    return f"{field or 'body'}: {first['msg'].removeprefix('Value error, ')}{more}"

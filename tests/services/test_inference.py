@@ -43,7 +43,7 @@ def test_every_record_has_one_row_and_bad_ones_are_marked(
     table = pq.read_table(out / "predictions.parquet")
     assert (summary.records, summary.bad, summary.resumed) == (31, 2, 0)
     assert summary.with_bad_pictures == 2
-    assert json.loads((out / "summary.json").read_text()) == summary.as_dict()
+    assert json.loads((out / "summary.json").read_text()) == vars(summary)
     rows = table.to_pylist()
     assert rows[1]["label"] is None and "no picture can be read" in rows[1]["problem"]
     assert rows[2]["id"] == "empty" and rows[2]["problem"] == "has neither text nor picture"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from datasets_manifest.errors import InputError
 from trainers.recipe.overrides import Tree, flatten, pop, put
@@ -23,62 +26,11 @@ class Removed(NamedTuple):
     now: str
 
 
-_TRIED = "moved to experiments/README.md, since it did not help on both data sets"
-_DECIDED = "is decided by itself now"
-_UNPROVEN = "was removed: no measurement showed a gain"
-_DISCRIMINATORS = "is part of `objective.discriminators` now: m2can, dann, cdan or mdan"
-_JITTER = "is part of `data.pictures.strong.jitter` now: [brightness, contrast, saturation, hue]"
-_CHECKPOINTING = "is `encoders.activation_checkpointing` now: none, text, pictures or both"
-
-REMOVED: dict[str, Removed] = {
-    "network.gate": Removed(False, _TRIED),
-    "objective.cmcfa_temperature": Removed(1.0, _TRIED),
-    "objective.cmcfa_symmetric": Removed(False, _TRIED),
-    "uacr.score": Removed("both", _TRIED),
-    "uacr.labels": Removed("hard", _TRIED),
-    "uacr.teacher": Removed("none", _TRIED),
-    "uacr.ema_decay": Removed(0.99, _TRIED),
-    "uacr.refine": Removed("none", _TRIED),
-    "uacr.neighbours": Removed(5, _TRIED),
-    "uacr.balance": Removed(False, _TRIED),
-    "uacr.unselected": Removed("drop", _TRIED),
-    "sam.every": Removed(1, _TRIED),
-    "sam.scope": Removed("global", _UNPROVEN),
-    "encoders.picture.ghosts": Removed(2, _UNPROVEN),
-    "encoders.text.dropout": Removed(None, "is as the encoder's own configuration says now, and 0 with `tiny`"),
-    "optimizer.scale_lr": Removed("none", "was removed: state the rates of your batch size in `optimizer.lr`"),
-    "optimizer.reference_batch": Removed(None, "was removed: state the rates of your batch size in `optimizer.lr`"),
-    "train.channels_last": Removed("auto", _DECIDED),
-    "data.kept_views": Removed(2**30, _DECIDED),
-    "data.pictures.max_pixels": Removed(50_000_000, "is 50,000,000 in any case now"),
-    "data.pictures.strong.aspect": Removed([3 / 4, 4 / 3], "is 3/4 to 4/3 in any case now, as published"),
-    "cluster.resize_interval_s": Removed(60.0, "is 60 in any case now"),
-    # These have a new form.
-    "data.train_split": Removed("train", "is the first name of `data.splits` now"),
-    "data.val_split": Removed("val", "is the second name of `data.splits` now"),
-    "data.texts.form": Removed("plain", "is part of `data.texts.cleaning` now"),
-    "data.pictures.strong.jitter.brightness": Removed(0.4, _JITTER),
-    "data.pictures.strong.jitter.contrast": Removed(0.4, _JITTER),
-    "data.pictures.strong.jitter.saturation": Removed(0.4, _JITTER),
-    "data.pictures.strong.jitter.hue": Removed(0.1, _JITTER),
-    "data.pictures.strong.jitter.p": Removed(0.8, "is `data.pictures.strong.jitter_p` now"),
-    "encoders.text.hidden": Removed(64, "is part of `encoders.text.name` now, for example tiny:32x1"),
-    "encoders.text.layers": Removed(1, "is part of `encoders.text.name` now, for example tiny:32x1"),
-    "encoders.picture.width": Removed(16, "is part of `encoders.picture.name` now, for example tiny:8"),
-    "encoders.text.activation_checkpointing": Removed(False, _CHECKPOINTING),
-    "encoders.picture.activation_checkpointing": Removed(False, _CHECKPOINTING),
-    "discriminators.pairs": Removed("all", _DISCRIMINATORS),
-    "discriminators.seen": Removed("joint", _DISCRIMINATORS),
-    "discriminators.hidden": Removed(0, _DISCRIMINATORS),
-    "discriminators.warmup": Removed(1000.0, _DISCRIMINATORS),
-    "objective.source_weights": Removed("uniform", _DISCRIMINATORS),
-    "optimizer.momentum": Removed(0.9, "is the first number of `optimizer.betas` now"),
-    "schedule.target_lr": Removed(0.0, "is `schedule.lowest_lr` now"),
-    "train.tf32": Removed(False, "is `train.precision: tf32` now"),
-}
+_TABLE: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("removed_keys.yaml").read_text(encoding="utf-8"))
+REMOVED = {key: Removed(default, group["now"]) for group in _TABLE for key, default in group["keys"].items()}
 REMOVED_VALUES = {
-    ("uacr.prior", "estimated"): Removed(None, _TRIED),
-    ("encoders.picture.batch_norm", "ghost"): Removed(None, _UNPROVEN),
+    ("uacr.prior", "estimated"): REMOVED["uacr.balance"],
+    ("encoders.picture.batch_norm", "ghost"): REMOVED["encoders.picture.ghosts"],
 }
 
 
@@ -102,25 +54,20 @@ def to_version_2(tree: Tree) -> None:
                 put(tree, key, value)
 
 
-def _old(tree: Tree, *keys: str) -> list[Any] | None:
-    """Values of keys of version 1, the default where one is not stated; None if none is."""
+def _take(tree: Tree, *keys: str) -> list[Any] | None:
+    """Take keys of version 1 out; a key that is not stated has its old default. None if none of them is stated."""
     stated = flatten(tree)
     if not any(key in stated for key in keys):
         return None
-    return [stated.get(key, REMOVED[key].default if key in REMOVED else None) for key in keys]
-
-
-def _replace(tree: Tree, old: tuple[str, ...], key: str, value: Any) -> None:
-    for name in old:
+    for key in keys:
         with suppress(KeyError):
-            pop(tree, name)
-    put(tree, key, value)
+            pop(tree, key)
+    return [stated.get(key, REMOVED[key].default) for key in keys]
 
 
 def _splits(tree: Tree) -> None:
-    old = ("data.train_split", "data.val_split")
-    if (names := _old(tree, *old)) is not None:
-        _replace(tree, old, "data.splits", names)
+    if (names := _take(tree, "data.train_split", "data.val_split")) is not None:
+        put(tree, "data.splits", names)
 
 
 def _text_form(tree: Tree) -> None:
@@ -132,11 +79,8 @@ def _text_form(tree: Tree) -> None:
 
 def _jitter(tree: Tree) -> None:
     section = "data.pictures.strong.jitter"
-    old = tuple(f"{section}.{name}" for name in ("brightness", "contrast", "saturation", "hue", "p"))
-    if (values := _old(tree, *old)) is not None:
-        for name in old:
-            with suppress(KeyError):
-                pop(tree, name)
+    old = (f"{section}.{name}" for name in ("brightness", "contrast", "saturation", "hue", "p"))
+    if (values := _take(tree, *old)) is not None:
         put(tree, section, values[:4])
         put(tree, f"{section}_p", values[4])
 
@@ -145,14 +89,9 @@ def _tiny(tree: Tree) -> None:
     """The sizes of `tiny` mean nothing for other encoders."""
     text, picture = ("encoders.text.hidden", "encoders.text.layers"), ("encoders.picture.width",)
     for name, old in (("encoders.text.name", text), ("encoders.picture.name", picture)):
-        sizes = _old(tree, *old)
-        if sizes is None:
-            continue
-        is_tiny, defaults = flatten(tree).get(name) == "tiny", [REMOVED[key].default for key in old]
-        for key in old:
-            with suppress(KeyError):
-                pop(tree, key)
-        if is_tiny and sizes != defaults:
+        sizes = _take(tree, *old)
+        is_default = sizes in (None, [REMOVED[key].default for key in old])
+        if sizes is not None and not is_default and flatten(tree).get(name) == "tiny":
             put(tree, name, "tiny:" + "x".join(map(str, sizes)))
     if str(flatten(tree).get("encoders.text.name", "")).startswith("tiny"):
         with suppress(KeyError):
@@ -162,16 +101,20 @@ def _tiny(tree: Tree) -> None:
 
 def _checkpointing(tree: Tree) -> None:
     old = ("encoders.text.activation_checkpointing", "encoders.picture.activation_checkpointing")
-    if (values := _old(tree, *old)) is not None:
+    if (values := _take(tree, *old)) is not None:
         names = {(False, False): "none", (True, False): "text", (False, True): "pictures", (True, True): "both"}
-        _replace(tree, old, "encoders.activation_checkpointing", names.get(tuple(values), values))
+        put(tree, "encoders.activation_checkpointing", names.get(tuple(values), values))
 
 
 def _adversary(tree: Tree) -> None:
     old = (*(f"discriminators.{name}" for name in ("pairs", "seen", "hidden", "warmup")), "objective.source_weights")
-    values = _old(tree, *old)
+    stated = {key: value for key, value in flatten(tree).items() if key in old}
+    values = _take(tree, *old)
     if values is not None and (name := _ADVERSARIES.get(tuple(values))) is not None:
-        _replace(tree, old, "objective.discriminators", name)
+        put(tree, "objective.discriminators", name)
+        return
+    for key, value in stated.items():  # no adversary of today: the keys are refused
+        put(tree, key, value)
 
 
 _ADVERSARIES = {
@@ -204,7 +147,8 @@ def _lowest_rate(tree: Tree) -> None:
 def _tf32(tree: Tree) -> None:
     stated = flatten(tree)
     if stated.get("train.tf32") is True and stated.get("train.precision", "fp32") == "fp32":
-        _replace(tree, ("train.tf32",), "train.precision", "tf32")
+        pop(tree, "train.tf32")
+        put(tree, "train.precision", "tf32")
 
 
 _REWRITES: tuple[Callable[[Tree], None], ...] = (

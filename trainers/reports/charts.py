@@ -30,7 +30,9 @@ from matplotlib.transforms import Affine2D
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY, GREY, YELLOW = "#e69f00", "#56b4e9", "#8a8f98", "#b5a500"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY, YELLOW)
-INK, SOFT, GRID, PAPER = "#1b1f24", "#5b6470", "#d5d9de", "#ffffff"
+_STYLE: Any = matplotlib.rc_params_from_file(Path(__file__).with_name("charts.mplstyle"), use_default_template=False)
+INK, SOFT, GRID = (_STYLE[name] for name in ("text.color", "axes.labelcolor", "grid.color"))
+PAPER = "#ffffff"
 RULE: dict[str, Any] = {"color": SOFT, "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
 _OF_THE_PAGE = {INK: "var(--text)", SOFT: "var(--soft)", GRID: "var(--line)", PAPER: "var(--page)"}
 _DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3), (12, 4), (5, 2), (1, 2), (4, 6))
@@ -41,34 +43,6 @@ _DPI = 150  # of PNG files
 _SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-_STYLE: Any = {
-    "font.size": 11,
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.facecolor": "none",
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": GRID,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-    "lines.scale_dashes": False,
-    "lines.markersize": 5,
-    "svg.fonttype": "none",
-}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from sklearn.neighbors import NearestNeighbors
 
 from datasets_manifest.manifest.corpus import Corpus
 from trainers.loop.validator_inputs import validator_rows
@@ -18,25 +18,6 @@ from trainers.validators.inputs import spread
 MOST_POINTS = 700  # of the target and of the sources
 
 
-@dataclass(frozen=True)
-class Points:
-    """The records of the map. true_N: -1 where there is no label."""
-
-    ids: list[str]
-    domain_N: np.ndarray
-    true_N: np.ndarray
-    domains: list[str]
-
-
-@dataclass(frozen=True)
-class View:
-    """The points as one epoch's network sees them."""
-
-    epoch: int
-    features_NK: np.ndarray
-    probs_NC: np.ndarray
-
-
 def feature_map(corpus: Corpus, checkpoints: dict[int, Path], chosen: int) -> dict[str, Any]:
     """The earliest checkpoint that was kept and the chosen one, each by its own two principal components.
 
@@ -44,28 +25,35 @@ def feature_map(corpus: Corpus, checkpoints: dict[int, Path], chosen: int) -> di
         checkpoints: by epoch.
     """
     target, source = validator_rows(corpus, corpus.labels)
-    sources, targets = (spread(rows)[_some(len(spread(rows)))] for rows in (source, target))
-    points = _points(corpus, np.concatenate([sources, targets]))
-    views = [_view(epoch, checkpoints[epoch]) for epoch in dict.fromkeys((min(checkpoints), chosen))]
+    sources, targets = spread(spread(source), MOST_POINTS), spread(spread(target), MOST_POINTS)
+    # An order in which no domain lies above the others.
+    order = np.random.default_rng(0).permutation(len(sources) + len(targets))
+    records = corpus.table.take(np.concatenate([sources, targets])[order])
+    domains = [part.domain for part in corpus.train]
+    domain_N = np.array([domains.index(name) for name in records["domain"].to_pylist()], dtype=int)
+    true_N = records["label"].to_numpy().astype(int)  # -1 where there is no label
+    views, maps = [], []
+    for epoch in dict.fromkeys((min(checkpoints), chosen)):
+        seen = read_validator_inputs(checkpoints[epoch])
+        features_NK = _joined(seen.source_features_MK, seen.target_features_NK)[order]
+        probs_NC = _joined(seen.source_probs_MC, seen.target_probs_NC)[order]
+        title = f"{'After: the chosen epoch' if epoch == chosen else 'Before: epoch'} {epoch}"
+        views.append(_drawn(title, features_NK, domain_N, true_N))
+        sure = np.round(100 * probs_NC.max(1)).astype(int)
+        maps.append({"predicted": probs_NC.argmax(1).tolist(), "sure": sure.tolist()})
     return {
         "sources": len(sources),
         "targets": len(targets),
         "first_epoch": min(checkpoints),
-        "views": [_drawn(view, points, view.epoch == chosen) for view in views],
-        "names": {"domain": points.domains, "true": corpus.classes, "predicted": corpus.classes},
-        "unlabelled": bool((points.true_N < 0).any()),
+        "views": views,
+        "names": {"domain": domains, "true": corpus.classes, "predicted": corpus.classes},
+        "unlabelled": bool((true_N < 0).any()),
         "data": {
-            "names": {"domain": points.domains, "class": corpus.classes},
-            "id": points.ids,
-            "domain": points.domain_N.tolist(),
-            "true": points.true_N.tolist(),
-            "maps": [
-                {
-                    "predicted": view.probs_NC.argmax(1).tolist(),
-                    "sure": np.round(100 * view.probs_NC.max(1)).astype(int).tolist(),
-                }
-                for view in views
-            ],
+            "names": {"domain": domains, "class": corpus.classes},
+            "id": records["id"].to_pylist(),
+            "domain": domain_N.tolist(),
+            "true": true_N.tolist(),
+            "maps": maps,
         },
     }
 
@@ -88,50 +76,21 @@ def same_neighbour(features_NK: np.ndarray, group_N: np.ndarray) -> float:
     features, group = features_NK[known].astype(float), group_N[known]
     if len(group) < 2:
         return float("nan")
-    squares = (features**2).sum(1)
-    distance = squares[:, None] + squares[None] - 2 * features @ features.T
-    np.fill_diagonal(distance, np.inf)
-    return float((group[distance.argmin(1)] == group).mean())
+    nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)[:, 0]
+    return float((group[nearest] == group).mean())
 
 
-def _some(number: int) -> np.ndarray:
-    return spread(np.arange(number), MOST_POINTS)
+def _joined(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The rows that are shown: of the sources, then of the target."""
+    return np.concatenate([spread(source, MOST_POINTS), spread(target, MOST_POINTS)]).astype(float)
 
 
-def _mixed(number: int) -> np.ndarray:
-    """An order in which no domain lies above the others."""
-    return np.random.default_rng(0).permutation(number)
-
-
-def _points(corpus: Corpus, rows: np.ndarray) -> Points:
-    taken = corpus.table.take(rows[_mixed(len(rows))])
-    domains = [part.domain for part in corpus.train]
-    domain = np.array([domains.index(name) for name in taken["domain"].to_pylist()], dtype=int)
-    return Points(taken["id"].to_pylist(), domain, taken["label"].to_numpy().astype(int), domains)
-
-
-def _view(epoch: int, checkpoint: Path) -> View:
-    seen = read_validator_inputs(checkpoint)
-    some_sources, some_targets = _some(len(seen.source_probs_MC)), _some(len(seen.target_probs_NC))
-
-    def both(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        rows = np.concatenate([source[some_sources], target[some_targets]]).astype(float)
-        return rows[_mixed(len(rows))]
-
-    return View(
-        epoch,
-        both(seen.source_features_MK, seen.target_features_NK),
-        both(seen.source_probs_MC, seen.target_probs_NC),
-    )
-
-
-def _drawn(view: View, points: Points, is_chosen: bool) -> dict[str, str | Markup]:
+def _drawn(title: str, features_NK: np.ndarray, domain_N: np.ndarray, true_N: np.ndarray) -> dict[str, str | Markup]:
     """One map with its title and what its numbers say."""
-    places, share = principal_components(view.features_NK)
-    title = f"{'After: the chosen epoch' if is_chosen else 'Before: epoch'} {view.epoch}"
+    places, share = principal_components(features_NK)
     words = (
-        f"Nearest neighbour among these records: of the same domain {_share(view, points.domain_N)}, of the same class "
-        f"{_share(view, points.true_N)}. The map holds {share:.1%} of the variance."
+        f"Nearest neighbour among these records: of the same domain {_share(features_NK, domain_N)}, of the same class "
+        f"{_share(features_NK, true_N)}. The map holds {share:.1%} of the variance."
     )
     with new_figure(6.0, 4.5) as figure:
         figure.set_layout_engine("none")
@@ -140,9 +99,9 @@ def _drawn(view: View, points: Points, is_chosen: bool) -> dict[str, str | Marku
         axes.margins(0.03)
         axes.plot(*places.T, "o")
         picture = svg(figure, f"Map of the fused features, {title}. {words}")
-    return {"title": title, "words": words, "svg": with_symbols(picture, points.domain_N.tolist())}
+    return {"title": title, "words": words, "svg": with_symbols(picture, domain_N.tolist())}
 
 
-def _share(view: View, group: np.ndarray) -> str:
-    value = same_neighbour(view.features_NK, group)
+def _share(features_NK: np.ndarray, group_N: np.ndarray) -> str:
+    value = same_neighbour(features_NK, group_N)
     return "not known" if np.isnan(value) else f"{value:.0%}"

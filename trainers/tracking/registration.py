@@ -38,23 +38,7 @@ CHECKSUMS = "files.json"
 CHECKSUM_TAG = "m2can.files_sha256"
 _MODEL_NAME = "model"
 _BUNDLE_FILES = ("model.safetensors", "model.json", "tokenizer.json")
-# What `trainers.model.predictor` imports, beside what comes with these.
-_REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "opencv-python-headless",
-    "pillow",
-    "pyarrow",
-    "pandas",
-    "numpy",
-    "pydantic",
-    "pyyaml",
-    "emoji",
-)
+_REQUIREMENTS = Path(__file__).with_name("model_requirements.txt")
 
 
 @dataclass(frozen=True)
@@ -192,7 +176,8 @@ def _pinned(bundle: Path) -> list[str]:
     """Explicit requirements: inferring them would load the model in another process, which takes most of a minute."""
     uses_timm = '"timm:' in (bundle / "model.json").read_text(encoding="utf-8")
     pins = []
-    for name in (*_REQUIREMENTS, "timm") if uses_timm else _REQUIREMENTS:
+    _, *names = _REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    for name in [*names, "timm"] if uses_timm else names:
         try:
             # The local part (`+cpu`) says from which index a wheel came; elsewhere it could not be installed.
             pins.append(f"{name}=={version(name).partition('+')[0]}")

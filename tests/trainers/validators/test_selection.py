@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
-from trainers.validators import choose_epoch, infomax
+from trainers.validators import choose_epoch
+from trainers.validators.confidence import infomax
 
 
 def test_infomax_is_highest_for_sure_and_balanced_predictions() -> None:

@@ -10,26 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.validators import (
-    VALIDATORS,
-    ValidatorInputs,
-    bnm,
-    candidate_scores,
-    choose_candidate,
-    class_ami,
-    corr_c,
-    density_ratio,
-    dev,
-    devn,
-    ensv,
-    epoch_score,
-    interpolation_consistency,
-    mixval,
-    negative_entropy,
-    snd,
-    source_accuracy,
-    verdicts,
-)
+from trainers.validators import ValidatorInputs, choose_candidate, epoch_score, verdicts
+from trainers.validators.agreement import ensv
+from trainers.validators.choice import VALIDATORS, candidate_scores
+from trainers.validators.confidence import bnm, corr_c, negative_entropy, source_accuracy
+from trainers.validators.mixing import interpolation_consistency, mixval
+from trainers.validators.reweighting import density_ratio, dev, devn
+from trainers.validators.structure import class_ami, snd
 
 RNG = np.random.default_rng(5)
 PROBS = RNG.dirichlet([0.5, 0.5, 1.0], 7)
