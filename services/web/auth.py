@@ -70,11 +70,7 @@ class Tokens:
         return len(self._entries)
 
     def identify(self, authorization: str | None) -> Caller:
-        """The caller of an `Authorization` header.
-
-        Raises:
-            Problem: 401, no token or an unknown one.
-        """
+        """The caller of an `Authorization` header. Raises Problem: 401, no token or an unknown one."""
         if not self._entries:
             return Caller("loopback", frozenset(get_args(Scope)))
         kind, _, token = (authorization or "").partition(" ")

@@ -51,11 +51,7 @@ def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the published names.
-
-    Raises:
-        ValueError: a tensor has no published name.
-    """
+    """Our state dict under the published names. Raises ValueError: a tensor has no published name."""
     named = {name: published_name(name) for name in state}
     unknown = sorted(name for name, theirs in named.items() if theirs is None)
     if unknown:

@@ -17,11 +17,7 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def run_storage(recipe: Recipe) -> Path:
-    """The folder in which runs lie, absolute.
-
-    Raises:
-        InputError: an address (`s3://…`) in place of a folder.
-    """
+    """The folder in which runs lie, absolute. Raises InputError: an address (`s3://…`) in place of a folder."""
     storage = recipe.run.storage
     if "://" in storage:
         problem = "is not a folder; object stores are not supported yet"
@@ -30,11 +26,7 @@ def run_storage(recipe: Recipe) -> Path:
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """Where MLflow is, for this recipe.
-
-    Raises:
-        InputError: an address MLflow cannot track to.
-    """
+    """Where MLflow is, for this recipe. Raises InputError: an address MLflow cannot track to."""
     return resolve_tracking_uri(recipe.tracking.uri, run_storage(recipe))
 
 

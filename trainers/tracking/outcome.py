@@ -97,10 +97,6 @@ def choose_epoch_of(
 
 
 def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
-    """What an epoch's model predicted for the rows set aside for choosing.
-
-    Raises:
-        InputError: missing or damaged.
-    """
+    """What an epoch's model predicted for the rows set aside for choosing. Raises InputError: missing or damaged."""
     tensors = read_tensors(checkpoint / "evaluation.safetensors")
     return ValidatorInputs.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
