@@ -190,3 +190,17 @@ def _text(document: str | None) -> str:
             code = indented
         out.append(line[4:] if indented else line.replace("<", "&lt;").replace("_", r"\_"))
     return "\n".join([*out, *(["```"] if code else [])])
+
+
+def manifest_rows(model: type[BaseModel]) -> list[str]:
+    """The rows of docs/manifest.md: a manifest's keys with default and meaning, as the models have them."""
+    rows = []
+    for name, field in model.model_fields.items():
+        if field.default is PydanticUndefined:
+            default = "**wanted**"
+        elif isinstance(field.default, BaseModel) or field.default in (None, {}):
+            default = "–"
+        else:
+            default = f"`{_yaml(field.default)}`"
+        rows.append(f"| `{name}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return rows

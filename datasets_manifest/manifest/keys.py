@@ -36,7 +36,7 @@ class Reading(_Section):
     """How records files are read. Relative paths are relative to the manifest's folder."""
 
     format: RecordFormat = Field("auto", description="Format of the files; `auto`: by the ending of their names.")
-    columns: Columns = Field(Columns(), description="Which column holds what, see below.")
+    columns: Columns = Field(Columns(), description="Which column holds what.")
     encoding: NonEmpty | None = Field(
         None,
         description="Of text files, e.g. `cp1252`; left out: UTF-8, and of CSV and TSV what a byte order mark says, "
@@ -56,7 +56,7 @@ class Reading(_Section):
         None, description="Folder or URI below which the pictures lie; left out: the manifest's folder."
     )
     image_template: NonEmpty | None = Field(
-        None, description="Makes a path of what a record names, e.g. `photos/{first2}/{stem}.jpg`, see below."
+        None, description="Makes a path of what a record names, e.g. `photos/{first2}/{stem}.jpg`."
     )
     allow_absolute: bool = Field(False, description="Records may name absolute paths and URIs.")
     allow_outside_root: bool = Field(False, description="Records may leave the image root by `..` and symbolic links.")
@@ -130,7 +130,7 @@ class Manifest(_Section):
     splits: Annotated[dict[Name, Split], Field(min_length=1)] = Field(
         description="Name → split. Training reads `train` and, if there is one, `val`."
     )
-    split: Division | None = Field(None, description="Divides the only split into itself and `val`, see below.")
+    split: Division | None = Field(None, description="Divides the only split into itself and `val`.")
 
     @field_validator("classes")
     @classmethod

@@ -84,6 +84,30 @@ def read_records(file: Location, reading: Reading, facts: FileFacts) -> Iterator
     return _from_dicts(parsed, file, columns, facts)
 
 
+def read_plain(file: Location) -> tuple[list[dict[str, Any]], str | None, list[str]]:
+    """All records of a file whose columns nobody has named yet: as mappings, a table's separator, and notes.
+
+    Raises:
+        InputError: as read_records.
+    """
+    form, notes = format_of(file), []
+    if form == "parquet":
+        try:
+            with storage.open_input(file) as stream:
+                return pq.read_table(stream).to_pylist(), None, notes
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"not a readable Parquet file: {first_line(error)}", file=file) from None
+    text, note = read_text(file, None, guess=is_table(form))
+    notes += [note] if note else []
+    if is_table(form):
+        separator = "\t" if form == "tsv" else find_separator(file, text, set())
+        rows = read_rows(file, text, separator)
+        _, header = next(rows, ("", []))
+        return [dict(zip(header, row, strict=True)) for _, row in rows], separator, notes
+    parsed = _parse_json(file, text) if form == "json" else _parse_lines(file, text)
+    return [record for _, record in parsed if isinstance(record, dict)], None, notes
+
+
 def is_table(form: RecordFormat) -> bool:
     return form in ("csv", "tsv")
 

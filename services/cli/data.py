@@ -32,6 +32,29 @@ def generate(
     show(json_, {"manifests": manifests}, *manifests)
 
 
+@app.command(epilog="Example:  m2can data init reviews.csv")
+def init(
+    records: Annotated[Path, typer.Argument(help="A records file: CSV, TSV, JSON, JSON lines or Parquet.")],
+    json_: AsJson = False,
+) -> None:
+    """Look at a file and write a manifest beside it, with guesses as comments. Nothing is overwritten."""
+    from datasets_manifest.checks.manifest_guess import guess_manifest
+    from datasets_manifest.errors import InputError
+    from datasets_manifest.files import write_atomically
+    from datasets_manifest.manifest.readers import read_split
+    from datasets_manifest.manifest.schema import load_manifest
+
+    guess = guess_manifest(records)
+    write_atomically(guess.manifest, guess.text)
+    problem = None
+    try:
+        read_split(load_manifest(guess.manifest), "train")
+    except InputError as error:
+        problem = str(error)
+    left = [f"to be mended by hand: {problem}"] if problem else [f"next: m2can data check {guess.manifest}"]
+    show(json_, {"manifest": str(guess.manifest), "problem": problem}, guess.text, f"written: {guess.manifest}", *left)
+
+
 @app.command("list", epilog="Example:  m2can data list --json")
 def list_(json_: AsJson = False) -> None:
     """The data sets known by name."""

@@ -46,8 +46,8 @@ def test_a_comma_stays_the_separator_where_it_was(tmp_path: Path) -> None:
 
 
 def test_columns_of_another_separator_are_shown(tmp_path: Path) -> None:
-    error = refusal(tmp_path, "r.csv", "titel;bild\nx;y\n")
-    assert (error.problem, error.value) == ("neither texts nor images", "titel, bild")
+    error = refusal(tmp_path, "r.csv", "heading;bild\nx;y\n")
+    assert (error.problem, error.value) == ("neither texts nor images", "heading, bild")
     error = refusal(tmp_path, "r.csv", "caption;bild\nx;y\n", columns={"text": "captoin"})
     assert "(nearest: caption)" in str(error.wanted)
 
