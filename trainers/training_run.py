@@ -170,7 +170,7 @@ def run(
     def on_step(content: dict[str, Any]) -> None:
         observer.on_step(content)
         if tracking is not None:
-            tracking.begin()
+            tracking.begin(content["precision"])
 
     try:
         with observer, stop or nullcontext() as stop_event:
@@ -231,10 +231,14 @@ class _Tracking:
     def has_begun(self) -> bool:
         return self._made is not None
 
-    def begin(self) -> Future[Sender]:
-        """Make and start the sender in the background, once."""
+    def begin(self, precision: str | None = None) -> Future[Sender]:
+        """Make and start the sender in the background, once.
+
+        Args:
+            precision: what the workers compute in; None: no step was made.
+        """
         if self._made is None:
-            self._made = self._pool.submit(self._make)
+            self._made = self._pool.submit(self._make, precision)
         return self._made
 
     def sender(self) -> Sender:
@@ -250,11 +254,13 @@ class _Tracking:
             model = model_to_log(outcome.checkpoint, epoch, accuracies, outcome.name, sender.tags)
         return sender.finish("FINISHED", artifacts=report, model=model)
 
-    def _make(self) -> Sender:
+    def _make(self, precision: str | None) -> Sender:
         from trainers.tracking.run_sender import make_sender
 
         prepared = self._prepared
-        sender = make_sender(prepared.name, prepared.folder, prepared.card, prepared.corpus, self._tags)
+        sender = make_sender(
+            prepared.name, prepared.folder, prepared.card, prepared.corpus, self._tags, precision=precision
+        )
         sender.start()
         return sender
 

@@ -53,14 +53,18 @@ def run(
 
     def train(prepared: Prepared, *, on_step: Any, **_: Any) -> Outcome:
         for step in range(steps):
-            on_step({"step": step})
+            on_step({"step": step, "precision": "bf16"})
         if error is not None:
             raise error
         return outcome
 
+    def made(*_: Any, precision: str | None) -> FakeSender:
+        assert precision == ("bf16" if steps else None)  # what the workers said
+        return sender
+
     monkeypatch.setattr(training_run, "prepare_and_start_ray", lambda recipe: prepared)
     monkeypatch.setattr("trainers.cluster.driver.train", train)
-    monkeypatch.setattr("trainers.tracking.run_sender.make_sender", lambda *_: sender)
+    monkeypatch.setattr("trainers.tracking.run_sender.make_sender", made)
     monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_: "the model")
     try:
         return training_run.run(recipe, register=register), sender

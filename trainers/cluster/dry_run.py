@@ -21,7 +21,7 @@ from trainers.failures import RunFailed
 class DryRun:
     """What was measured and what follows from it.
 
-    workers, steps: of the dry run. steps_per_epoch, eval_batches: of the run, for each worker.
+    workers, steps: of the dry run. precision: what they computed in. steps_per_epoch, eval_batches: of the run, for each worker.
     memory_mib: the most that one worker held, by kind (`process`, and `gpu` where there is one).
     step_s, eval_batch_s: without the first, which warms up. epoch_s: estimated, of an epoch in which the whole target takes
     part. checkpoint_bytes: of a real checkpoint. disk_bytes: of all that lie in the run's folder at a time, at most.
@@ -30,6 +30,7 @@ class DryRun:
 
     workers: int
     device: str
+    precision: str
     steps: int
     steps_per_epoch: int
     eval_batches: int
@@ -84,6 +85,7 @@ def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
     return DryRun(
         workers=int(found["workers"]),
         device=found["device"],
+        precision=found["precision"],
         steps=int(found["steps"]),
         steps_per_epoch=int(found["steps_per_epoch"]),
         eval_batches=int(found["eval_batches"]),

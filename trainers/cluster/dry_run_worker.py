@@ -35,6 +35,7 @@ def dry_run_on_worker(given: WorkerConfig) -> None:
         found = _measure(loop, ray.get(given.table))
         if loop.rank == 0:
             told = found | {"workers": loop.world_size, "device": str(loop.device)}
+            told |= {"precision": loop.recipe.train.precision}
             ray.get(given.monitor.post.remote("measured", told))
 
 

@@ -100,5 +100,6 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not text_again and encoders.text.freeze != "all":
         value = "both" if pictures_again else "text"
         yield f"encoders.activation_checkpointing={value}", "a step keeps 17 % of its texts; the same result, slower"
-    if train.precision in ("fp32", "fp64"):
+    single = ("fp32", "fp64") if torch.cuda.is_available() else ("auto", "fp32", "fp64")
+    if train.precision in single:
         yield "train.precision=bf16", "a step keeps 55 % of what it does in fp32; rounded"

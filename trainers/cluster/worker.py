@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import picture_memory
-from trainers.model.precision import require_device
+from trainers.model.precision import described, require_device, with_chosen_precision
 
 _log = logging.getLogger(__name__)
 
@@ -92,14 +92,17 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
     quiet()
     # Left alone, every worker on a node would start a thread for each of the node's cores.
     torch.set_num_threads(given.threads)
-    recipe, device = given.card.recipe, ray.train.torch.get_device()
-    require_device(recipe, device)
+    device = ray.train.torch.get_device()
+    require_device(given.card.recipe, device)
     world_size = ray.train.get_context().get_world_size()
     _log.info("%d workers, this one on %s of %s, process %d", world_size, device, platform.node(), os.getpid())
     collective = DistributedCollective() if world_size > 1 else Collective()
+    recipe = with_chosen_precision(given.card.recipe, device, collective)
+    if collective.rank == 0:
+        given.monitor.post.remote("note", f"{described(recipe, device)} (train.precision)")
     table = ray.get(given.table)
     return Loop(
-        given.card,
+        replace(given.card, recipe=recipe),
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
         source=EvaluationCache(Stream(given.table, given.cpu_budget, picture_memory(device))),
@@ -112,6 +115,7 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
             collective=collective,
             context=context,
             every_steps=recipe.checkpoint.every_steps,
+            precision=recipe.train.precision,
             trace=given.trace,
             profile=StepProfile(given.folder / "profile") if given.profile and collective.rank == 0 else None,
         ),

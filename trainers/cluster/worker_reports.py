@@ -132,6 +132,7 @@ class Reporter(Observer):
         ids: of all rows of the table.
         context: of this worker's log lines; follows the steps.
         every_steps: a checkpoint every so many steps; 0 or None for none within an epoch.
+        precision: what the workers compute in.
         trace: whether rank 0 sends every step's losses, not only some.
         profile: of this worker's steps, or None.
     """
@@ -145,11 +146,13 @@ class Reporter(Observer):
         collective: Collective,
         context: LogContext,
         every_steps: int | None,
+        precision: str,
         trace: bool,
         profile: StepProfile | None,
     ) -> None:
         self.monitor, self.trace, self.rank = monitor, trace, collective.rank
         self.collective, self.context, self.every_steps, self.profile = collective, context, every_steps, profile
+        self.precision = precision
         self.domains, self.ids = [part.domain for part in corpus.train], ids
         self._stop_answer: ray.ObjectRef | None = None  # the monitor's answer that has not come yet
         self._asked_to_stop = False
@@ -175,6 +178,7 @@ class Reporter(Observer):
             "step": slice_.step + 1,
             "steps": plan.num_steps,
             "samples": plan.num_domains * slice_.global_batch,
+            "precision": self.precision,
             "passes": {number: {name: float(v) for name, v in terms.items()} for number, terms in passes.items()},
         }
         self.monitor.post.remote("step", content)

@@ -13,8 +13,12 @@ import torch
 from torch import nn
 
 from datasets_manifest.errors import InputError
+from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe
+
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
@@ -22,9 +26,32 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.train.precision == "fp64" else torch.float32
 
 
+def computed_in(recipe: Recipe, device: torch.device) -> str:
+    """`train.precision` on this device: what `auto` comes to there, else as the recipe says."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    return "bf16" if _is_ampere(device) else "fp32"
+
+
+def with_chosen_precision(recipe: Recipe, device: torch.device, collective: Collective) -> Recipe:
+    """The recipe with the precision that all workers compute in, in the place of `auto`. All workers call it together."""
+    if recipe.train.precision != "auto":
+        return recipe
+    able = torch.tensor([float(computed_in(recipe, device) == "bf16")], device=device)
+    chosen = "bf16" if collective.sum_(able) == collective.world_size else "fp32"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen})})
+
+
+def described(recipe: Recipe, device: torch.device) -> str:
+    """What the workers compute in, in words."""
+    precision = computed_in(recipe, device)
+    rest = "; what stays float32 is rounded to TF32" if device.type == "cuda" and precision in _HALF else ""
+    return f"computes in {precision}{rest}"
+
+
 def autocast_of(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """Makes the context in which the network runs. The terms are computed outside of it, in float32."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.train.precision)
+    half = _HALF.get(computed_in(recipe, device))
     return nullcontext if half is None else partial(torch.autocast, device.type, half)
 
 
@@ -44,10 +71,15 @@ def require_device(recipe: Recipe, device: torch.device) -> None:
     train, cuda = recipe.train, device.type == "cuda"
     if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
         raise InputError("the GPU does not compute in it", field="train.precision", value="bf16", wanted="`fp16`")
-    if train.precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+    if train.precision == "tf32" and not _is_ampere(device):
         raise InputError("needs an Ampere GPU or a later one", field="train.precision", value="tf32", wanted="`fp32`")
     if train.compile:
         _require_compiler(cuda)
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether it is a CUDA GPU of that generation or a later one: bf16 and TF32 in its tensor cores."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _require_compiler(cuda: bool) -> None:
@@ -65,7 +97,7 @@ def choose_kernels(recipe: Recipe, device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
-        rounded = recipe.train.precision == "tf32"
+        rounded = computed_in(recipe, device) in ("tf32", *_HALF)
         torch.set_float32_matmul_precision("high" if rounded else "highest")
         torch.backends.cudnn.allow_tf32 = rounded
 
@@ -75,7 +107,7 @@ def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
 
     Tensor cores take that layout. Groups of pictures are normalised faster in torch's usual one.
     """
-    tensor_cores = device.type == "cuda" and recipe.train.precision in ("tf32", "bf16", "fp16")
+    tensor_cores = device.type == "cuda" and computed_in(recipe, device) in ("tf32", *_HALF)
     if tensor_cores and recipe.encoders.picture.batch_norm in ("batch", "frozen"):
         network.picture_encoder.to(memory_format=torch.channels_last)
 

@@ -18,10 +18,11 @@ class Train(Section):
     seed: int = Field(
         123456, ge=0, lt=2**32, description="Of weights, order and views. The same seed gives the same run."
     )
-    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp64"] = Field(
         "fp32",
-        description="What the network computes in. `tf32`: float32 whose products are rounded to TF32 (Ampere GPUs or later). "
-        "With `bf16` and `fp16` weights and loss terms stay float32.",
+        description="What the network computes in. `auto`: `bf16` on Ampere GPUs or later, else `fp32`. `tf32`: float32 whose "
+        "products are rounded to TF32 (Ampere GPUs or later). With `bf16` and `fp16` weights and loss terms stay float32, "
+        "and on a GPU what float32 products are left are rounded to TF32.",
     )
     accumulate: Count = Field(
         1,

@@ -24,16 +24,27 @@ _EXAMPLE = pd.DataFrame({"text": ["a caption of one sentence"], "image": [None]}
 
 
 def make_sender(
-    name: str, folder: Path, card: ModelCard, corpus: Corpus, tags: Mapping[str, str] = MappingProxyType({})
+    name: str,
+    folder: Path,
+    card: ModelCard,
+    corpus: Corpus,
+    tags: Mapping[str, str] = MappingProxyType({}),
+    *,
+    precision: str | None = None,
 ) -> Sender:
-    """The sender of the run `name` in `folder`; `tags` are added to those that every run has."""
+    """The sender of the run `name` in `folder`.
+
+    Args:
+        tags: are added to those that every run has.
+        precision: what the workers compute in, a parameter of the run; None: it is not known.
+    """
     recipe = card.recipe
     return Sender(
         tracking_uri(recipe),
         recipe.tracking.experiment,
         name,
         Journal(str(folder / "journal")),
-        params=recipe.flat(),
+        params=recipe.flat() | ({"precision": precision} if precision else {}),
         tags={
             "m2can.sources": ",".join(card.sources),
             "m2can.target": card.target,

@@ -20,7 +20,7 @@ def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, ray_cluster: None
     before = sorted(path for path in tmp_path.rglob("*"))
     found = dry_run(run)
     assert sorted(path for path in tmp_path.rglob("*")) == before
-    assert (found.workers, found.device, found.steps_per_epoch) == (2, "cpu", 5)
+    assert (found.workers, found.device, found.precision, found.steps_per_epoch) == (2, "cpu", "fp32", 5)
     assert found.eval_batches == 3  # 30 + 3 · 12 rows over two workers in batches of 16
     assert found.steps >= 2
     assert 100 < found.memory_mib["process"] < 20_000

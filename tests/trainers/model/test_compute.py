@@ -12,10 +12,11 @@ import torch
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.loss_scale import LossScale
+from trainers.m2can.collective import Collective
 from trainers.model.build import build_network
 from trainers.model.encoders import text_config
-from trainers.model.precision import choose_layout
-from trainers.recipe import apply_override, make_recipe
+from trainers.model.precision import choose_kernels, choose_layout, computed_in, described, with_chosen_precision
+from trainers.recipe import Recipe, apply_override, make_recipe
 
 EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
 
@@ -93,6 +94,64 @@ def test_what_the_device_lacks_is_refused(folder: Path) -> None:
         prepared_run(folder, ["cluster.device=cuda"])
 
 
+def of_precision(precision: str) -> Recipe:
+    return make_recipe({"data": {"sources": ["a"], "target": "b"}, "train": {"precision": precision}})
+
+
+def test_the_presets_choose_by_the_device_or_stay_exact() -> None:
+    for preset, precision in (("recommended", "auto"), ("published", "fp32")):
+        recipe = make_recipe({"preset": preset, "data": {"sources": ["a"], "target": "b"}})
+        assert recipe.train.precision == precision
+        assert computed_in(recipe, torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("stated", "capability", "chosen", "tf32"),
+    [
+        ("auto", (9, 0), "bf16", True),
+        ("auto", (8, 0), "bf16", True),
+        ("auto", (7, 5), "fp32", False),
+        ("bf16", (8, 0), "bf16", True),
+        ("fp16", (7, 0), "fp16", True),
+        ("tf32", (8, 6), "tf32", True),
+        ("fp32", (9, 0), "fp32", False),
+    ],
+)
+def test_what_a_gpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, stated: str, capability: tuple[int, int], chosen: str, tf32: bool
+) -> None:
+    """The GPU is made up; the settings of the process are put back."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    set_to: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
+    recipe, device = of_precision(stated), torch.device("cuda", 0)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        choose_kernels(recipe, device)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert computed_in(recipe, device) == chosen
+    assert (set_to, torch.backends.cudnn.allow_tf32) == (["high" if tf32 else "highest"], tf32)
+    assert described(recipe, device) == f"computes in {chosen}" + (
+        "; what stays float32 is rounded to TF32" if chosen in ("bf16", "fp16") else ""
+    )
+
+
+class Others(Collective):
+    """Two workers, of which the other one computes in fp32."""
+
+    world_size = 2
+
+
+def test_all_workers_compute_in_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.model.precision._is_ampere", lambda device: True)
+    cpu = torch.device("cpu")
+    assert with_chosen_precision(of_precision("auto"), cpu, Collective()).train.precision == "bf16"
+    assert with_chosen_precision(of_precision("auto"), cpu, Others()).train.precision == "fp32"
+    assert with_chosen_precision(of_precision("tf32"), cpu, Others()).train.precision == "tf32"
+
+
 def test_loss_scale_halves_on_overflow_and_doubles_after_a_while() -> None:
     scale = LossScale(value=4.0)
     gradient = torch.full((3,), 8.0)
@@ -112,7 +171,7 @@ def test_loss_scale_halves_on_overflow_and_doubles_after_a_while() -> None:
     [
         (["train.precision=bf16"], "cuda", True),
         (["train.precision=tf32"], "cuda", True),
-        ([], "cuda", False),
+        (["train.precision=fp32"], "cuda", False),
         (["train.precision=bf16"], "cpu", False),
         (["train.precision=bf16", "encoders.picture.batch_norm=per_sample"], "cuda", False),
     ],
