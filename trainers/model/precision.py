@@ -17,7 +17,6 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe
 
-
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -13,5 +13,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # What helped on both data sets of benchmarks/comparison.py; SAM, which doubles a step's cost, did not.
-    "recommended": {"uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8}, "sam": {"rho": 0.0}, "train": {"precision": "auto"}},
+    "recommended": {
+        "uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8},
+        "sam": {"rho": 0.0},
+        "train": {"precision": "auto"},
+    },
 }
