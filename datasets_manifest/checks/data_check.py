@@ -11,6 +11,7 @@ import numpy as np
 
 from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
+from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.label_faults import LabelFaults
 from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
 from datasets_manifest.manifest.schema import LoadedManifest
@@ -213,7 +214,14 @@ def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
             why = f"pictures are {problem}" if problem != "not an image" else "files are not images"
             more = f"; {harmed} of {len(rows.ids)} records have one, more than {MAX_BAD:.0%}" if fatal else ""
             kind = problem.replace(" ", "-")
+            if problem == "missing":
+                paths = [*map(_with_similar, paths[:EXAMPLES]), *paths[EXAMPLES:]]
             yield rows.finding("fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
+
+
+def _with_similar(path: str) -> str:
+    similar = storage.similar_file(path)
+    return path if similar is None else f"{path} ({similar})"
 
 
 def _of_labels(rows: SplitRows) -> Iterator[Finding]:

@@ -96,8 +96,8 @@ def _labels(records: Records, column: str | None) -> list[str]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for label, _ in counts.most_common():
         spellings[unicodedata.normalize("NFC", label).casefold()].append(label)
-    for key, written in spellings.items():  # the most frequent first, among equals the one in small letters
-        written.sort(key=lambda label, key=key: (-counts[label], label != key))
+    for written in spellings.values():  # the most frequent first, among equals the one in small letters
+        written.sort(key=lambda label: (-counts[label], label != label.casefold()))
     unlabelled = [each for key, written in spellings.items() if key in _NO_LABEL for each in written]
     classes = [written[0] for key, written in sorted(spellings.items()) if key not in _NO_LABEL]
     labels: dict[str, str | None] = dict.fromkeys(unlabelled)

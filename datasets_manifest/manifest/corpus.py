@@ -141,6 +141,8 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
                 continue
             identity, path = lacking[0]
             message = f"{len(lacking)} of {len(part)} records lack a picture file, first record {identity}: {path}"
+            if (similar := storage.similar_file(path)) is not None:
+                message += f" ({similar})"
             if len(lacking) > max_bad_fraction * len(part):
                 wanted = f"at most a fraction of {max_bad_fraction:g} (data.max_bad_fraction)"
                 raise InputError(message, file=part.domain, field=f"splits.{part.split}", wanted=wanted)

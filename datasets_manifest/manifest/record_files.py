@@ -90,15 +90,15 @@ def read_plain(file: Location) -> tuple[list[dict[str, Any]], str | None, list[s
     Raises:
         InputError: as read_records.
     """
-    form, notes = format_of(file), []
+    form = format_of(file)
     if form == "parquet":
         try:
             with storage.open_input(file) as stream:
-                return pq.read_table(stream).to_pylist(), None, notes
+                return pq.read_table(stream).to_pylist(), None, []
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"not a readable Parquet file: {first_line(error)}", file=file) from None
     text, note = read_text(file, None, guess=is_table(form))
-    notes += [note] if note else []
+    notes = [note] if note else []
     if is_table(form):
         separator = "\t" if form == "tsv" else find_separator(file, text, set())
         rows = read_rows(file, text, separator)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,31 @@ def is_file(location: Location) -> bool:
 def is_folder(location: Location) -> bool:
     """In an object store: some object's name begins with it. Raises OSError: the store is unreachable or refuses."""
     return _kind(location) == fs.FileType.Directory
+
+
+def similar_file(path: str) -> str | None:
+    """For a local path that is no file: the file that was probably meant, and how the two differ; None if there is none."""
+    if is_uri(path):
+        return None
+    for other, difference in (
+        (path.replace("\\", "/"), "with / for \\"),
+        (path.rstrip(), "without the blank at the end"),
+    ):
+        if other != path and os.path.isfile(other):
+            return f"{other} is there, {difference}"
+    folder, name = os.path.split(path)
+    try:
+        found = [each for each in os.listdir(folder or ".") if _folded(each) == _folded(name)]
+    except (OSError, ValueError):
+        return None
+    if not found:
+        return None
+    same = unicodedata.normalize("NFC", found[0]) == unicodedata.normalize("NFC", name)
+    return f"{found[0]} is there, " + ("with accents composed otherwise" if same else "upper and lower case differ")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def size(location: Location) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from datasets_manifest.checks import picture_facts
 from datasets_manifest.checks.data_check import DataReport, check
 from datasets_manifest.checks.picture_facts import PictureFacts, read_all_facts
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.corpus import load_corpus, require_pictures
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from trainers.reports.data_check_page import page
 
@@ -149,6 +152,42 @@ def test_every_bad_label_is_listed_with_its_count(tmp_path: Path, clean: dict[st
     ]
     assert "one of 'bad', 'good'" in found.message
     assert report.splits[0].unlabelled == 3
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "difference"),
+    [
+        ("a/B.png", "a/b.png", "B.png is there, upper and lower case differ"),
+        ("a/b.png", "a\\b.png", "with / for \\"),
+        ("a/b.png", "a/b.png ", "without the blank at the end"),
+        ("a/\u00e9.png", "a/e\u0301.png", "with accents composed otherwise"),
+    ],
+)
+def test_why_a_picture_is_missing(tmp_path: Path, there: str, named: str, difference: str) -> None:
+    shop = tmp_path / "shop"
+    (shop / "a").mkdir(parents=True)
+    picture(shop, there, 1)
+    content = [{"text": f"x {n}", "label": n % 2, "image": [named]} for n in range(2)]
+    found = next(f for f in check([domain(shop, {"train": content})]).findings if f.kind == "missing")
+    assert difference in found.examples[0]
+    manifest = str(shop / "manifest.yaml")
+    (tmp_path / "shop2").mkdir()
+    (tmp_path / "shop2" / "manifest.yaml").write_text((shop / "manifest.yaml").read_text().replace("shop", "shop2"))
+    (tmp_path / "shop2" / "train.json").write_text(json.dumps([record | {"image": []} for record in content]))
+    corpus = load_corpus([str(tmp_path / "shop2" / "manifest.yaml")], manifest)
+    with pytest.raises(InputError, match=re.escape(difference)):
+        require_pictures(corpus, 0.1)
+
+
+def test_training_is_told_of_absent_columns_and_classes(tmp_path: Path, clean: dict[str, Records]) -> None:
+    another_name(tmp_path / "shop", clean["train"])
+    manifests = [domain(tmp_path / name, {"train": clean["train"]}) for name in ("shop", "forum")]
+    for manifest in manifests:
+        text = Path(manifest.path).read_text().replace("[bad, good]", "[bad, good, fair]")
+        Path(manifest.path).write_text(text)
+    notes = load_corpus([str(manifests[0].path)], str(manifests[1].path)).notes
+    assert "shop, train: no file has a column `image`; nearest: `images`" in notes
+    assert "no source has a record of class fair" in notes
 
 
 def test_a_guessed_encoding_is_noted(tmp_path: Path) -> None:
