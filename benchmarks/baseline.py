@@ -1,9 +1,9 @@
-"""The other side of `benchmarks.speed`: the method with the published cost structure, and nothing done about it.
+"""The other side of `benchmarks.speed`: the method with the published code's cost, without any optimisation.
 
 Written from the method: every sample's pictures are a call of their own of the picture encoder, every text is padded to
 the most tokens, every sample to the most pictures; Pillow decodes and torchvision's transforms make the views in
 processes of torch's DataLoader, which send padded floating-point tensors. Projections, fusion, heads and terms are ours:
-they cost next to nothing on either side, and so the numbers that come out can be compared.
+they cost little on either side, and both sides give numbers that can be compared.
 """
 
 from __future__ import annotations

@@ -265,7 +265,8 @@ def main() -> None:
     if not arguments.tiny and (needs := lacking()):
         print(f"benchmarks.gpu needs {', '.join(needs)}", file=sys.stderr)
         sys.exit(2)
-    began, rows = time.monotonic(), {}
+    began = time.monotonic()
+    rows: dict[str, Found] = {}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, measurement in MEASUREMENTS.items():
         left = LIMIT_S - (time.monotonic() - began)

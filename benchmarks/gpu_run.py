@@ -95,6 +95,8 @@ class EpochRows(RunObserver):
         found = record.metrics
         rate, waited = found["speed/samples_per_s"], found["speed/data_wait_fraction"]
         note = f"{rate:,.0f} rows/s; {100 * waited:.0f} % of the time without data"
+        if "speed/gpu_busy_fraction" in found:
+            note += f", the GPU busy for {100 * found['speed/gpu_busy_fraction']:.0f} %"
         self.tell(f"epoch_{record.epoch}", rate, note)
         if record.epoch == EPOCHS:
             self.tell(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +24,7 @@ from benchmarks.speed_step import measure_step
 from benchmarks.step_parts import QUICK, Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.stream.encode import HostBatch
 from trainers.loop.step import Step
-from trainers.model.device_batches import to_batch
+from trainers.model.device_batches import picture_memory, to_batch
 from trainers.model.precision import dtype_of
 
 BERT_DROPOUT = 0.1  # of bert-base-uncased's own configuration
@@ -72,9 +73,11 @@ REAL = Scale()
 TINY = Scale(QUICK, 2, EARLY + 4, 1, 24, (64, 48), 500, 8)
 
 
-def hosts_of(size: Size, steps: int) -> list[HostBatch]:
-    """Batches whose texts differ; their pictures are the same ones."""
-    pictures = make_rows(size, 2, size.rows).pictures
+def hosts_of(size: Size, steps: int, device: torch.device) -> list[HostBatch]:
+    """Batches whose texts differ; their pictures are the same ones, in memory as the feed collates them."""
+    drawn = make_rows(size, 2, size.rows).pictures
+    pictures = picture_memory(device)(drawn.shape, np.uint8)
+    pictures[:] = drawn
     hosts = [make_rows(replace(size, pixels=8), 2, size.rows, seed) for seed in range(steps)]
     for host in hosts:
         host.pictures = pictures
@@ -89,7 +92,7 @@ class ReadySteps:
         size = replace(scale.size, batch=rows, dropout=dropout)
         self.recipe = recipe_of(size, preset, *overrides)
         self.step: Step = make_step(make_network(size, self.recipe), self.recipe, self.device)
-        self.hosts, self.labels_DB, self.rows = hosts_of(size, scale.steps), make_labels(size), size.rows
+        self.hosts, self.labels_DB, self.rows = hosts_of(size, scale.steps, self.device), make_labels(size), size.rows
 
     def take(self, host: HostBatch) -> None:
         self.step(to_batch(host, self.labels_DB, device=self.device, dtype=dtype_of(self.recipe)))

@@ -1,4 +1,4 @@
-"""What is compared runs in turns, side by side: in one process, or each side in a process of its own."""
+"""Time two or more sides in turns, in one process or each in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def device_here() -> torch.device:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call; on a GPU by its own events."""
+    """Duration of one call, on a GPU from CUDA events."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -59,7 +59,7 @@ def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, device:
 
 
 def in_turns(clocks: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median of what each clock shows."""
+    """Median of each clock's readings; the clocks take turns."""
     found: dict[str, list[float]] = {name: [] for name in clocks}
     for _ in range(repeats):
         for name, clock in clocks.items():
@@ -84,7 +84,7 @@ class SideProcess:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self.make, self.arguments))
         self._process.start()
-        theirs.close()  # so that the end of the process is seen here
+        theirs.close()  # else recv would not end when the process does
         self.first: dict[str, Any] = self._answer()
         return self
 

@@ -1,4 +1,4 @@
-"""What steps are measured on: rows, networks, the step itself."""
+"""Rows, networks and steps that the benchmarks measure."""
 
 from __future__ import annotations
 
