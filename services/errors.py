@@ -1,6 +1,4 @@
-"""Errors that end a command with exit code 1. The message has a next step."""
-
-from __future__ import annotations
+"""Errors that end a command with exit code 1. The message says what to do next."""
 
 
 class ServiceUnavailable(RuntimeError):

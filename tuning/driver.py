@@ -38,7 +38,7 @@ from tuning.trial_results import Trial, read_trials, result_tree
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to.
+    """The outcome of a sweep.
 
     best: None for a comparison. best_recipe: the file that `train` takes. registered: where the best model is.
     report: folder with the pictures. report_page: report.html in it. parent_run: the sweep's MLflow run.
@@ -80,7 +80,7 @@ class SweepResult:
 
 
 class Progress(tune.Callback):
-    """A line on standard error for each report, unless that is to be quiet."""
+    """Prints a line on standard error for each report of a trial."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -155,12 +155,12 @@ def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:
     validator = plan.sweep.objective
     if validator == LEAVE_ONE_SOURCE_OUT:
         return max(finished, key=lambda trial: trial.score)
-    evidence = [read_validator_inputs(Path(str(trial.content["checkpoint"]))) for trial in finished]
-    return finished[choose_candidate(validator, evidence, base.selection.gate)]
+    inputs = [read_validator_inputs(Path(str(trial.content["checkpoint"]))) for trial in finished]
+    return finished[choose_candidate(validator, inputs, base.selection.gate)]
 
 
 def _claim(plan: SweepPlan, folder: Path) -> None:
-    """A folder that is there belongs to this sweep only if nothing in it changed."""
+    """Record the sweep in its folder, or refuse a folder that holds a different sweep. Raises InputError."""
     file = folder / "sweep.json"
     now = {"sweep": plan.sweep.model_dump(mode="json", exclude={"max_concurrent", "recipe"}), "tree": plan.tree}
     now = json.loads(json.dumps(now, default=str))

@@ -1,4 +1,4 @@
-"""The page of a sweep: what was searched or compared, what came of it; the words stand in templates/sweep.html."""
+"""The page of a sweep: its settings, results and charts. The text is in templates/sweep.html."""
 
 from __future__ import annotations
 

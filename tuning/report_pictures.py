@@ -154,7 +154,7 @@ def _score_by(sweep: Sweep, key: str, trials: list[Trial], best: Trial | None) -
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        charts.letter_y(axes, charts.FITTED)
+        charts.format_y_axis(axes, charts.FITTED)
         axes.set_ylabel("score")
         return charts.Chart(key, charts.svg(figure, f"Score by {key}, a point a trial"))
 

@@ -1,4 +1,4 @@
-"""One trial: one Train run, driven from within a process of Ray Tune. What came of it stands in its `trial.json`."""
+"""One trial: one Train run, started from a process of Ray Tune. Its result is written to `trial.json`."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix=name) as pool:
-        # Tune wants its reports from this thread, while another waits for the run.
+        # tune.report must be called from Tune's own thread, so another thread drives the run.
         work = pool.submit(_work, config, job, name, reports.put, stop)
         work.add_done_callback(lambda _: reports.put(None))
         while (report := reports.get()) is not None:
-            tune.report(report)  # comes back once the scheduler has decided
+            tune.report(report)  # returns after the scheduler's decision
             if stop_file(job.folder, name).is_file():
                 stop.set()
         content = work.result()
@@ -75,12 +75,12 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
 
 
 def stop_file(folder: Path, name: str) -> Path:
-    """Its presence asks a trial to end between two steps."""
+    """The file that asks a trial to end: the trial stops after the step in which the file appears."""
     return folder / name / "stop"
 
 
 def last_report(content: dict[str, Any]) -> dict[str, Any]:
-    """What Tune hears of a finished trial."""
+    """The report to Tune that ends a trial."""
     return {"score": content["score"], "epoch": content["epochs"], "finished": True}
 
 
@@ -127,7 +127,7 @@ def _target_run(
 
 
 def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> dict[str, Any]:
-    """Each source plays the target once; its labels then tell how well the rest carried over."""
+    """Each source is the target once; the score is the mean accuracy by its labels."""
     sources = job.plan.recipe(overrides).data.sources
     accuracies: dict[str, float] = {}
     epochs = 0

@@ -1,4 +1,4 @@
-"""What the trials of a sweep came to, read from their folders."""
+"""Results of a sweep's trials, read from their folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuning.sweep import Sweep
 
 MEASURES = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "target_macro_f1")
 TRIAL_FILE = "trial.json"
-_TOLD = ("score", "epochs", "chosen_epoch", "source_accuracy", *MEASURES, "regret", "seconds", "left_out", "error")
+_RESULTS = ("score", "epochs", "chosen_epoch", "source_accuracy", *MEASURES, "regret", "seconds", "left_out", "error")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trial:
 
 
 def read_trials(folder: Path, sweep: Sweep) -> list[Trial]:
-    """All trials that left something, in the order in which they began.
+    """All trials that wrote a recipe or a result, ordered by start.
 
     Args:
         folder: of the sweep's trials.
@@ -79,8 +79,8 @@ def result_tree(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[s
     """The sweep's result as plain values."""
     rows = []
     for trial in trials:
-        told = {key: trial.content.get(key) for key in _TOLD}
-        rows.append({"name": trial.name, "status": trial.status, "config": trial.config, **told})
+        results = {key: trial.content.get(key) for key in _RESULTS}
+        rows.append({"name": trial.name, "status": trial.status, "config": trial.config, **results})
     tree: dict[str, Any] = {"objective": sweep.objective, "trials": rows, "best": best.name if best else None}
     if sweep.is_comparison:
         tree["variants"] = variant_rows(sweep, trials)

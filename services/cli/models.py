@@ -81,7 +81,7 @@ def promote(
     storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
-    """Point an alias at a version; services take it up without restart. Exit code 1 if the gate stays shut."""
+    """Point an alias at a version; services take it up without restart. Exit code 1 if it is not better."""
     from datasets_manifest.errors import InputError
     from services.promotion import Gate
     from services.promotion import promote as promote_version

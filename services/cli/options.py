@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they stand for."""
+"""Options shared by several commands, and how they are resolved."""
 
 from __future__ import annotations
 

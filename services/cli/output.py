@@ -97,7 +97,7 @@ class RunProgress(RunObserver):
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """What an epoch came to, in one line."""
+    """An epoch's loss, accuracies and speed in one line."""
     m = record.metrics
     parts = [f"epoch {record.epoch}/{epochs}", f"loss {m.get('loss/total', float('nan')):.3f}"]
     if "source/val/accuracy" in m:

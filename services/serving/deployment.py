@@ -253,7 +253,7 @@ def start(config: ServeConfig, host: str, port: int) -> None:
 
 
 def stop() -> None:
-    """End what `start` began."""
+    """Shut Ray Serve down."""
     serve.shutdown()
 
 

@@ -1,8 +1,8 @@
 """Charts by matplotlib: PNG files, and SVG within a page.
 
-What is told apart by colour (Okabe and Ito: also for the colour-blind) is also told apart by dashes or by the marker's
-shape. In a page a chart takes the page's colours and fonts, scales with it, has a label for those who cannot see it, a
-title for every point, and the numbers in a table that opens.
+Curves and points differ by colour (Okabe and Ito's palette, for the colour-blind, too) and by dashes or marker. In a page a
+chart takes the page's colours and fonts, scales with it, has a label for those who cannot see it, a title for every point,
+and the numbers in a table that opens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STYLE: Any = matplotlib.rc_params_from_file(Path(__file__).with_name("charts.mp
 INK, SOFT, GRID = (_STYLE[name] for name in ("text.color", "axes.labelcolor", "grid.color"))
 PAPER = "#ffffff"
 RULE: dict[str, Any] = {"color": SOFT, "linestyle": (0, (4, 3)), "linewidth": 1.2, "zorder": 1}
-_OF_THE_PAGE = {INK: "var(--text)", SOFT: "var(--soft)", GRID: "var(--line)", PAPER: "var(--page)"}
+_CSS_COLOURS = {INK: "var(--text)", SOFT: "var(--soft)", GRID: "var(--line)", PAPER: "var(--page)"}
 _DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3), (12, 4), (5, 2), (1, 2), (4, 6))
 _MARKERS = "os^DPvXp"
 _MOST_MARKERS = 60  # points of a curve; beyond, markers hide the curve
@@ -68,7 +68,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """How the y axis is read. ends: its range, None to fit the values."""
+    """Scale of the y axis. ends: its range, None to fit the values."""
 
     percent: bool = False
     ends: tuple[float, float] | None = None
@@ -141,8 +141,8 @@ def svg(figure: Figure, label: str) -> Markup:
     root.attrib.clear()
     root.attrib.update({"viewBox": box, "role": "img", "aria-label": label})
     text = ElementTree.tostring(root, encoding="unicode")
-    for colour, of_the_page in _OF_THE_PAGE.items():
-        text = text.replace(colour, of_the_page)
+    for colour, css in _CSS_COLOURS.items():
+        text = text.replace(colour, css)
     return Markup(re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2))  # HTML knows both
 
 
@@ -181,7 +181,7 @@ def draw_curves(axes: Axes, series: Sequence[Series], scale: Scale = FITTED, epo
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if scale.ends:
         axes.set_ylim(scale.ends[0] - 0.02, scale.ends[1] + 0.02)
-    letter_y(axes, scale)
+    format_y_axis(axes, scale)
     for level, (epoch, name) in enumerate(sorted(epochs.marks.items())):
         axes.axvline(epoch, **RULE)
         left = epoch > (first + last) / 2
@@ -197,8 +197,8 @@ def draw_curves(axes: Axes, series: Sequence[Series], scale: Scale = FITTED, epo
         )
 
 
-def letter_y(axes: Axes, scale: Scale) -> None:
-    """Numbers at the y axis: all digits of a round number, so that neighbours differ."""
+def format_y_axis(axes: Axes, scale: Scale) -> None:
+    """Ticks of the y axis at round numbers, with all their digits, so that neighbouring labels differ."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(
         PercentFormatter(1.0, symbol=" %") if scale.percent else FuncFormatter(lambda value, _: f"{value:.10g}")

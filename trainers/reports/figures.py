@@ -134,7 +134,7 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path) 
         right.set_title("Precision of what is kept")
         left.set_ylabel("pseudo labels that are right")
         if not n:
-            _say(left, "no pseudo labels")
+            _write_note(left, "no pseudo labels")
             return charts.save_png(figure, file)
         parts = draw_precision(left, scores, correct)
         for place, part in enumerate(parts):
@@ -150,7 +150,7 @@ def pseudo_label_precision(scores: np.ndarray, correct: np.ndarray, file: Path) 
         right.set_ylim(max(0.0, np.floor(curve.min() * 10 - 0.5) / 10), 1.005)
         right.set_xlabel("share kept, surest first")
         right.xaxis.set_major_formatter(PercentFormatter(1.0))
-        charts.letter_y(right, charts.SHARES)
+        charts.format_y_axis(right, charts.SHARES)
         every = float(correct.mean())
         right.axhline(every, **charts.RULE)
         right.annotate(
@@ -185,7 +185,7 @@ def draw_precision(axes: Axes, scores: np.ndarray, correct: np.ndarray) -> list[
         charts.titled(bar, f"score {scores[part[0]]:.3g} to {scores[part[-1]]:.3g}: {charts.percent(precision)} right")
     axes.axhline(float(correct.mean()), **charts.RULE)
     axes.set_ylim(0.0, 1.02)
-    charts.letter_y(axes, charts.SHARES)
+    charts.format_y_axis(axes, charts.SHARES)
     return parts
 
 
@@ -215,7 +215,7 @@ def _draw_panels(
                 lines = axes.get_legend_handles_labels()[0]
                 axes.legend(lines, named, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
             if not drawn:
-                _say(axes, "nothing of this was recorded")
+                _write_note(axes, "nothing of this was recorded")
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         if chosen_epoch is not None:
@@ -233,5 +233,5 @@ def _draw_panels(
         charts.save_png(figure, file)
 
 
-def _say(axes: Axes, text: str) -> None:
+def _write_note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=charts.SOFT)

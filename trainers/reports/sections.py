@@ -1,4 +1,4 @@
-"""What a run's page shows of its training and of the target's predictions; the words stand in templates/run.html."""
+"""Content of a run's page: its training and its predictions for the target. The text is in templates/run.html."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def calibration(run: Run) -> dict[str, Any]:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("confidence")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        charts.letter_y(axes, charts.SHARES)
+        charts.format_y_axis(axes, charts.SHARES)
         label = f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {charts.percent(error)}"
         picture = charts.svg(figure, label)
     head = ("confidence", "accuracy", "records")

@@ -1,7 +1,7 @@
 """The journal of a run: one small file an epoch, in the run's folder.
 
-Ray Train's controller writes it (cluster/journal_callback.py), the sender (tracking/sender.py) reads it. It survives when
-MLflow is away, when the driver dies, and when a report arrives twice: the same epoch written again replaces its file.
+Ray Train's controller writes it (cluster/journal_callback.py), the sender (tracking/sender.py) reads it. It survives an
+unreachable MLflow, the driver's death, and a report that arrives twice: the same epoch written again replaces its file.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from trainers.tracking.mlflow_compat import (
 _log = logging.getLogger(__name__)
 
 RUN_NAME_TAG = "m2can.run_name"
-MARK = "epoch"
+MARK = "epoch"  # the metric that says which epochs a run has
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -45,13 +45,13 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def open_experiment(uri: str, experiment: str, storage: Path) -> str:
-    """The id of the experiment, which is made if need be.
+    """The id of the experiment, which is created if it does not exist.
 
     Without a server its artifacts go to `<storage>/mlartifacts`; a server knows its own place for them.
 
     Raises:
         InputError: the experiment was deleted in MLflow.
-        MlflowException: MLflow is away.
+        MlflowException: MLflow is unreachable.
     """
     client = open_client(uri)
     place = None if scheme(uri) in SERVERS else (storage.absolute() / "mlartifacts").as_uri()
@@ -60,7 +60,7 @@ def open_experiment(uri: str, experiment: str, storage: Path) -> str:
         try:
             return client.create_experiment(experiment, artifact_location=place)
         except MlflowException as error:
-            # Another process was faster.
+            # Another process created it first.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(experiment)
@@ -84,7 +84,7 @@ class RunLink:
 
     @classmethod
     def open(cls, uri: str, experiment: str, storage: Path, run_name: str, tags: dict[str, str]) -> RunLink:
-        """Find the run tagged with this name, or make it. If it failed or was left open by a crash, it goes on."""
+        """Find the run tagged with this name, or make it. A run that failed or was left open by a crash is continued."""
         experiment_id = open_experiment(uri, experiment, storage)
         client = open_client(uri)
         tags = {**tags, RUN_NAME_TAG: run_name}

@@ -1,4 +1,4 @@
-"""What a finished run came to: its epochs, the chosen checkpoint, the accuracies."""
+"""The outcome of a finished run: its epochs, the chosen checkpoint, the accuracies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET_ACCURACY = "target/val/accuracy"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
     checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.

@@ -1,8 +1,8 @@
-"""A trained model on its way into MLflow: saved as code with safetensors, uploaded, registered, named `candidate`.
+"""Log and register a trained model in MLflow: save it as code with safetensors, upload it, register it as `candidate`.
 
 `mlflow.pyfunc.log_model` works on process-wide state (active run, tracking address) and makes a new model at every call.
-Here the same steps are taken through a client with explicit ids, and each looks first whether it was taken before, so
-that an ending cut off anywhere can be repeated.
+Here the same steps go through a client with explicit ids, and each first checks whether it was done before, so that a
+registration cut off anywhere can be repeated.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def register(link: RunLink, model: ModelToLog) -> str:
         the version's number.
 
     Raises:
-        MlflowException, OSError: MLflow or its artifact store is away; calling again goes on from there.
+        MlflowException, OSError: MLflow or its artifact store is unreachable; another call continues from there.
     """
     client, name = link.client, model.registered_name
     known = client.search_model_versions(f"name = '{name}' and run_id = '{link.run_id}'")

@@ -94,7 +94,7 @@ def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, s
     """Register a model folder that no run of ours made, under an MLflow run of its own.
 
     Raises:
-        TrackingUnavailable: MLflow is away; the folder stays.
+        TrackingUnavailable: MLflow is unreachable; the folder stays.
     """
     model = ModelToLog(
         bundle=bundle,

@@ -47,7 +47,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class _Ending:
-    """What `finish` asks of the thread, and its answer."""
+    """A call of `finish`, and the thread's answer to it."""
 
     status: str
     artifacts: Path | None
@@ -66,7 +66,7 @@ class Sender:
         params: flat parameters of the run.
         tags: of the MLflow run.
         storage: folder for artifacts where there is no server.
-        interval_s: seconds between two looks at the journal.
+        interval_s: seconds between two reads of the journal.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Sender:
         self._link: RunLink | None = None
         self._ending: _Ending | None = None
         self._failing_since: float | None = None  # time.monotonic() of the first of the failures in a row
-        self._answering = False  # MLflow answered in this round, and what was asked at the end is being done
+        self._answering = False  # MLflow answered in this round, and `finish` is being carried out
         self._warned = False
         self._last_error: Exception | None = None
         self.run_id: str | None = None  # known once MLflow has answered
@@ -121,10 +121,10 @@ class Sender:
             status: FINISHED, FAILED or KILLED.
             artifacts: folder whose content is logged under `report`.
             model: to be registered as `candidate`.
-            deadline_s: seconds MLflow may be away in a row before this gives up. An upload under way is not cut off.
+            deadline_s: seconds MLflow may be unreachable in a row before this gives up. An upload under way is not cut off.
 
         Raises:
-            TrackingUnavailable: MLflow stayed away or refused.
+            TrackingUnavailable: MLflow stayed unreachable or refused.
         """
         if artifacts is not None and not artifacts.is_dir():
             raise FileNotFoundError(f"{artifacts}: no such folder to log")
@@ -152,7 +152,7 @@ class Sender:
     def _work(self) -> None:
         pause = self._interval_s
         while True:
-            # Cleared before the look at what is asked: a request that comes during it wakes the next wait.
+            # Cleared before the request is read: one that arrives later wakes the next wait.
             self._wake.clear()
             ending = self._ending
             try:

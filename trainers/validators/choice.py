@@ -1,4 +1,4 @@
-"""From scores to a choice, and what the choice cost."""
+"""Scores of candidates, the choice among them, and its regret."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _consistency(e: ValidatorInputs) -> np.ndarray:
     return interpolation_consistency(e.mixed_probs_RC, e.mixed_dominant_R, e.mixed_other_R)
 
 
-# Of one candidate alone. EnsV knows no such score; of MixVal it is the mean of both consistencies.
+# Scores of one candidate by itself. EnsV has none; MixVal's is the mean of both consistencies.
 _ALONE: dict[str, Callable[[ValidatorInputs], float]] = {
     "infomax": _infomax,
     "source_accuracy": lambda e: source_accuracy(e.source_probs_MC, e.source_labels_M),
@@ -74,7 +74,7 @@ def choose_candidate(validator: Validator, inputs: Sequence[ValidatorInputs], ga
 def choose_epoch(scores: Sequence[float], source_accuracies: Sequence[float | None], gate: float) -> int:
     """Position of the highest score among epochs whose source accuracy is within `gate` of the best epoch's.
 
-    The gate keeps epochs out that are sure about the target because they have forgotten the task. Ties go to the later
+    The gate excludes epochs that are confident about the target because they have forgotten the task. Ties go to the later
     epoch. Without source accuracies every epoch is admitted.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a candidate says about the rows that were set aside for choosing. It holds no label of the target."""
+"""A candidate's predictions for the rows set aside for choosing. No label of the target is among them."""
 
 from __future__ import annotations
 
