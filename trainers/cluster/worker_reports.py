@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import CheckpointUploadMode
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.corpus import Corpus
@@ -48,6 +48,8 @@ def resume(loop: Loop, monitor: Any) -> None:
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
+    if loop.rank == 0:
+        remove_drafts(Path(ray.train.get_context().get_storage().experiment_fs_path))
     last = ray.train.get_checkpoint()
     if last is None:
         return
@@ -67,6 +69,12 @@ def resume(loop: Loop, monitor: Any) -> None:
     raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
 
 
+def remove_drafts(run: Path) -> None:
+    """What a process that was killed had not finished writing."""
+    for draft in run.glob(".checkpoint_*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
     """The run's other reported checkpoints, newest first."""
     known = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
@@ -74,34 +82,45 @@ def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
 
 
 def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor], monitor: Any) -> None:
-    """Report metrics to Ray Train, with a checkpoint that rank 0 writes. A barrier: all workers call it together.
+    """Report metrics to Ray Train, with a checkpoint of this moment that rank 0 writes. All workers call it together.
 
-    Raises:
-        OSError: the checkpoint could not be written or copied to the run's storage; the one before stays.
+    Rank 0 copies what moves and goes on; a thread of Ray Train writes the copy, whole or not at all, into the run's storage,
+    and the controller hears of it then. A checkpoint that could not be written ends the run; the one before stays.
     """
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
     score = metrics.get("selection/score", NO_SCORE)
     content["retention"] = score if math.isfinite(score) else NO_SCORE
     state = loop.state()
     if loop.rank != 0:
-        ray.train.report(content)
+        ray.train.report(content, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    if loop.recipe.checkpoint.max_disk is not None:
-        # Waits until the controller has taken the reports before this one and removed what need not stay. Workers may
-        # be two reports ahead of it otherwise, each with a checkpoint on the disk.
-        ray.train.get_all_reported_checkpoints()
-    folder = Path(tempfile.mkdtemp(prefix="m2can-")) / "checkpoint"
-    try:
-        loop.save(folder, evaluation, state)
-        ray.train.report(content, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        _log.info("checkpoint of step %d since the run began", loop.step.number)
-    except OSError as error:
-        where = f"epoch {loop.epoch + 1} after step {loop.steps_done}" if loop.steps_done else f"epoch {loop.epoch}"
-        note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
-        ray.get(monitor.post.remote("note", note))
-        raise
-    finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+    # Waits until the controller has taken the reports before this one and removed what need not stay: a single copy is
+    # held in memory, and a single checkpoint is written beside those on the disk.
+    ray.train.get_all_reported_checkpoints()
+    snapshot = loop.snapshot(evaluation, state)
+    step, where = loop.step.number, f"epoch {loop.epoch}"
+    if loop.steps_done:
+        where = f"epoch {loop.epoch + 1} after step {loop.steps_done}"
+    run = ray.train.get_context().get_storage().experiment_fs_path
+
+    def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        folder = Path(run) / name
+        try:
+            snapshot.write(folder)
+        except OSError as error:
+            note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
+            ray.get(monitor.post.remote("note", note))
+            raise
+        _log.info("checkpoint of step %d since the run began", step)
+        return ray.train.Checkpoint.from_directory(folder)
+
+    ray.train.report(
+        content,
+        checkpoint=ray.train.Checkpoint(run),  # stands for the one that `write` makes
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=write,
+        delete_local_checkpoint_after_upload=False,
+    )
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:

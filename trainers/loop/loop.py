@@ -29,7 +29,7 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
-from trainers.model.checkpoint import ModelCard, TrainingState
+from trainers.model.checkpoint import ModelCard, Snapshot, TrainingState
 from trainers.model.device_batches import make_encoding, step_batches, unlabelled
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
@@ -161,10 +161,12 @@ class Loop:
             values["loss_scale"] = vars(self.step.loss_scale)
         return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
 
-    def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
-        """Write a checkpoint; see checkpoint.save. With several workers one of them writes, given everyone's `state`."""
-        checkpoint.save(
-            folder,
+    def snapshot(self, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> Snapshot:
+        """A checkpoint of this moment, to be written by `Snapshot.write`; steps may follow meanwhile.
+
+        With several workers one of them writes, given everyone's `state`.
+        """
+        return checkpoint.snapshot(
             network=self.network,
             card=self.card,
             modules=self.modules,
@@ -172,6 +174,10 @@ class Loop:
             state=state or self.state(),
             evaluation=evaluation,
         )
+
+    def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
+        """Write a checkpoint now; see Snapshot.write."""
+        self.snapshot(evaluation, state).write(folder)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint, of an epoch's end or from between two steps; see checkpoint.load.

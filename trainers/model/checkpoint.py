@@ -60,8 +60,38 @@ class TrainingState:
     values: dict[str, Any]
 
 
-def save(
-    folder: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """All of a checkpoint at one moment, in host memory: training may go on while `write` runs in another thread.
+
+    copied: recorded on the GPU behind the copies; None on a CPU.
+    """
+
+    model: dict[str, Tensor]
+    card: ModelCard
+    training: dict[str, Tensor]
+    training_json: str
+    evaluation: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint into `folder`, which appears only when it is whole.
+
+        Raises:
+            OSError: disk full or not writable; nothing is left behind.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        with whole_folder(folder) as draft:
+            _write_model(draft / "model", self.model, self.card)
+            (draft / "state").mkdir()
+            _save_tensors(draft / "state" / "training.safetensors", self.training)
+            (draft / "state" / "training.json").write_text(self.training_json, encoding="utf-8")
+            _save_tensors(draft / "evaluation.safetensors", self.evaluation)
+            _write_json(draft / "files.json", digests(draft))
+
+
+def snapshot(
     *,
     network: M2CAN,
     card: ModelCard,
@@ -69,22 +99,28 @@ def save(
     optimizers: dict[str, Optimizer],
     state: TrainingState,
     evaluation: dict[str, Tensor],
-) -> None:
-    """Write a checkpoint into `folder`, which appears only when it is whole.
+) -> Snapshot:
+    """Copy what moves. From a GPU the copies go to pinned memory, and nothing waits for them here."""
+    tensors, groups = training_tensors(modules, optimizers)
+    tensors |= {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
+    values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
+    weights = network.state_dict()
+    copies = _copies(weights), _copies(tensors)
+    copied = None
+    if any(tensor.is_cuda for tensor in weights.values()):
+        copied = torch.cuda.Event()
+        copied.record()
+    content = json_text({"schema_version": SCHEMA_VERSION} | values)
+    return Snapshot(copies[0], card, copies[1], content, evaluation, copied)
 
-    Raises:
-        OSError: disk full or not writable; nothing is left behind.
-    """
-    with whole_folder(folder) as draft:
-        save_model(draft / "model", network, card)
-        (draft / "state").mkdir()
-        tensors, groups = training_tensors(modules, optimizers)
-        tensors |= {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
-        _save_tensors(draft / "state" / "training.safetensors", tensors)
-        values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
-        _write_json(draft / "state" / "training.json", {"schema_version": SCHEMA_VERSION} | values)
-        _save_tensors(draft / "evaluation.safetensors", evaluation)
-        _write_json(draft / "files.json", digests(draft))
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(
+            tensor.detach(), non_blocking=True
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def training_tensors(
@@ -103,8 +139,12 @@ def training_tensors(
 
 def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
     """Write what prediction needs."""
+    _write_model(folder, network.state_dict(), card)
+
+
+def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _save_tensors(folder / "model.safetensors", network.state_dict())
+    _save_tensors(folder / "model.safetensors", weights)
     for name, content in card_files(card).items():
         (folder / name).write_text(content, encoding="utf-8")
 

@@ -51,6 +51,18 @@ def test_a_resumed_run_gives_the_same_numbers_to_the_last_bit(run: Prepared, tra
     assert straight.discriminators[0].calls == resumed.discriminators[0].calls > 0
 
 
+def test_a_snapshot_is_of_its_moment(run: Prepared, tmp_path: Path) -> None:
+    """What is written after further steps is what would have been written before them."""
+    loop = make_loop(run)
+    loop.run_epoch()
+    now = save(loop, tmp_path / "now")
+    snapshot = loop.snapshot({"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
+    loop.run_epoch()
+    snapshot.write(tmp_path / "later")
+    assert checkpoint.digests(tmp_path / "later") == checkpoint.digests(now)
+    assert checkpoint.digests(save(loop, tmp_path / "other")) != checkpoint.digests(now)
+
+
 @pytest.mark.parametrize("name", ["model/model.safetensors", "state/training.safetensors", "model/tokenizer.json"])
 def test_truncated_or_altered_files_are_named(
     run: Prepared, trained: tuple[Loop, Path], tmp_path: Path, name: str
