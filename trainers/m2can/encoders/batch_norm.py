@@ -113,12 +113,17 @@ class PictureGroups:
         if not added:
             return
         moved = [layer for layer in self.layers if layer.pending]
-        for layer, part in zip(moved, added[0].split([2 * layer.num_features for layer in moved]), strict=True):
-            mean, var = part.view(2, -1)
-            keep = (1 - layer.momentum) ** self.total_calls  # type: ignore[operator]
-            layer.running_mean.mul_(keep).add_(mean)  # type: ignore[union-attr]
-            layer.running_var.mul_(keep).add_(var)  # type: ignore[union-attr]
-            layer.num_batches_tracked += self.total_calls.long()  # type: ignore[operator]
+        parts = [part.view(2, -1) for part in added[0].split([2 * layer.num_features for layer in moved])]
+        for momentum in {layer.momentum for layer in moved}:  # one for all layers, as a rule
+            same = [(layer, part) for layer, part in zip(moved, parts, strict=True) if layer.momentum == momentum]
+            running = [x for layer, _ in same for x in (layer.running_mean, layer.running_var)]
+            keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
+            sizes = [len(x) for x in running]  # type: ignore[arg-type]
+            torch._foreach_mul_(running, keep.expand(sum(sizes)).contiguous().split(sizes))
+            torch._foreach_add_(running, [x for _, part in same for x in part.unbind()])
+        calls = self.total_calls.long()
+        torch._foreach_add_([layer.num_batches_tracked for layer in moved], [calls] * len(moved))
+        for layer in moved:
             layer.pending = {}
 
     def forget(self) -> None:
@@ -159,29 +164,40 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         # A frozen block's statistics do not move either.
         if not self.training or self.groups.mode == "frozen" or not self.weight.requires_grad:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        normalise = self._whole_batch if self.groups.mode == "batch" else self._by_group
-        # Half precision has too few digits for the moments.
-        return normalise(x.float()).to(x.dtype) if x.dtype.itemsize < 4 else normalise(x)
+        # In half precision the statistics are float32 and the activations are not copied.
+        return self._whole_batch(x) if self.groups.mode == "batch" else self._by_group(x)
 
     def _by_group(self, x: Tensor) -> Tensor:
-        groups = self.groups
+        groups, single = self.groups, self.weight.dtype
         if groups.one_picture_each and x.is_contiguous() and x.shape[2] * x.shape[3] > 1:
-            return self._by_picture(x)
-        var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
+            return self._by_picture(x) if x.dtype == single else self._by_picture_in_half(x)
+        centre_PC = None
+        if x.dtype == single:
+            var_PC, mean_PC = torch.var_mean(x, (2, 3), correction=0)
+        else:  # around each picture's mean, so that the squares keep their digits
+            mean_PC = x.mean((2, 3), dtype=single)
+            centre_PC = mean_PC.detach().to(x.dtype)
+            x = x - centre_PC[..., None, None]
+            var_PC = (x * x).mean((2, 3), dtype=single) - (mean_PC - centre_PC).square()
+            var_PC = var_PC.clamp_min(0)
         at_P: Tensor | slice = slice(None)
         mean_GC, var_GC = mean_PC, var_PC
         if not groups.one_picture_each:
             owner_P = at_P = groups.owner_P
-            share_P1 = (1 / groups.count_G.clamp_min(1).to(x.dtype))[owner_P].unsqueeze(1)
-            zeros = x.new_zeros(groups.num_groups, x.shape[1])
+            share_P1 = (1 / groups.count_G.clamp_min(1).to(single))[owner_P].unsqueeze(1)
+            zeros = mean_PC.new_zeros(groups.num_groups, x.shape[1])
             mean_GC = zeros.index_add(0, owner_P, mean_PC * share_P1)
             # Total variance = variance inside the pictures + variance of their means.
             var_GC = zeros.index_add(0, owner_P, (var_PC + (mean_PC - mean_GC[owner_P]).square()) * share_P1)
-        number_G1 = (groups.count_G[: len(var_GC)] * x.shape[2] * x.shape[3]).to(x.dtype).unsqueeze(1)
+        number_G1 = (groups.count_G[: len(var_GC)] * x.shape[2] * x.shape[3]).to(single).unsqueeze(1)
         self._remember(mean_GC, var_GC * (number_G1 / (number_G1 - 1).clamp_min(1)))
         scale_GC = self.weight * (var_GC + self.eps).rsqrt()
-        shift_GC = self.bias - mean_GC * scale_GC
-        return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
+        if centre_PC is None:
+            shift_GC = self.bias - mean_GC * scale_GC
+            return x * scale_GC[at_P][..., None, None] + shift_GC[at_P][..., None, None]
+        scale_PC = scale_GC[at_P]
+        shift_PC = self.bias + (centre_PC - mean_GC[at_P]) * scale_PC
+        return x * scale_PC.to(x.dtype)[..., None, None] + shift_PC.to(x.dtype)[..., None, None]
 
     def _by_picture(self, x: Tensor) -> Tensor:
         """Groups of one picture: torch's group normalisation with a group for each channel."""
@@ -193,6 +209,24 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             var_PC = (rstd_PC**-2 - self.eps).clamp_min(0)
         self._remember(mean_PC, var_PC * (number / (number - 1)))
         return y
+
+    def _by_picture_in_half(self, x: Tensor) -> Tensor:
+        """The same by torch's batch normalisation, each channel of a picture as a channel: float32 statistics."""
+        pictures, channels = x.shape[:2]
+        seen_2PC = self.weight.new_zeros(2, pictures * channels)
+        y = F.batch_norm(
+            x.view(1, pictures * channels, *x.shape[2:]),
+            seen_2PC[0],
+            seen_2PC[1],
+            self.weight.repeat(pictures),
+            self.bias.repeat(pictures),
+            True,
+            1.0,
+            self.eps,
+        )
+        mean_PC, unbiased_PC = seen_2PC.view(2, pictures, channels)
+        self._remember(mean_PC, unbiased_PC)
+        return y.view_as(x)
 
     @torch.no_grad()
     def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
@@ -207,20 +241,23 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         groups = self.groups
         assert self.momentum is not None
         if groups.collective.world_size == 1 and groups.real_P is None:
-            mean_C, var_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
-            y = F.batch_norm(x, mean_C, var_C, self.weight, self.bias, True, 1.0, self.eps)  # fills mean and variance
-            self.pending[groups.part] = self.momentum * torch.stack([mean_C, var_C])
+            seen_2C = self.weight.new_zeros(2, self.num_features)
+            y = F.batch_norm(x, seen_2C[0], seen_2C[1], self.weight, self.bias, True, 1.0, self.eps)  # fills both
+            self.pending[groups.part] = self.momentum * seen_2C
             return y
-        number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(x.dtype)
+        single = self.weight.dtype
+        number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(single)
         # One exchange for both moments. Taken around the running mean, which all workers share, they keep their digits.
-        moved = x - self.running_mean[:, None, None]  # type: ignore[index]
+        centre_C = self.running_mean.to(x.dtype)  # type: ignore[union-attr]
+        moved = x - centre_C[:, None, None]
         counted = moved if groups.real_P is None else moved * groups.real_P.to(x.dtype)[:, None, None, None]
-        sums_2C = torch.stack([counted.sum((0, 2, 3)), (counted * moved).sum((0, 2, 3))])
+        sums_2C = torch.stack([y.sum((0, 2, 3), dtype=single) for y in (counted, counted * moved)])
         offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
         var_C = (square_C - offset_C.square()).clamp_min(0)
         with torch.no_grad():
             unbiased_C = var_C * number / (number - 1).clamp_min(1)
-            seen = torch.stack([self.running_mean + offset_C, unbiased_C])  # type: ignore[operator]
-            self.pending[groups.part] = seen * (self.momentum * groups.total_calls.to(x.dtype))
+            seen_2C = torch.stack([centre_C + offset_C, unbiased_C])
+            self.pending[groups.part] = seen_2C * (self.momentum * groups.total_calls.to(single))
         scale_C = self.weight * (var_C + self.eps).rsqrt()
-        return moved * scale_C[:, None, None] + (self.bias - offset_C * scale_C)[:, None, None]
+        shift_C = self.bias - offset_C * scale_C
+        return moved * scale_C.to(x.dtype)[:, None, None] + shift_C.to(x.dtype)[:, None, None]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainers.m2can import made
 from trainers.m2can.batch import Batch
@@ -140,6 +142,60 @@ def test_batch_is_torchs_own(backbone: nn.Module, counts: Counts, collective: Co
     for ours, theirs in zip(pull(found, batch, encoder), pull(wanted, batch, backbone), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     close(statistics(encoder.model), statistics(backbone))
+
+
+class Copies(TorchDispatchMode):
+    """The float32 copies of half-precision activations, by their shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        copied = func.overloadpacket.__name__ == "_to_copy" and args[0].dim() == 4
+        if copied and (args[0].dtype, out.dtype) == (torch.bfloat16, torch.float32):
+            self.found.append(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("collective", [Collective(), TwoWorkers()], ids=["fast path", "general path"])
+@pytest.mark.parametrize("counts", [ONE_EACH, RAGGED, HOLES], ids=["one each", "ragged", "holes"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bfloat16_keeps_float32_statistics_and_copies_no_activation(
+    mode: BatchNormMode, counts: Counts, collective: Collective, channels_last: bool
+) -> None:
+    """The pictures lie far from zero, where bfloat16 has few digits left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    nn.init.normal_(model[0].weight, 1, 0.3)
+    batch = made.pictured(counts)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    half = (8 + batch.pictures.detach()).bfloat16().contiguous(memory_format=layout)
+    pull = torch.randn(half.shape).contiguous(memory_format=layout)
+    found = []
+    for x in (half.float(), half):
+        encoder = encoder_of(model, mode, 3)
+        encoder.groups.collective = collective
+        if mode != "frozen":
+            encoder.groups.begin(batch)
+        x = x.clone().requires_grad_()
+        with Copies() as copies:
+            y = encoder.model(x)
+            y.backward(pull.to(y.dtype))
+        assert copies.found == []
+        assert y.dtype == x.dtype
+        assert y.is_contiguous(memory_format=layout)
+        encoder.groups.commit()
+        assert x.grad is not None
+        found.append((y.float(), x.grad.float(), statistics(encoder.model)))
+    (y, gradient, wanted), (y_half, gradient_half, kept) = found
+    real = (batch.picture_owner != batch.num_rows) if batch.picture_owner is not None else slice(None)
+    assert (y - y_half)[real].abs().max() < 0.04 * y[real].abs().max()
+    assert (gradient - gradient_half)[real].norm() < 0.02 * gradient[real].norm()
+    for name in wanted:
+        torch.testing.assert_close(kept[name], wanted[name], rtol=1e-3, atol=1e-4)
 
 
 def test_frozen_uses_the_averages_and_leaves_them(backbone: nn.Module) -> None:
