@@ -116,13 +116,14 @@ class PictureGroups:
         parts = [part.view(2, -1) for part in added[0].split([2 * layer.num_features for layer in moved])]
         for momentum in {layer.momentum for layer in moved}:  # one for all layers, as a rule
             same = [(layer, part) for layer, part in zip(moved, parts, strict=True) if layer.momentum == momentum]
-            running = [x for layer, _ in same for x in (layer.running_mean, layer.running_var)]
+            running: list[Tensor] = [getattr(layer, f"running_{x}") for layer, _ in same for x in ("mean", "var")]
             keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
-            sizes = [len(x) for x in running]  # type: ignore[arg-type]
+            sizes = [len(x) for x in running]
             torch._foreach_mul_(running, keep.expand(sum(sizes)).contiguous().split(sizes))
             torch._foreach_add_(running, [x for _, part in same for x in part.unbind()])
         calls = self.total_calls.long()
-        torch._foreach_add_([layer.num_batches_tracked for layer in moved], [calls] * len(moved))
+        tracked: list[Tensor] = [getattr(layer, "num_batches_tracked") for layer in moved]  # noqa: B009
+        torch._foreach_add_(tracked, [calls] * len(moved))
         for layer in moved:
             layer.pending = {}
 
