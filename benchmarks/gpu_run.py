@@ -117,7 +117,7 @@ def whole_run(scale: Scale, tell: Tell, folder: Path) -> None:
 
 def predict(checkpoint: Path, manifest: Path, out: Path, tell: Tell) -> None:
     """Rows a second of one actor, without its start where there are several shards."""
-    from services.inference import predict_manifest
+    from services.batch_prediction import predict_manifest
 
     seen: list[tuple[float, int]] = []
     predict_manifest(

@@ -19,7 +19,7 @@ API = {
         "trainers.m2can.network", "trainers.m2can.encoders.text", "trainers.m2can.encoders.picture",
         "trainers.m2can.encoders.freezing", "trainers.m2can.objective", "trainers.m2can.losses.task",
         "trainers.m2can.losses.cross_modal", "trainers.m2can.losses.cross_domain", "trainers.m2can.losses.adversarial",
-        "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sharpness",
+        "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sam",
         "trainers.m2can.collective",
     ],
     "From Python": ["m2can.training", "m2can.models", "trainers.training_run"],

@@ -22,7 +22,7 @@ from torchvision.models import resnet50
 from transformers import BertConfig, BertModel
 
 from trainers.loop.step import Step
-from trainers.m2can import schedules
+from trainers.m2can import learning_rates as schedules
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures

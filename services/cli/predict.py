@@ -71,7 +71,7 @@ def predict(
 def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json: bool) -> None:
     from datasets_manifest.manifest.readers import read_split
     from datasets_manifest.manifest.schema import load_manifest
-    from services.inference import predict_rows, write_parquet
+    from services.batch_prediction import predict_rows, write_parquet
 
     table = predict_rows(predictor, read_split(load_manifest(data), split).table)
     write_parquet(table, out)
@@ -86,7 +86,7 @@ def _predict_on_ray(
     from rich.console import Console
     from rich.progress import Progress
 
-    from services.inference import predict_manifest
+    from services.batch_prediction import predict_manifest
     from trainers.cluster.local_cluster import start_ray
 
     start_ray(address)

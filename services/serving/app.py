@@ -24,7 +24,7 @@ class Backend(Protocol):
     """Serves the models.
 
     resolve: `name`, `name@alias` or `name:version` → (name, version); raises Problem 404.
-    predict: predictions of `name:version`, one mapping a sample as services.inference.predict_samples makes them;
+    predict: predictions of `name:version`, one mapping a sample as services.batch_prediction.predict_samples makes them;
         raises Problem 503.
     """
 

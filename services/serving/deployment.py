@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError
 
 from datasets_manifest.errors import InputError
-from services.inference import predict_samples
+from services.batch_prediction import predict_samples
 from services.registry import client_for, fetch_bundle, find_model
 from services.serving.app import make_app
 from services.serving.samples import Limits, Sample

@@ -16,11 +16,11 @@ from trainers.loop.loss_scale import LossScale, NoLossScale
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
 from trainers.m2can.discriminators import Discriminators
+from trainers.m2can.learning_rates import Schedule, set_learning_rates
 from trainers.m2can.losses.task import count_labelled
 from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
-from trainers.m2can.schedules import Schedule, set_learning_rates
-from trainers.m2can.sharpness import SharpnessAwareStep, global_norm
+from trainers.m2can.sam import SharpnessAwareStep, global_norm
 
 Passes = dict[str, dict[str, Tensor]]  # by pass, `first` only with SAM: terms, `total`, `grad_norm`
 

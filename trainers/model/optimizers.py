@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
-from trainers.m2can import schedules
+from trainers.m2can import learning_rates as schedules
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.network import M2CAN
 from trainers.recipe.method_sections import OptimizerSection, ScheduleSection

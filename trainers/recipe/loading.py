@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
 from datasets_manifest.manifest.catalog import is_reference
 from trainers.published.configuration import is_published_form, recipe_tree
+from trainers.recipe.from_version_1 import SCHEMA_VERSION, refuse_removed, to_version_2
 from trainers.recipe.overrides import apply_override, merge
 from trainers.recipe.presets import PRESETS
 from trainers.recipe.recipe import Recipe
 from trainers.recipe.schema_versions import Migration, migrate
-from trainers.recipe.version_2 import SCHEMA_VERSION, refuse_removed, to_version_2
 
 MIGRATIONS: dict[int, Migration] = {1: to_version_2}
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from trainers.recipe.base import Section
 from trainers.recipe.data_sections import Data, Encoders
+from trainers.recipe.from_version_1 import SCHEMA_VERSION
 from trainers.recipe.method_sections import (
     NetworkSection,
     ObjectiveSection,
@@ -19,7 +20,6 @@ from trainers.recipe.method_sections import (
 )
 from trainers.recipe.overrides import flatten
 from trainers.recipe.run_sections import Checkpoints, Cluster, Run, Tracking, Train
-from trainers.recipe.version_2 import SCHEMA_VERSION
 
 
 class Recipe(Section):

@@ -20,7 +20,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from services import promotion
-from services.inference import predict_samples
+from services.batch_prediction import predict_samples
 from services.serving.app import make_app
 from services.serving.deployment import Resolver, ServeBackend, ServeConfig, start, stop
 from services.serving.samples import Limits, Sample

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.m2can import schedules
-from trainers.m2can.sharpness import SharpnessAwareStep, global_norm
+from trainers.m2can import learning_rates as schedules
+from trainers.m2can.sam import SharpnessAwareStep, global_norm
 
 
 def test_poly() -> None:

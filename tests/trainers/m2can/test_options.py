@@ -16,7 +16,7 @@ from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.losses.adversarial import adversarial
 from trainers.m2can.losses.cross_prediction import cross_prediction
-from trainers.m2can.losses.moments import moment_distance
+from trainers.m2can.losses.moment_matching import moment_distance
 from trainers.m2can.names import Adversary
 from trainers.m2can.network import M2CAN
 from trainers.m2can.source_weights import hardest_sources

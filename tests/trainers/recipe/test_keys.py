@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from datasets_manifest.errors import InputError
 from trainers.recipe import Recipe, make_recipe
-from trainers.recipe.version_2 import REMOVED, REMOVED_VALUES
+from trainers.recipe.from_version_1 import REMOVED, REMOVED_VALUES
 
 DATA = {"sources": ["a", "b"], "target": "c"}
 KEYS = [

@@ -13,7 +13,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
-from services import inference
+from services import batch_prediction as inference
 from tests.services.registered import Registered
 from trainers.model.predictor import Predictor
 
