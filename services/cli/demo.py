@@ -19,7 +19,10 @@ SOURCE_ONLY = ["uacr.enabled=false", *(f"objective.{term}=0" for term in ("cmcfa
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo works.")] = Path("demo"),
-    workers: Annotated[int, typer.Option(help="Ray Train workers.")] = 2,
+    workers: Annotated[
+        int,
+        typer.Option(help="Ray Train workers of the M2CAN run. So small a network gains nothing from a second one."),
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
 ) -> None:
     """The whole way on the generated data set: train on sources alone, train M2CAN, look the model up, predict."""
@@ -38,7 +41,6 @@ def demo(
     manifests = writing.result()
     common = [f"run.storage={folder / 'runs'}", f"train.seed={seed}"]
     typer.echo("1. source-only training: the two labelled domains, nothing of the target")
-    # One worker: so small a network gains nothing from a second one, and the losses are the same.
     alone = run_recipe(demo_recipe(manifests, [*common, *SOURCE_ONLY, "tracking.register_as=m2can-demo-source-only"]))
     typer.echo("2. M2CAN: the same, and the target without its labels")
     adapted = run_recipe(demo_recipe(manifests, [*common, f"cluster.workers={workers}"]))
