@@ -75,5 +75,4 @@ def test_a_new_term_has_its_curve_and_its_place_in_progress(toy: Term) -> None:
     assert [panel.title for panel in figures.loss_panels([record])][-1] == toy.label
     content = {"step": 1, "steps": 2, "passes": {"second": {"toy": 3.0, "task": 1.0, "total": 4.0}}}
     progress = RunProgress(3, as_json=False)
-    progress._recent.append((0.0, 0, 0))
-    assert "task 1.000  toy 3.000  total 4.000" in progress._detail(content, 1, 6)
+    assert "task 1.000  toy 3.000  total 4.000" in progress._detail(content)

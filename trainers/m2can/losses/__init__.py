@@ -51,7 +51,7 @@ TERMS = (
     Term("cdcfa", "CDCFA: domain ↔ domain", "cross_domain", 0.2, "Weight of CDCFA, the alignment of domains."),
     Term("cdafa", "CDAFA: adversarial", "adversarial", 0.05, "Weight of CDAFA, the adversarial term.", "discriminators"),
     Term("mcc", "MCC: class confusion", "class_confusion", 0.05, "Weight of MCC, class confusion on the target.", "target"),
-    Term("moments", "moment matching", "moments", 0.0, "Weight of moment matching (the baseline M3SDA)."),
+    Term("moments", "moment matching", "moment_matching", 0.0, "Weight of moment matching (the baseline M3SDA)."),
     Term("imitation", "text and picture heads", "cross_prediction", 0.0,
          "Weight of cross-modal imitation: each modality's head learns the other's prediction (the baseline xMUDA)."),
 )  # fmt: skip
