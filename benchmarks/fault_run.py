@@ -79,6 +79,14 @@ class Run:
         folder = self.folder / "runs" / self.name
         return {entry.name for entry in os.scandir(folder) if entry.name.startswith("checkpoint_") and entry.is_dir()}
 
+    def drafts(self) -> set[str]:
+        """Checkpoints that are being written."""
+        return {
+            entry.name
+            for entry in os.scandir(self.folder / "runs" / self.name)
+            if entry.name.startswith(".checkpoint_")
+        }
+
     def wait_for_step(self, epoch: int, step: int) -> None:
         """Until this step is traced."""
         self._until(lambda: any((s["epoch"], s["step"]) >= (epoch, step) for s in self.steps()))
