@@ -30,6 +30,7 @@ import torch
 import m2can
 
 LIMIT_S = 350.0
+TINY_LIMIT_S = 500.0  # on a CPU that others use: no measurement has a budget of its own
 LEAST_TORCH = (2, 11)
 RESULTS = Path(__file__).parent / "results"
 
@@ -269,8 +270,9 @@ def main() -> None:
     rows: dict[str, Found] = {}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, measurement in MEASUREMENTS.items():
-        left = LIMIT_S - (time.monotonic() - began)
-        told, error = measure(name, max(1.0, min(measurement.budget_s, left)), arguments.tiny, arguments.out / "logs")
+        left = (TINY_LIMIT_S if arguments.tiny else LIMIT_S) - (time.monotonic() - began)
+        seconds = left if arguments.tiny else min(measurement.budget_s, left)
+        told, error = measure(name, max(1.0, seconds), arguments.tiny, arguments.out / "logs")
         rows |= {row: {"error": error or "not told"} for row in measurement.rows} | told
         whole_s = time.monotonic() - began
         content = {"machine": machine(), "tiny": arguments.tiny, "seconds": whole_s, "rows": judged(rows)}

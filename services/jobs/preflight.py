@@ -26,7 +26,7 @@ from trainers.tracking.address import tracking_uri, without_password
 from trainers.tracking.mlflow_run import open_client
 
 NODE_TIMEOUT_S = 60.0
-MLFLOW_TIMEOUT_S = 30.0
+MLFLOW_TIMEOUT_S = 60.0  # a new SQLite store takes half of it on a busy machine
 _PICTURES_CHECKED = 8
 
 
