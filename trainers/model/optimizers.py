@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
-from trainers.m2can import learning_rates as schedules
+from trainers.m2can import learning_rates
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.network import M2CAN
 from trainers.recipe.method_sections import OptimizerSection, ScheduleSection
@@ -51,14 +51,14 @@ def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optim
     return Adadelta(groups, eps=section.eps, weight_decay=decay)
 
 
-def build_schedule(section: ScheduleSection, epochs: int, steps_per_epoch: int) -> schedules.Schedule:
+def build_schedule(section: ScheduleSection, epochs: int, steps_per_epoch: int) -> learning_rates.Schedule:
     total = epochs * steps_per_epoch
     if section.mode == "poly":
-        return schedules.poly(total, section.power, section.lowest_lr)
+        return learning_rates.poly(total, section.power, section.lowest_lr)
     if section.mode == "cosine":
-        return schedules.cosine(total, section.lowest_lr)
+        return learning_rates.cosine(total, section.lowest_lr)
     milestones = [epoch * steps_per_epoch for epoch in section.multistep] if section.mode == "multistep" else []
-    return schedules.multistep(milestones)
+    return learning_rates.multistep(milestones)
 
 
 def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, Any]]:

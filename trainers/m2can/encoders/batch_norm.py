@@ -118,8 +118,7 @@ class PictureGroups:
             same = [(layer, part) for layer, part in zip(moved, parts, strict=True) if layer.momentum == momentum]
             running: list[Tensor] = [getattr(layer, f"running_{x}") for layer, _ in same for x in ("mean", "var")]
             keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
-            sizes = [len(x) for x in running]
-            torch._foreach_mul_(running, keep.expand(sum(sizes)).contiguous().split(sizes))
+            torch._foreach_mul_(running, keep)
             torch._foreach_add_(running, [x for _, part in same for x in part.unbind()])
         calls = self.total_calls.long()
         tracked: list[Tensor] = [getattr(layer, "num_batches_tracked") for layer in moved]  # noqa: B009
@@ -252,7 +251,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         centre_C = self.running_mean.to(x.dtype)  # type: ignore[union-attr]
         moved = x - centre_C[:, None, None]
         counted = moved if groups.real_P is None else moved * groups.real_P.to(x.dtype)[:, None, None, None]
-        sums_2C = torch.stack([y.sum((0, 2, 3), dtype=single) for y in (counted, counted * moved)])
+        # In this order: gradients are added in the reverse one, and another changes their last digit.
+        sum_C, squares_C = counted.sum((0, 2, 3), dtype=single), (counted * moved).sum((0, 2, 3), dtype=single)
+        sums_2C = torch.stack([sum_C, squares_C])
         offset_C, square_C = (groups.collective.sum(sums_2C) / number).unbind()
         var_C = (square_C - offset_C.square()).clamp_min(0)
         with torch.no_grad():
