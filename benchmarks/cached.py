@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
-from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
@@ -25,6 +24,7 @@ from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import make_encoding, to_batch
+from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe, make_recipe
 
 PICTURE_WIDTH = 256  # principal components that are kept

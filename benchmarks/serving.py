@@ -29,16 +29,16 @@ import httpx
 import numpy as np
 import torch
 
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
-from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
 from trainers.model.checkpoint import model_folder
 from trainers.model.predictor import Predictor
+from trainers.preflight.preparation import prepare
 from trainers.recipe.demo import demo_recipe
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.mlflow_run import RunLink, open_client

@@ -30,7 +30,7 @@ import psutil
 import pyarrow as pa
 import ray
 
-from datasets_manifest.manifest.readers import TABLE_SCHEMA
+from datasets_manifest.records.readers import TABLE_SCHEMA
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.images import PictureViews
 from datasets_manifest.stream.local_stream import LocalStream

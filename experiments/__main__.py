@@ -12,9 +12,9 @@ import torch
 
 from datasets_manifest.stream.local_stream import LocalStream
 from experiments.catalog import NAMES, applied
-from trainers.cluster.preparation import prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
+from trainers.preflight.preparation import prepare
 from trainers.recipe import load_recipe
 
 SHOWN = ("loss/total", "source/val/accuracy", "target/val/accuracy", "selection/score", "uacr/kept", "uacr/precision")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.readers import read_split, remap_labels
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import read_split, remap_labels
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
 from trainers.model.predictor import Predictor
 

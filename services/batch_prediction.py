@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_file, write_atomically
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import read_split
 from trainers.model.checkpoint import digests, model_folder, read_json
 from trainers.model.predictor import Predictor
 

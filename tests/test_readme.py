@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import m2can
-from trainers.cluster.preparation import prepare
+from trainers.preflight.preparation import prepare
 from trainers.recipe import load_recipe
 
 README = Path(__file__).parents[1] / "README.md"

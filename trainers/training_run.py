@@ -23,7 +23,7 @@ from trainers.tracking.address import tracking_uri
 if TYPE_CHECKING:
     import threading
 
-    from trainers.cluster.preparation import Prepared
+    from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
     from trainers.tracking.journal import EpochRecord
     from trainers.tracking.outcome import Outcome
@@ -196,7 +196,7 @@ def run(
 
 
 def prepare_and_start_ray(recipe: Recipe) -> Prepared:
-    """`trainers.cluster.preparation.prepare`, with Ray running at its end. A Ray of this machine starts meanwhile.
+    """`trainers.preflight.preparation.prepare`, with Ray running at its end. A Ray of this machine starts meanwhile.
 
     A cluster elsewhere is joined only after all inputs were found good.
 
@@ -206,7 +206,7 @@ def prepare_and_start_ray(recipe: Recipe) -> Prepared:
     from trainers.cluster.local_cluster import is_elsewhere, start_ray
 
     def work() -> Prepared:
-        from trainers.cluster.preparation import prepare
+        from trainers.preflight.preparation import prepare
 
         return prepare(recipe)
 

@@ -15,10 +15,10 @@ from ray import tune
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from trainers.cluster.local_cluster import start_ray
-from trainers.cluster.preparation import prepare
 from trainers.cluster.resources import most_resources
 from trainers.failures import RunFailed
 from trainers.model.checkpoint import load_card, model_folder, read_json
+from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage

@@ -1,4 +1,4 @@
 """`m2can data check`: every record and picture is read before training.
 
-Imports manifest and stream.
+Imports records, manifest and stream.
 """

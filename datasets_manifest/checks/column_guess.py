@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from datasets_manifest.manifest.class_folders import PICTURES
-from datasets_manifest.manifest.record_values import split_paths
+from datasets_manifest.records.class_folders import PICTURES
+from datasets_manifest.records.record_values import split_paths
 
 Records = Sequence[dict[str, Any]]
 

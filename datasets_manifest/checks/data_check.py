@@ -12,9 +12,9 @@ import numpy as np
 from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.label_faults import LabelFaults
-from datasets_manifest.manifest.readers import ReadResult, class_sets_agree, read_split
 from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.records.label_faults import LabelFaults
+from datasets_manifest.records.readers import ReadResult, class_sets_agree, read_split
 
 Severity = Literal["fatal", "warning", "note"]
 

@@ -21,9 +21,9 @@ from datasets_manifest.checks.column_guess import (
     values,
 )
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.class_folders import PICTURES
-from datasets_manifest.manifest.record_files import read_plain
-from datasets_manifest.manifest.record_values import TABLE_SEPARATOR
+from datasets_manifest.records.class_folders import PICTURES
+from datasets_manifest.records.record_files import read_plain
+from datasets_manifest.records.record_values import TABLE_SEPARATOR
 
 _NO_LABEL = {"n/a", "na", "nan", "none", "null", "-", "?", "unknown", "unlabelled", "unlabeled"}
 _TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation", "dev")

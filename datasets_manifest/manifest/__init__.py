@@ -1,4 +1,4 @@
-"""Manifests and records: schema, named data sets, readers, where files lie, the table of all domains.
+"""The manifest itself: its keys, named data sets, templates of picture paths, and where files lie.
 
-Imports errors and files. Knows no view, no batch and no training.
+Imports errors and files. Records are read in `records/`.
 """

@@ -1,4 +1,4 @@
 """`m2can data pack`: pictures in a few large files, read by offset.
 
-Imports manifest and stream. Reading packed pictures is `manifest/packed_pictures`.
+Imports records, manifest and stream. Reading packed pictures is `records/packed_pictures`.
 """

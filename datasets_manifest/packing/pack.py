@@ -2,7 +2,7 @@
 
 <out>/
     manifest.yaml           written last: a folder without one is not finished
-    <split>.parquet         id, text, label, image (references into the shards, see manifest/packed_pictures.py)
+    <split>.parquet         id, text, label, image (references into the shards, see records/packed_pictures.py)
     shards/<split>-<n>.shard
     .parts/                 only while packing: the finished parts, and a hash of the input and the settings
 
@@ -28,10 +28,10 @@ import yaml
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_file, write_atomically
-from datasets_manifest.manifest import packed_pictures as packed
 from datasets_manifest.manifest.keys import Manifest
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.records import packed_pictures as packed
+from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.images import BadPicture, read_picture_bytes, reduce_picture
 
 ROWS_SCHEMA = pa.schema(

@@ -1,4 +1,4 @@
 """From rows to encoded batches: the epoch's plan, views of pictures and texts, the Ray Data stream and the local one.
 
-Imports manifest. Only `ray_stream` knows Ray.
+Imports records and manifest. Only `ray_stream` knows Ray.
 """

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field, model_validator
 
-from datasets_manifest.manifest import packed_pictures as packed
 from datasets_manifest.manifest import storage
+from datasets_manifest.records import packed_pictures as packed
 
 cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
 

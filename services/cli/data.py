@@ -41,8 +41,8 @@ def init(
     from datasets_manifest.checks.manifest_guess import guess_manifest
     from datasets_manifest.errors import InputError
     from datasets_manifest.files import write_atomically
-    from datasets_manifest.manifest.readers import read_split
     from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.records.readers import read_split
 
     guess = guess_manifest(records)
     write_atomically(guess.manifest, guess.text)

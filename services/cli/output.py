@@ -15,7 +15,7 @@ from trainers.m2can.losses import TERMS
 from trainers.training_run import RunObserver
 
 if TYPE_CHECKING:
-    from trainers.cluster.preparation import Prepared
+    from trainers.preflight.preparation import Prepared
     from trainers.tracking.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0

@@ -69,8 +69,8 @@ def predict(
 
 
 def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json: bool) -> None:
-    from datasets_manifest.manifest.readers import read_split
     from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.records.readers import read_split
     from services.batch_prediction import predict_rows, write_parquet
 
     table = predict_rows(predictor, read_split(load_manifest(data), split).table)

@@ -56,7 +56,7 @@ def tune(
 
 
 def _show_plan(plan: Any) -> None:
-    from trainers.cluster.preparation import prepare
+    from trainers.preflight.preparation import prepare
     from tuning.search import planned_trials
 
     prepared = prepare(plan.recipe([]))

@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import read_split
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe import Recipe

@@ -11,8 +11,8 @@ import pytest
 
 from datasets_manifest.checks.manifest_guess import guess_manifest
 from datasets_manifest.manifest.keys import Columns, Division, Manifest, Reading, Split
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.records.readers import read_split
 from docs.reference import manifest_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "manifest.md"

@@ -19,13 +19,13 @@ from experiments.terms import cross_modal_of, proximity, task_of_soft_labels
 from tests.trainers.m2can import made
 from tests.trainers.m2can.test_losses import ONE, same
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.preparation import Prepared
 from trainers.loop.loop import Loop
 from trainers.m2can.batch import Outputs
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.losses.inputs import TermInputs
 from trainers.m2can.losses.task import task
 from trainers.m2can.network import M2CAN, Fusion
+from trainers.preflight.preparation import Prepared
 
 CLASSES = 3
 

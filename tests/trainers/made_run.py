@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import save_file
 
-from datasets_manifest.manifest.corpus import Corpus, load_corpus
+from datasets_manifest.records.corpus import Corpus, load_corpus
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.loop.validator_inputs import validator_rows
 from trainers.model.checkpoint import ModelCard

@@ -10,8 +10,8 @@ import pytest
 from datasets_manifest.errors import InputError
 from tests.trainers.made_run import made_run
 from trainers import training_run
-from trainers.cluster.preparation import Prepared
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
+from trainers.preflight.preparation import Prepared
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.sender import TrackedRun
 

@@ -11,9 +11,9 @@ import torch
 
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.local_stream import LocalStream
-from trainers.cluster.preparation import Prepared, prepare
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
+from trainers.preflight.preparation import Prepared, prepare
 from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe
 

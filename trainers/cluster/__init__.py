@@ -1,4 +1,4 @@
-"""Everything that knows Ray Train: driver, workers, monitor, resources, the local cluster, dry run.
+"""The driver's side of Ray Train: starting and watching the workers, resources, the local cluster, dry run.
 
-Imports tracking, loop and below.
+Imports worker, preflight, tracking, loop and below.
 """

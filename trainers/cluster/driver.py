@@ -14,17 +14,17 @@ import ray.train
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from trainers.cluster.disk import retention
 from trainers.cluster.journal_callback import JournalCallback
-from trainers.cluster.memory_hints import ended_by_memory, hints
 from trainers.cluster.monitor import Listener, start_monitor
-from trainers.cluster.preparation import Prepared, claim
 from trainers.cluster.resources import worker_resources
-from trainers.cluster.worker import WorkerConfig
-from trainers.cluster.worker_entrypoint import train_worker
 from trainers.failures import RunFailed, RunStopped
+from trainers.preflight.disk import retention
+from trainers.preflight.memory_hints import ended_by_memory, hints
+from trainers.preflight.preparation import Prepared, claim
 from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.outcome import Outcome, choose_epoch_of
+from trainers.worker.entrypoint import train_worker
+from trainers.worker.training import WorkerConfig
 
 
 def train(

@@ -10,11 +10,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from trainers.cluster.disk import evaluation_bytes, most_at_once
 from trainers.cluster.driver import ended_with, start_workers
-from trainers.cluster.preparation import Prepared, require_own_name
-from trainers.cluster.worker_entrypoint import dry_run_worker
 from trainers.failures import RunFailed
+from trainers.preflight.disk import evaluation_bytes, most_at_once
+from trainers.preflight.preparation import Prepared, require_own_name
+from trainers.worker.entrypoint import dry_run_worker
 
 
 @dataclasses.dataclass(frozen=True)

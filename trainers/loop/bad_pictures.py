@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.collective import Collective
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets_manifest.manifest.corpus import Corpus, Part
+from datasets_manifest.records.corpus import Corpus, Part
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
 from trainers.loop.bad_pictures import BadPictures

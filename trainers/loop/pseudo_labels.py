@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.manifest.corpus import Part
+from datasets_manifest.records.corpus import Part
 from datasets_manifest.stream.plan import DomainPool
 from trainers.m2can.pseudo_labels import select, selection_rate, uniform_prior
 from trainers.recipe.method_sections import Uacr

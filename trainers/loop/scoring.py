@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.manifest.corpus import Corpus, Part
+from datasets_manifest.records.corpus import Corpus, Part
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.batch import Outputs
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import FUSED, M2CAN, PROJECTED

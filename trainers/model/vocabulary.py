@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets_manifest.errors import InputError, first_line
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.encode import Vocabulary
 from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
 from trainers.recipe import Recipe

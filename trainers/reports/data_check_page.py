@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from datasets_manifest.checks.data_check import DataReport, SplitReport
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.records.readers import read_split
 from trainers.reports.page import render
 
 SAMPLES = 12  # records of a split that are shown

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from sklearn.neighbors import NearestNeighbors
 
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.loop.validator_inputs import validator_rows
 from trainers.reports.charts import new_figure, svg, with_symbols
 from trainers.tracking.outcome import read_validator_inputs

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from datasets_manifest.manifest.corpus import Corpus, Part
+from datasets_manifest.records.corpus import Corpus, Part
 from trainers.reports.charts import percent
 from trainers.reports.data_check_page import with_unlabelled
 from trainers.reports.page import counted

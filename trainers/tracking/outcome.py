@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.failures import RunFailed
 from trainers.model.checkpoint import ModelCard, read_tensors
 from trainers.tracking.journal import EpochRecord

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets_manifest
 import trainers
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.recipe import Recipe
 
 JOB_ID_VARIABLE = "M2CAN_JOB_ID"

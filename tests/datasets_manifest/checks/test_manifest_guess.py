@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from datasets_manifest.checks.manifest_guess import guess_manifest
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.readers import ReadResult, read_split
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import ReadResult, read_split
 from services.cli.main import app
 
 MOODS = ["nature", "city", "Nature", "N/A"]

@@ -18,11 +18,11 @@ from PIL import Image
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.corpus import load_corpus, require_pictures
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing.pack import Packing, pack
 from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.records.corpus import load_corpus, require_pictures
+from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream import images
 from datasets_manifest.stream.encode import Encoding, Vocabulary, encode_samples, index_table
 from datasets_manifest.stream.text import build_tokenizer

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.corpus import load_corpus, require_pictures
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing import pack as packing
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.records.corpus import load_corpus, require_pictures
+from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.images import BadPicture, read_picture_bytes
 from datasets_manifest.stream.local_stream import LocalStream
-from trainers.cluster.preparation import prepare
 from trainers.model.device_batches import make_encoding
+from trainers.preflight.preparation import prepare
 from trainers.recipe.demo import demo_recipe
 
 

@@ -17,8 +17,8 @@ from ray.serve.exceptions import BackPressureError
 
 from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.readers import read_split
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import read_split
 from services import promotion
 from services.batch_prediction import predict_samples
 from services.serving.app import make_app

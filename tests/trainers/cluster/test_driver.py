@@ -14,9 +14,9 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster.driver import train
-from trainers.cluster.preparation import Prepared, prepare
 from trainers.failures import RunFailed
 from trainers.model.device_batches import make_encoding
+from trainers.preflight.preparation import Prepared, prepare
 from trainers.tracking.outcome import Outcome
 
 # At the demo's rates rounding grows a hundredfold a step in so small a network; at these it stays where it belongs.
@@ -84,7 +84,7 @@ def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
         lines = (folder / "logs" / f"rank-{rank}.log").read_text().splitlines()
         assert all(re.match(rf"\S+ \S+ [A-Z]+ run=on-2 rank={rank} epoch=\d+ step=\d+ \S+: ", line) for line in lines)
         assert "2 workers, this one on cpu" in lines[0]
-        assert any("epoch=2 step=5 trainers.cluster.worker: epoch 2 done: loss/total" in line for line in lines)
+        assert any("epoch=2 step=5 trainers.worker.training: epoch 2 done: loss/total" in line for line in lines)
 
 
 @pytest.mark.slow

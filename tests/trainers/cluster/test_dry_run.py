@@ -9,7 +9,7 @@ import pytest
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import prepared_run
 from trainers.cluster.dry_run import dry_run
-from trainers.cluster.preparation import claim
+from trainers.preflight.preparation import claim
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.preparation import Prepared
+from trainers.preflight.preparation import Prepared
 
 FAST = ["train.epochs=3", "sam.rho=0", "data.samples_per_epoch=18"]
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.preparation import Prepared
 from trainers.loop.loop import Loop
 from trainers.model import checkpoint
 from trainers.model.predictor import Predictor
+from trainers.preflight.preparation import Prepared
 
 
 def save(loop: Loop, folder: Path) -> Path:

@@ -16,13 +16,13 @@ from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.cluster.preparation import Prepared
-from trainers.cluster.worker_reports import StopRequested
 from trainers.loop.loop import Loop, Observer
 from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.batch import Batch
 from trainers.model.device_batches import Fed, make_encoding, step_batches
 from trainers.model.feed import AHEAD, Feed
+from trainers.preflight.preparation import Prepared
+from trainers.worker.reports import StopRequested
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,11 @@ import pytest
 from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
-from trainers.cluster.disk import most_at_once, retention
 from trainers.cluster.driver import train
-from trainers.cluster.preparation import prepare
-from trainers.cluster.worker_reports import evaluation_tensors
+from trainers.preflight.disk import most_at_once, retention
+from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe
+from trainers.worker.reports import evaluation_tensors
 
 RECIPES = {
     "adam": [],

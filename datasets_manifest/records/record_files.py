@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError, first_line, nearest
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.class_folders import list_pictures
 from datasets_manifest.manifest.keys import Columns, Reading, RecordFormat
 from datasets_manifest.manifest.storage import Location
-from datasets_manifest.manifest.tables import find_separator, read_rows
-from datasets_manifest.manifest.text_files import GZIP, most_unpacked, read_text
+from datasets_manifest.records.class_folders import list_pictures
+from datasets_manifest.records.tables import find_separator, read_rows
+from datasets_manifest.records.text_files import GZIP, most_unpacked, read_text
 
 _FORMAT_OF_SUFFIX: dict[str, RecordFormat] = {
     ".json": "json",

@@ -17,8 +17,8 @@ from typing import Any
 from datasets_manifest.errors import InputError, nearest
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.image_template import Existing, fill
-from datasets_manifest.manifest.record_files import RawRecord
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.records.record_files import RawRecord
 
 UNLABELLED = -1
 

@@ -17,14 +17,14 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
-from trainers.cluster.log_context import LogContext
-from trainers.cluster.memory_hints import process_peak
 from trainers.loop.loop import Loop, Observer, Passes
 from trainers.loop.profiling import StepProfile
 from trainers.loop.scoring import Scored
 from trainers.m2can.collective import Collective
+from trainers.preflight.memory_hints import process_peak
+from trainers.worker.log_context import LogContext
 
 _log = logging.getLogger(__name__)
 

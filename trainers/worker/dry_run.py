@@ -17,11 +17,11 @@ import torch
 
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
-from trainers.cluster.log_context import LogContext
-from trainers.cluster.worker import WorkerConfig, errors_told, make_loop
-from trainers.cluster.worker_reports import memory_metrics
 from trainers.loop.loop import Loop
 from trainers.model.device_batches import make_encoding, unlabelled
+from trainers.worker.log_context import LogContext
+from trainers.worker.reports import memory_metrics
+from trainers.worker.training import WorkerConfig, errors_told, make_loop
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
 SECONDS = 5.0

@@ -9,7 +9,7 @@ from datasets_manifest.errors import InputError
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
 from trainers.m2can.network import M2CAN
-from trainers.model.network_checks import require_statistics
+from trainers.preflight.network_checks import require_statistics
 
 
 def network(mode: str) -> M2CAN:

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError, nearest
-from datasets_manifest.manifest.division import divide
-from datasets_manifest.manifest.label_faults import LabelFaults
-from datasets_manifest.manifest.record_files import FileFacts, format_of, is_table, read_records
-from datasets_manifest.manifest.record_values import (
+from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.storage import Location
+from datasets_manifest.records.division import divide
+from datasets_manifest.records.label_faults import LabelFaults
+from datasets_manifest.records.record_files import FileFacts, format_of, is_table, read_records
+from datasets_manifest.records.record_values import (
     TABLE_SEPARATOR,
     UNLABELLED,
     LabelReader,
@@ -28,8 +30,6 @@ from datasets_manifest.manifest.record_values import (
     read_texts,
     split_paths,
 )
-from datasets_manifest.manifest.schema import LoadedManifest
-from datasets_manifest.manifest.storage import Location
 
 TABLE_SCHEMA = pa.schema(
     [

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import readers
 from datasets_manifest.manifest.keys import Manifest
-from datasets_manifest.manifest.readers import TABLE_SCHEMA, class_sets_agree, remap_labels
 from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.records import readers
+from datasets_manifest.records.readers import TABLE_SCHEMA, class_sets_agree, remap_labels
 from tests.datasets_manifest.reading import CLASSES, column, read, refusal
 
 

@@ -25,12 +25,9 @@ import ray.train.torch
 import torch
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
-from trainers.cluster.log_context import LogContext, worker_log
-from trainers.cluster.memory_hints import is_out_of_memory, where_it_ran_out
-from trainers.cluster.worker_reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report, resume
 from trainers.loop.loop import Loop
 from trainers.loop.profiling import StepProfile
 from trainers.loop.step import NonFiniteLoss
@@ -38,6 +35,9 @@ from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import picture_memory
 from trainers.model.precision import described, require_device, with_chosen_precision
+from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
+from trainers.worker.log_context import LogContext, worker_log
+from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report, resume
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import OutOfMemoryError
 
 from datasets_manifest.errors import first_line
-from trainers.cluster.disk import megabytes
+from trainers.preflight.disk import megabytes
 from trainers.recipe import Recipe
 
 # What torch's allocator for the CPU says; its error is a plain RuntimeError.
@@ -62,7 +62,7 @@ def hints(recipe: Recipe, state_bytes: int, where: str) -> str:
     """What happened and what to try.
 
     Args:
-        state_bytes: what a worker holds whatever the batch; see trainers.model.sizes.
+        state_bytes: what a worker holds whatever the batch; see trainers.preflight.sizes.
         where: what `where_it_ran_out` or `ended_by_memory` said.
     """
     rows, domains = _rows(recipe), len(recipe.data.sources) + recipe.target_takes_part

@@ -8,7 +8,7 @@ from pathlib import Path
 from ray.train import CheckpointConfig
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.corpus import Corpus
+from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import FUSED
 from trainers.model.precision import dtype_of
 from trainers.recipe import Recipe

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import catalog, text_files
-from datasets_manifest.manifest.readers import read_split
+from datasets_manifest.manifest import catalog
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records import text_files
+from datasets_manifest.records.readers import read_split
 from tests.datasets_manifest.reading import column, read, refusal
 
 ENTRIES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.record_files import RawRecord
-from datasets_manifest.manifest.record_values import ValueFault
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.records.record_files import RawRecord
+from datasets_manifest.records.record_values import ValueFault
 
 _SHOWN = 10  # values in an error
 _KEPT = 1000  # distinct values; a column of prose given as labels has no more to tell

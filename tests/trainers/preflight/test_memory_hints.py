@@ -14,12 +14,12 @@ from ray.exceptions import OutOfMemoryError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from datasets_manifest.stream.plan import StepSlice
-from tests.trainers.cluster import out_of_memory
+from tests.trainers.preflight import out_of_memory
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.cluster.driver import train
-from trainers.cluster.memory_hints import ended_by_memory, hints, is_out_of_memory, settings, where_it_ran_out
 from trainers.failures import RunFailed
 from trainers.loop.loop import Observer
+from trainers.preflight.memory_hints import ended_by_memory, hints, is_out_of_memory, settings, where_it_ran_out
 from trainers.recipe import make_recipe
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.readers import ReadResult, read_split
 from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.records.readers import ReadResult, read_split
 from tests.datasets_manifest.reading import CLASSES, column, read, refusal
 
 TABLE = 'id,text,label,image\nk1,"Café, noël",positive,a.jpg|b.jpg\nk2,Straße,,\n'

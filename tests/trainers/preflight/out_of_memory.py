@@ -8,8 +8,8 @@ import ray
 import ray.train
 import torch
 
-from trainers.cluster import worker
 from trainers.loop.loop import Loop
+from trainers.worker import training
 
 
 def gpu_full(config: dict[str, ray.ObjectRef]) -> None:
@@ -30,6 +30,6 @@ def _run(config: dict[str, ray.ObjectRef], error: BaseException) -> None:
 
     Loop.run_step = failing  # type: ignore[method-assign]
     try:
-        worker.train_worker(ray.get(config["worker"]))
+        training.train_worker(ray.get(config["worker"]))
     finally:
         Loop.run_step = run_step  # type: ignore[method-assign]

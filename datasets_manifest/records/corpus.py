@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import packed_pictures as packed
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.readers import absent_columns, class_sets_agree, read_split, remap_labels
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.records import packed_pictures as packed
+from datasets_manifest.records.readers import absent_columns, class_sets_agree, read_split, remap_labels
 
 
 @dataclass(frozen=True)

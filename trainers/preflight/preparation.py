@@ -14,15 +14,15 @@ import torch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from datasets_manifest.manifest.corpus import Corpus, load_corpus, require_pictures
-from trainers.cluster.disk import evaluation_bytes, require_disk
+from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
 from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, read_json
 from trainers.model.encoders import text_config
-from trainers.model.network_checks import require_parts, require_statistics
 from trainers.model.precision import expected_device, require_device
-from trainers.model.sizes import state_sizes
 from trainers.model.vocabulary import make_vocabulary
+from trainers.preflight.disk import evaluation_bytes, require_disk
+from trainers.preflight.network_checks import require_parts, require_statistics
+from trainers.preflight.sizes import state_sizes
 from trainers.recipe import Recipe, make_recipe
 from trainers.tracking.address import run_storage
 from trainers.validators import NEED_SOURCE_VALIDATION

@@ -1,0 +1,19 @@
+"""What Ray Train's controller has to import of ours: next to nothing. The method and the loop load on the workers."""
+
+from __future__ import annotations
+
+import ray
+
+
+def train_worker(config: dict[str, ray.ObjectRef]) -> None:
+    """Run trainers.worker.training.train_worker on the WorkerConfig that `config["worker"]` refers to."""
+    from trainers.worker import training
+
+    training.train_worker(ray.get(config["worker"]))
+
+
+def dry_run_worker(config: dict[str, ray.ObjectRef]) -> None:
+    """The same for trainers.worker.dry_run.dry_run_on_worker."""
+    from trainers.worker import dry_run
+
+    dry_run.dry_run_on_worker(ray.get(config["worker"]))
