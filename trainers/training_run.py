@@ -162,7 +162,6 @@ def run(
     uri = tracking_uri(recipe) if recipe.tracking.enabled else None
     prepared = prepare_and_start_ray(recipe)
     from trainers.cluster.driver import train
-    from trainers.reports.run_report import draw_report
 
     tracking = _Tracking(prepared, tags) if uri else None
     observer.on_start(prepared)
@@ -183,6 +182,8 @@ def run(
                 stop=stop_event,
                 cpu_fraction=cpu_fraction,
             )
+        from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
+
         report = draw_report(outcome)
     except BaseException as error:
         # What is refused before the first step leaves nothing in MLflow: the name may be that of a finished run.

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, collate, encode_rows, index_table
@@ -50,13 +51,18 @@ class Stream:
         table: reference of a table of readers.TABLE_SCHEMA.
         cpu_budget: this worker's part of the cluster.
         allocate: makes the array for the pictures of a training batch.
+        runner: what `start_runner` gave; None: the stream starts its own.
     """
 
-    def __init__(self, table: ray.ObjectRef, cpu_budget: CpuBudget, allocate: Allocate = np.empty) -> None:
+    def __init__(
+        self,
+        table: ray.ObjectRef,
+        cpu_budget: CpuBudget,
+        allocate: Allocate = np.empty,
+        runner: ActorHandle | None = None,
+    ) -> None:
         self.table, self.cpu_budget, self.allocate = table, cpu_budget, allocate
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        # It starts while the caller builds its network, and ends when the stream is let go.
-        self._runner = PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._runner = runner or start_runner()
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""
@@ -103,6 +109,13 @@ class Stream:
                 yield block
         finally:
             runner.end.remote(number)
+
+
+def start_runner() -> ActorHandle:
+    """A PipelineRunner on this node. It ends when the handle is let go."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    runner: ActorHandle = PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return runner
 
 
 @ray.remote(num_cpus=0)

@@ -6,10 +6,16 @@ import ray
 
 
 def train_worker(config: dict[str, ray.ObjectRef]) -> None:
-    """Run trainers.worker.training.train_worker on the WorkerConfig that `config["worker"]` refers to."""
+    """Run trainers.worker.training.train_worker on the WorkerConfig that `config["worker"]` refers to.
+
+    The process that prepares batches starts first, while this one imports torch and builds the network.
+    """
+    from datasets_manifest.stream.ray_stream import start_runner
+
+    runner = start_runner()
     from trainers.worker import training
 
-    training.train_worker(ray.get(config["worker"]))
+    training.train_worker(ray.get(config["worker"]), runner)
 
 
 def dry_run_worker(config: dict[str, ray.ObjectRef]) -> None:

@@ -23,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.actor import ActorHandle
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
@@ -65,15 +66,19 @@ class WorkerConfig:
     folder: Path
 
 
-def train_worker(given: WorkerConfig) -> None:
-    """Train from the last checkpoint, if there is one, until the last epoch is done or the run is asked to stop."""
+def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
+    """Train from the last checkpoint, if there is one, until the last epoch is done or the run is asked to stop.
+
+    Args:
+        runner: of this worker's data pipelines, if it was started already.
+    """
     if ray.get(given.monitor.is_over.remote()):
         return  # Ray restarted the workers after an error that would come again
     context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
     with (
         worker_log(given.folder, context),
         errors_told(given),
-        contextlib.closing(make_loop(given, context)) as loop,
+        contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
         resume(loop, given.monitor)
         while loop.epoch < loop.recipe.train.epochs:
@@ -83,7 +88,7 @@ def train_worker(given: WorkerConfig) -> None:
             report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
 
 
-def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
+def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | None = None) -> Loop:
     """This worker's loop, before its first step.
 
     Raises:
@@ -105,7 +110,7 @@ def make_loop(given: WorkerConfig, context: LogContext) -> Loop:
         replace(given.card, recipe=recipe),
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=EvaluationCache(Stream(given.table, given.cpu_budget, picture_memory(device))),
+        source=EvaluationCache(Stream(given.table, given.cpu_budget, picture_memory(device), runner)),
         collective=collective,
         device=device,
         observer=Reporter(
