@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split, remap_labels
@@ -12,8 +15,19 @@ from trainers.loop.evaluation import calibration_error, classification_metrics, 
 from trainers.model.predictor import Predictor
 
 
-def assess(predictor: Predictor, data: str | Path, split: str = "val") -> dict[str, Any]:
-    """Accuracy, macro-F1, confusion matrix (rows: true) and expected calibration error.
+def assess(
+    predictor: Predictor, data: str | Path, split: str = "val", abstain_below: float | None = None
+) -> dict[str, Any]:
+    """How good the labels are that a model gives to labelled records.
+
+    Args:
+        abstain_below: confidence, 0 to 1; how the records fare that reach it is told, too.
+
+    Returns:
+        records, accuracy, macro_f1, calibration_error (expected), per_class (precision, recall, f1 and records by class
+        name; None where nothing counts), confusion (rows: true), with_bad_pictures, and not_predicted: records without
+        anything that can be read. These count as wrong in accuracy, and are in no other number. abstaining, if asked: below,
+        records, coverage and accuracy of the records that reach the confidence.
 
     Raises:
         InputError: the manifest has other classes than the model, or no labels.
@@ -28,13 +42,37 @@ def assess(predictor: Predictor, data: str | Path, split: str = "val") -> dict[s
             wanted=", ".join(predictor.classes),
         )
     table = remap_labels(read_split(manifest, split).table, manifest.classes, predictor.classes)
-    labels = table["label"].to_numpy()
-    if not (labels >= 0).any():
+    labels_N = table["label"].to_numpy()
+    if not (labels_N >= 0).any():
         raise InputError("no record has a label", file=manifest.path, field=f"splits.{split}")
-    result = predictor.predict(table["texts"].to_pylist(), table["images"].to_pylist())
-    predicted = result.probs.argmax(1)
-    metrics: dict[str, Any] = {"records": int((labels >= 0).sum())} | classification_metrics(labels, predicted)
-    metrics["calibration_error"] = calibration_error(labels, predicted, result.probs.max(1))
+    result = predictor.predict_usable(table["texts"].to_pylist(), table["images"].to_pylist())
+    known_N = labels_N >= 0
+    usable_N = known_N & np.array([label is not None for label in result.labels])
+    labels, predicted, confidence = labels_N[usable_N], result.probs[usable_N].argmax(1), result.confidence[usable_N]
+    right, records = int((labels == predicted).sum()), int(known_N.sum())
+    metrics: dict[str, Any] = {"records": records, "accuracy": right / records}
+    metrics["macro_f1"] = classification_metrics(labels, predicted).get("macro_f1")
+    metrics["calibration_error"] = calibration_error(labels, predicted, confidence) if usable_N.any() else None
+    metrics["per_class"] = _per_class(labels, predicted, predictor.classes)
     metrics["confusion"] = confusion(labels, predicted, len(predictor.classes)).tolist()
     metrics["with_bad_pictures"] = sum(bool(messages) for messages in result.bad)
+    metrics["not_predicted"] = records - int(usable_N.sum())
+    if abstain_below is not None:
+        sure = confidence >= abstain_below
+        metrics["abstaining"] = {
+            "below": abstain_below,
+            "records": int(sure.sum()),
+            "coverage": int(sure.sum()) / records,
+            "accuracy": float((labels == predicted)[sure].mean()) if sure.any() else None,
+        }
     return metrics
+
+
+def _per_class(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> dict[str, dict[str, float | None]]:
+    places = list(range(len(classes)))
+    scores = precision_recall_fscore_support(labels, predicted, labels=places, zero_division=np.nan)
+    found: dict[str, dict[str, float | None]] = {}
+    for name, *values, records in zip(classes, *scores, strict=True):
+        shown = [None if np.isnan(value) else float(value) for value in values]
+        found[name] = {**dict(zip(("precision", "recall", "f1"), shown, strict=True)), "records": int(records)}
+    return found

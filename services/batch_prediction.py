@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import whole_file, write_atomically
+from datasets_manifest.files import write_atomically
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
+from services.prediction_output import count_withheld, withhold, write_predictions
 from trainers.model.checkpoint import digests, model_folder, read_json
 from trainers.model.predictor import Predictor
 
@@ -36,7 +37,8 @@ class BatchSummary:
     """Counts of rows.
 
     records: one for each record. bad: without prediction. with_bad_pictures: some of the pictures could not be read.
-    resumed: written by an earlier, interrupted call.
+    resumed: written by an earlier, interrupted call. abstained: have no label because the model was not sure enough;
+    None if that was not asked.
     """
 
     records: int
@@ -44,6 +46,7 @@ class BatchSummary:
     with_bad_pictures: int
     resumed: int
     out: str
+    abstained: int | None = None
 
 
 def predict_manifest(
@@ -53,12 +56,14 @@ def predict_manifest(
     *,
     split: str = "val",
     workers: int = 1,
+    abstain_below: float | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> BatchSummary:
     """Predict all records of a split into the folder `out`. Ray must be running; `out` is on storage all nodes share.
 
     Args:
         model: a checkpoint folder; its files travel to the actors.
+        abstain_below: confidence, 0 to 1, that a label needs; None: every row that can be predicted has a label.
         on_rows: called with rows done and rows in all.
 
     Raises:
@@ -75,6 +80,8 @@ def predict_manifest(
         "rows": table.num_rows,
         "shard_rows": SHARD_ROWS,
     }
+    if abstain_below is not None:
+        plan["abstain_below"] = abstain_below
     _open_folder(out, plan)
     shards = range(-(-table.num_rows // SHARD_ROWS))
     finished = (out / PREDICTIONS).is_file()
@@ -86,22 +93,15 @@ def predict_manifest(
         for rows in _run_actors(bundle, table, out, missing, workers):
             done += rows
             on_rows(done, table.num_rows)
-    return _join(out, table, classes, resumed)
+    return _join(out, table, classes, resumed, abstain_below)
 
 
 def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
-    """Predictions of a table of readers.TABLE_SCHEMA, one row for each row, in order.
-
-    A row without any text or readable picture has nulls, and the reason in `problem`.
-    """
-    texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
-    rows: list[dict[str, Any]] = [{"problem": "has neither text nor picture"} for _ in texts]
-    full = [number for number, (text, image) in enumerate(zip(texts, images, strict=True)) if text or image]
-    found = predict_samples(predictor, [texts[n] for n in full], [images[n] for n in full])
-    for number, row in zip(full, found, strict=True):
-        rows[number] = row | {f"prob_{name}": value for name, value in row.get("probs", {}).items()}
-    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in _columns(predictor.classes)}
-    return pa.table({"id": table["id"].combine_chunks(), **columns})
+    """Predictions of a table of readers.TABLE_SCHEMA, one row for each row, in order: `id` and the columns of
+    Predictions.to_frame. A row without any text or readable picture has nulls, and the reason in `problem`."""
+    found = predictor.predict_usable(table["texts"].to_pylist(), table["images"].to_pylist())
+    rows = pa.Table.from_pandas(found.to_frame(), pa.schema(_columns(predictor.classes)), preserve_index=False)
+    return rows.add_column(0, "id", table["id"].combine_chunks())
 
 
 def predict_samples(
@@ -111,13 +111,12 @@ def predict_samples(
     without text none of whose pictures can be read, only bad_pictures and problem."""
     result = predictor.predict(texts, images)
     rows: list[dict[str, Any]] = []
-    for number, (sentences, pictures, bad) in enumerate(zip(texts, images, result.bad, strict=True)):
-        tried = min(len(pictures), predictor.card.recipe.data.pictures.max_pictures)
-        if len(bad) == tried and not any(text.strip() for text in sentences):
-            rows.append({"bad_pictures": bad, "problem": f"no picture can be read: {bad[0]}"})
+    for number, (label, bad) in enumerate(zip(result.labels, result.bad, strict=True)):
+        if label is None:
+            rows.append({"bad_pictures": bad, "problem": result.problems[number]})
             continue
         probs = dict(zip(predictor.classes, map(float, result.probs[number]), strict=True))
-        row = {"label": result.labels[number], "confidence": max(probs.values()), "probs": probs}
+        row = {"label": label, "confidence": max(probs.values()), "probs": probs}
         row |= {"disagreement": float(result.disagreement[number]), "head_labels": result.head_labels[number]}
         rows.append(row | {"bad_pictures": bad})
     return rows
@@ -151,7 +150,7 @@ class _Worker:
         done = []
         for shard in batch["shard"].tolist():
             part = predict_rows(self._predictor, self._table.slice(shard * SHARD_ROWS, SHARD_ROWS))
-            write_parquet(part, _part(self._out, shard))
+            write_predictions(part, _part(self._out, shard))
             done.append(part.num_rows)
         return {"rows": done}
 
@@ -186,7 +185,7 @@ def _open_folder(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).is_file():
         found = read_json(out / PLAN)
         if found != plan:
-            differing = ", ".join(key for key in plan if found.get(key) != plan[key])
+            differing = ", ".join(key for key in {**plan, **found} if found.get(key) != plan.get(key))
             raise InputError(
                 f"holds a prediction with another {differing}", file=out, field="--out", wanted="a new folder"
             )
@@ -197,7 +196,7 @@ def _open_folder(out: Path, plan: dict[str, Any]) -> None:
     write_atomically(out / PLAN, json.dumps(plan, indent=1))
 
 
-def _join(out: Path, table: pa.Table, classes: list[str], resumed: int) -> BatchSummary:
+def _join(out: Path, table: pa.Table, classes: list[str], resumed: int, abstain_below: float | None) -> BatchSummary:
     """One file of all parts, in the order of the records. The ids are compared: a row too many or too few is an error."""
     final = out / PREDICTIONS
     if not final.is_file():
@@ -209,14 +208,19 @@ def _join(out: Path, table: pa.Table, classes: list[str], resumed: int) -> Batch
                 raise RuntimeError(
                     f"{_part(out, shard)} does not hold the rows of its shard; delete it and start again"
                 )
-        write_parquet(pa.concat_tables(parts), final)
-    written = pq.read_table(final, columns=["problem", "bad_pictures"])
-    bad = written.num_rows - written["problem"].null_count
-    skipped = sum(bool(messages) for messages in written["bad_pictures"].to_pylist())
-    summary = BatchSummary(written.num_rows, bad, skipped, resumed, str(final))
+        joined = pa.concat_tables(parts)
+        write_predictions(joined if abstain_below is None else withhold(joined, abstain_below), final)
+    summary = summary_of(pq.read_table(final), final, resumed)
     (out / SUMMARY).write_text(json.dumps(asdict(summary), indent=1) + "\n")
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary
+
+
+def summary_of(predictions: pa.Table, out: Path, resumed: int = 0) -> BatchSummary:
+    """Counts of the rows that `predict_rows` made."""
+    skipped = sum(bool(messages) for messages in predictions["bad_pictures"].to_pylist())
+    bad, abstained = predictions["confidence"].null_count, count_withheld(predictions)
+    return BatchSummary(predictions.num_rows, bad, skipped, resumed, str(out), abstained)
 
 
 def _content(table: pa.Table) -> bytes:
@@ -230,9 +234,3 @@ def _rows_of(shard: int, rows: int) -> int:
 
 def _part(out: Path, shard: int) -> Path:
     return out / "parts" / f"part-{shard:05d}.parquet"
-
-
-def write_parquet(table: pa.Table, file: Path) -> None:
-    """Write `table` whole or not at all; folders are made."""
-    with whole_file(file) as draft:
-        pq.write_table(table, draft)

@@ -19,10 +19,11 @@ AnyVersion = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:versio
 
 @app.command("list", epilog="Example:  m2can models list --json")
 def list_(tracking_uri: TrackingUri = None, storage: Storage = RUNS, json_: AsJson = False) -> None:
-    """All registered models, newest version of each."""
-    from services.registry import client_for, list_models
+    """All versions of all registered models, the newest of each first; other commands take the names in front."""
+    from services.registry import client_for, search_models
 
-    _print_versions(list_models(client_for(tracking_uri, storage)), json_)
+    found = search_models(client_for(tracking_uri, storage))
+    _print_versions(sorted(found, key=lambda version: (version.name, -int(version.version))), json_)
 
 
 @app.command(epilog="Example:  m2can models search --target mountain --min-accuracy 0.7")

@@ -25,6 +25,10 @@ Dashboard = Annotated[
     typer.Option("--address", help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS."),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen at.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="The folder of a run or a checkpoint, or NAME, NAME:VERSION, NAME@alias."),
+]
 Port = Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)]
 TokensFile = Annotated[
     Path | None, typer.Option("--tokens", help="Tokens file (mode 600); without it, loopback only and no token asked.")
@@ -41,28 +45,11 @@ def use_data_root(root: str | None) -> None:
 
 
 def load_predictor(model: str, tracking_uri: str | None, storage: Path) -> Any:
-    """The predictor of a checkpoint folder or of a registered model."""
+    """The predictor of whatever `services.model_files` finds."""
+    from services.model_files import model_files
     from trainers.model.predictor import Predictor
 
     return Predictor.load(model_files(model, tracking_uri, storage))
-
-
-def model_files(model: str, tracking_uri: str | None, storage: Path) -> Path:
-    """The folder of a checkpoint, or of a registered model's verified download.
-
-    Raises:
-        InputError: no such folder or model.
-    """
-    from datasets_manifest.errors import InputError
-
-    if not model.startswith("models:/"):
-        if not Path(model).is_dir():
-            wanted = "a checkpoint folder, or models:/NAME@alias"
-            raise InputError("there is no such folder", field="MODEL", value=model, wanted=wanted)
-        return Path(model)
-    from services.registry import client_for, fetch_bundle
-
-    return fetch_bundle(client_for(tracking_uri, storage), model)
 
 
 def show(as_json: bool, content: Any, *lines: str) -> None:

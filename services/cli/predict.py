@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,28 +11,38 @@ from services.cli.options import (
     RUNS,
     AsJson,
     DataRoot,
+    ModelArgument,
     RayCluster,
     Storage,
     TrackingUri,
     load_predictor,
-    model_files,
     show,
     use_data_root,
 )
 from services.cli.output import percent
 
-Model = Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME@alias, models:/NAME/VERSION.")]
+if TYPE_CHECKING:
+    from services.batch_prediction import BatchSummary
+
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Give no label where the probability of the label is below this, 0 to 1."),
+]
 
 
 def predict(
-    model: Model,
+    model: ModelArgument,
     text: Annotated[list[str] | None, typer.Option(help="A text of the sample; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture of the sample; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="A manifest: predict its records instead.")] = None,
     split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
     out: Annotated[
-        Path | None, typer.Option(help="For --data: a file .parquet (in this process) or a folder (on Ray, resumable).")
+        str | None,
+        typer.Option(
+            help="For --data: a file .csv, .jsonl or .parquet (in this process), or a folder/ (on Ray, resumable)."
+        ),
     ] = None,
+    abstain_below: AbstainBelow = None,
     workers: Annotated[int, typer.Option(help="Ray actors, when --out is a folder.", min=1)] = 1,
     address: RayCluster = None,
     tracking_uri: TrackingUri = None,
@@ -42,47 +52,77 @@ def predict(
 ) -> None:
     """Predict one sample, or all records of a manifest."""
     from datasets_manifest.errors import InputError
+    from services.prediction_output import is_file_output
 
     use_data_root(data_root)
-    if data is not None:
-        if out is None:
-            raise InputError("is missing", field="--out", wanted="a file .parquet or a folder for the predictions")
-        if text or image:
-            raise InputError("does not go with --text and --image", field="--data", value=data)
-        if out.suffix != ".parquet":
-            _predict_on_ray(model_files(model, tracking_uri, storage), data, split, out, workers, address, json_)
-            return
-        _predict_manifest(load_predictor(model, tracking_uri, storage), data, split, out, json_)
+    if data is None:
+        if out is not None:
+            raise InputError("goes with --data", field="--out", value=out, wanted="--data, too; one sample is printed")
+        _predict_sample(list(text or []), list(image or []), model, tracking_uri, storage, abstain_below, json_)
         return
-    if not text and not image:
+    if out is None:
+        wanted = "a file .csv, .jsonl or .parquet, or a folder/ for the predictions"
+        raise InputError("is missing", field="--out", wanted=wanted)
+    if text or image:
+        raise InputError("does not go with --text and --image", field="--data", value=data)
+    if is_file_output(out):
+        predictor = load_predictor(model, tracking_uri, storage)
+        summary = _predict_to_file(predictor, data, split, Path(out), abstain_below)
+    else:
+        from services.model_files import model_files
+
+        bundle = model_files(model, tracking_uri, storage)
+        summary = _predict_on_ray(bundle, data, split, Path(out), workers, address, abstain_below)
+    show(json_, summary, _in_words(summary))
+
+
+def _predict_sample(
+    texts: list[str],
+    images: list[Path],
+    model: str,
+    tracking_uri: str | None,
+    storage: Path,
+    abstain_below: float | None,
+    as_json: bool,
+) -> None:
+    from datasets_manifest.errors import InputError
+
+    if not texts and not images:
         raise InputError("nothing to predict", field="--text, --image", wanted="one of them, or --data")
-    for path in image or []:
+    for path in images:
         if not path.is_file():
             raise InputError("there is no such picture", file=path, field="--image")
     predictor = load_predictor(model, tracking_uri, storage)
-    result = predictor.predict([list(text or [])], [[str(path) for path in image or []]])
+    result = predictor.predict([texts], [images])
     if result.bad[0]:
         raise InputError("cannot be used as a picture", field="--image", value=result.bad[0])
+    confidence = float(result.confidence[0])
+    abstained = abstain_below is not None and confidence < abstain_below
+    label = None if abstained else result.labels[0]
     probs = dict(zip(predictor.classes, map(float, result.probs[0]), strict=True))
-    content = {"label": result.labels[0], "probs": probs, "disagreement": float(result.disagreement[0])}
-    show(json_, content, result.labels[0], *(f"  {name:16} {percent(prob)}" for name, prob in probs.items()))
+    content = {"label": label, "confidence": confidence, "probs": probs, "disagreement": float(result.disagreement[0])}
+    if abstain_below is not None:
+        content["abstained"] = abstained
+    first = label or f"no label: the surest class has {percent(confidence)}, below {percent(abstain_below)}"
+    show(as_json, content, first, *(f"  {name:16} {percent(prob)}" for name, prob in probs.items()))
 
 
-def _predict_manifest(predictor: Any, data: str, split: str, out: Path, as_json: bool) -> None:
+def _predict_to_file(predictor: Any, data: str, split: str, out: Path, abstain_below: float | None) -> BatchSummary:
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.records.readers import read_split
-    from services.batch_prediction import predict_rows, write_parquet
+    from services.batch_prediction import predict_rows, summary_of
+    from services.prediction_output import withhold, write_predictions
 
-    table = predict_rows(predictor, read_split(load_manifest(data), split).table)
-    write_parquet(table, out)
-    bad = sum(bool(messages) for messages in table["bad_pictures"].to_pylist())
-    summary = {"records": table.num_rows, "with_bad_pictures": bad, "out": str(out)}
-    show(as_json, summary, f"{table.num_rows} records predicted, {bad} with pictures that could not be used → {out}")
+    table = predict_rows(predictor, read_split(load_manifest(data), split, keep_empty=True).table)
+    if abstain_below is not None:
+        table = withhold(table, abstain_below)
+    write_predictions(table, out)
+    return summary_of(table, out)
 
 
 def _predict_on_ray(
-    bundle: Path, data: str, split: str, out: Path, workers: int, address: str | None, as_json: bool
-) -> None:
+    bundle: Path, data: str, split: str, out: Path, workers: int, address: str | None, abstain_below: float | None
+) -> BatchSummary:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -97,34 +137,60 @@ def _predict_on_ray(
         def update(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        summary = predict_manifest(bundle, data, out, split=split, workers=workers, on_rows=update)
-    text = f"{summary.records} records: {summary.bad} could not be predicted, {summary.with_bad_pictures} lack some "
-    show(as_json, summary, f"{text}pictures, {summary.resumed} were there already → {summary.out}")
+        return predict_manifest(
+            bundle, data, out, split=split, workers=workers, abstain_below=abstain_below, on_rows=update
+        )
+
+
+def _in_words(summary: BatchSummary) -> str:
+    parts = [f"{summary.bad} could not be predicted", f"{summary.with_bad_pictures} lack some pictures"]
+    if summary.abstained is not None:
+        sure = summary.records - summary.bad - summary.abstained
+        coverage = percent(sure / summary.records) if summary.records else "none"
+        parts.append(f"{summary.abstained} have no label for want of confidence (coverage {coverage})")
+    if summary.resumed:
+        parts.append(f"{summary.resumed} were there already")
+    return f"{summary.records} records: {', '.join(parts)} → {summary.out}"
 
 
 def evaluate(
-    model: Model,
+    model: ModelArgument,
     data: Annotated[str, typer.Option(help="A manifest with labels.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    abstain_below: AbstainBelow = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
     json_: AsJson = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Accuracy, macro-F1, confusion matrix and calibration on labelled records."""
+    """Accuracy, macro-F1, each class, confusion matrix and calibration on labelled records."""
     from services.assessment import assess
 
     use_data_root(data_root)
     predictor = load_predictor(model, tracking_uri, storage)
-    metrics = assess(predictor, data, split)
-    width = max(map(len, predictor.classes)) + 2
+    metrics = assess(predictor, data, split, abstain_below)
+    width = max(9, *map(len, predictor.classes)) + 2
     lines = [
         f"{metrics['records']} labelled records of {data}, {split}",
         f"  accuracy {percent(metrics['accuracy'])}   macro-F1 {percent(metrics['macro_f1'])}",
         f"  expected calibration error {percent(metrics['calibration_error'])}",
-        "  confusion (rows: true, columns: predicted)",
-        "  " + " " * width + "".join(f"{name:>{width}}" for name in predictor.classes),
     ]
+    if (sure := metrics.get("abstaining")) is not None:
+        lines.append(
+            f"  confidence of {percent(sure['below'])} or more: {sure['records']} records, coverage "
+            f"{percent(sure['coverage'])}, accuracy {percent(sure['accuracy'])}"
+        )
+    if metrics["with_bad_pictures"] or metrics["not_predicted"]:
+        lines.append(
+            f"  {metrics['with_bad_pictures']} records lack some pictures that cannot be read; {metrics['not_predicted']} "
+            f"have nothing else and count as wrong"
+        )
+    lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in ("precision", "recall", "F1", "records")))
+    for name, row in metrics["per_class"].items():
+        cells = [percent(row[key]) for key in ("precision", "recall", "f1")] + [str(row["records"])]
+        lines.append(f"  {name:{width}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    lines.append("  confusion (rows: true, columns: predicted)")
+    lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in predictor.classes))
     for name, row in zip(predictor.classes, metrics["confusion"], strict=True):
         lines.append(f"  {name:{width}}" + "".join(f"{count:{width}}" for count in row))
     show(json_, metrics, *lines)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from services.cli.models import app
-from services.cli.options import RUNS, AsJson, Storage, TrackingUri, load_predictor, show
+from services.cli.options import RUNS, AsJson, ModelArgument, Storage, TrackingUri, load_predictor, show
 
 
 @app.command("import", epilog="Example:  m2can models import checkpoints_AVA --recipe config_AVA.yaml --out models/ava")
@@ -58,7 +58,7 @@ def import_(
 
 @app.command(epilog="Example:  m2can models export runs/my-run/checkpoint_9 best.pth --published")
 def export(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, or models:/NAME@alias.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="File to write.")],
     published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
     tracking_uri: TrackingUri = None,

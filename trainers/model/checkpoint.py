@@ -167,15 +167,34 @@ def card_files(card: ModelCard) -> dict[str, str]:
 
 
 def model_folder(folder: Path) -> Path:
-    """The part of a checkpoint that prediction needs, given the checkpoint or that part.
+    """The part of a checkpoint that prediction needs, given the checkpoint, that part, or the folder of a finished run,
+    which means the run's chosen checkpoint.
 
     Raises:
-        InputError: neither.
+        InputError: none of them, or the run has not ended.
     """
-    for candidate in (folder / "model", folder):
+    for candidate in (folder / "model", folder, folder / "best" / "model"):
         if (candidate / "model.json").is_file():
             return candidate
-    raise InputError("is not a checkpoint", file=folder, wanted="a folder with model/model.json or model.json")
+    if (folder / "recipe.json").is_file():
+        return _chosen_checkpoint(folder) / "model"
+    wanted = "a folder with model/model.json or model.json, or the folder of a run"
+    raise InputError("is not a checkpoint", file=folder, wanted=wanted)
+
+
+def _chosen_checkpoint(run: Path) -> Path:
+    """By the epoch that the run's summary names."""
+    checkpoints = sorted(path for path in run.glob("checkpoint_*") if (path / "model" / "model.json").is_file())
+    summary = run / "report" / "summary.json"
+    if not summary.is_file():
+        wanted = f"one of its checkpoints: {', '.join(path.name for path in checkpoints)}" if checkpoints else None
+        raise InputError("is a run that has not ended: no checkpoint is chosen yet", file=run, wanted=wanted)
+    chosen = read_json(summary).get("chosen_epoch")
+    for checkpoint in checkpoints:
+        state = read_json(checkpoint / "state" / "training.json")
+        if state.get("epoch") == chosen and not state.get("values", {}).get("steps_done"):
+            return checkpoint
+    raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
 
 
 def load_card(folder: Path) -> ModelCard:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.records import frames
 from datasets_manifest.stream.encode import collate, encode_samples, index_table
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
@@ -17,21 +19,70 @@ from trainers.model.build import build_network
 from trainers.model.checkpoint import ModelCard, load_card, load_model_weights, model_folder
 from trainers.model.device_batches import make_encoding, to_batch
 
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+EMPTY = "has neither text nor picture"
+
 
 @dataclass(frozen=True)
 class Predictions:
     """Of N samples.
 
-    probs: [N, C]. labels: class names. disagreement: the heads' variance (see refinement.score_samples), [N].
+    classes: their C names. probs: [N, C]; NaN for a sample that cannot be predicted.
+    labels: class names; None for a sample that cannot be predicted.
+    disagreement: the heads' variance (see refinement.score_samples), [N].
     bad: for each sample what was wrong with pictures that were skipped.
     head_labels: the class name that each head alone would give, N lists of H.
+    problems: for each sample what was wrong with it, None if nothing was. A sample without text none of whose pictures can
+    be read cannot be predicted; of others the pictures that cannot be read are left out.
     """
 
+    classes: list[str]
     probs: np.ndarray
-    labels: list[str]
+    labels: list[str | None]
     disagreement: np.ndarray
     bad: list[list[str]]
     head_labels: list[list[str]]
+    problems: list[str | None]
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of the label, [N]; NaN without one."""
+        return self.probs.max(axis=1, initial=0.0, where=~np.isnan(self.probs)) + 0 * self.probs.sum(axis=1)
+
+    def to_frame(self, index: Any = None) -> pd.DataFrame:
+        """Columns `label`, `confidence`, `prob_<class>` for each class, `disagreement`, `head_labels`, `bad_pictures` and
+        `problem`, a row a sample."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"label": self.labels, "confidence": self.confidence}
+        columns |= {f"prob_{name}": self.probs[:, number] for number, name in enumerate(self.classes)}
+        columns |= {"disagreement": self.disagreement, "head_labels": self.head_labels}
+        columns |= {"bad_pictures": self.bad, "problem": self.problems}
+        kinds = {"label": object, "problem": object}  # None where there is none; pandas' strings would have NaN
+        return pd.DataFrame({name: pd.Series(cells, index, kinds.get(name)) for name, cells in columns.items()})
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A batch of B samples after its pass through the network.
+
+    usable: places of the U samples that were predicted. logits_HUC: of each head. fused_UK: what the heads see.
+    bad, problems: see Predictions, for all B.
+    """
+
+    usable: list[int]
+    logits_HUC: torch.Tensor
+    fused_UK: torch.Tensor
+    bad: list[list[str]]
+    problems: list[str | None]
+
+    def spread(self, values_U: torch.Tensor) -> np.ndarray:
+        """A row for each of the B samples; NaN for those that were not predicted."""
+        found = np.full((len(self.bad), *values_U.shape[1:]), np.nan)
+        found[self.usable] = values_U.cpu().numpy()
+        return found
 
 
 class Predictor:
@@ -45,8 +96,8 @@ class Predictor:
         self._encoding = make_encoding(card.recipe, card.vocabulary)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> Predictor:
-        """Read a checkpoint folder, or its `model` folder.
+    def load(cls, folder: str | Path, device: str = "auto") -> Self:
+        """Read a checkpoint folder, its `model` folder, or the chosen checkpoint of a run's folder.
 
         Raises:
             InputError: not a checkpoint, or damaged.
@@ -64,48 +115,148 @@ class Predictor:
     def classes(self) -> list[str]:
         return self.card.classes
 
+    @overload
     def predict(
-        self,
-        texts: Sequence[Sequence[str]],
-        images: Sequence[Sequence[str | bytes]],
-        batch_size: int = 64,
-    ) -> Predictions:
-        """Predict samples; each is a list of texts and a list of pictures (paths or file contents), either may be empty.
+        self, samples: Sequence[str | Sequence[str]], images: Sequence[Any] | None = None, batch_size: int = 64
+    ) -> Predictions: ...
+
+    @overload
+    def predict(self, samples: Any, images: None = None, batch_size: int = 64) -> Any: ...
+
+    def predict(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int = 64) -> Any:
+        """Predict samples.
+
+        Args:
+            samples: a frame with the columns `text`, `image` or both (a pandas DataFrame, a `datasets.Dataset`); or a list
+                with the texts of each sample: a string or a list of strings.
+            images: without a frame, the pictures of each sample: one or a list. A picture is a path, the bytes of a file,
+                a PIL image, or a mapping of `bytes` and `path`.
+
+        Returns:
+            of a frame a DataFrame with its index and the columns of `Predictions.to_frame`, in which `problem` says what
+            was wrong with a row; otherwise Predictions.
 
         Raises:
-            InputError: lists of different lengths, or a sample with neither text nor picture.
+            InputError: lists of different lengths, a value that is neither text nor picture, or, in lists, a sample
+                with neither.
         """
-        if len(texts) != len(images):
-            raise InputError("texts and images differ in number", value=(len(texts), len(images)))
-        for number, (sentences, pictures) in enumerate(zip(texts, images, strict=True)):
-            if not len(sentences) and not len(pictures):
-                raise InputError("has neither text nor picture", field=f"sample {number + 1}")
-        parts = list(self._batches(texts, images, batch_size))
-        probs = np.concatenate([part[0] for part in parts]) if parts else np.empty((0, len(self.classes)))
+        if frames.is_frame(samples):
+            return self._predict_frame(samples, images, batch_size)
+        texts, pictures = _lists(samples, images)
+        return self._predict(texts, pictures, batch_size, refuse_empty=True)
+
+    def embed(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int = 64) -> np.ndarray:
+        """What the classifier heads see of each sample: the fused features of text and pictures, [N, 64].
+
+        Args:
+            samples, images: as `predict` takes them. A row of a frame that cannot be predicted is NaN.
+
+        Raises:
+            InputError: see `predict`.
+        """
+        framed = frames.is_frame(samples)
+        texts, pictures = _columns(samples, images)[1:] if framed else _lists(samples, images)
+        parts = self._scored(texts, pictures, batch_size, refuse_empty=not framed)
+        features = [part.spread(part.fused_UK) for part in parts]
+        return np.concatenate([np.empty((0, self.network.fusion.h1.out_features)), *features])
+
+    def predict_usable(self, texts: Sequence[Any], images: Sequence[Any], batch_size: int = 64) -> Predictions:
+        """As `predict` with lists; a sample with neither text nor picture has a problem in place of a prediction."""
+        return self._predict(*_lists(texts, images), batch_size, refuse_empty=False)
+
+    def _predict_frame(self, frame: Any, images: object, batch_size: int) -> pd.DataFrame:
+        index, texts, pictures = _columns(frame, images)
+        return self._predict(texts, pictures, batch_size, refuse_empty=False).to_frame(index)
+
+    def _predict(
+        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
+    ) -> Predictions:
+        classes = self.classes
+        parts = list(self._scored(texts, images, batch_size, refuse_empty=refuse_empty))
+        probs = [part.spread(part.logits_HUC.mean(0).softmax(-1)) for part in parts]
+        variance = [part.spread(score_samples(part.logits_HUC).variance) for part in parts]
+        head_labels: list[list[str]] = []
+        for part in parts:
+            names: list[list[str]] = [[] for _ in part.bad]
+            for place, heads in zip(part.usable, part.logits_HUC.argmax(-1).T.tolist(), strict=True):
+                names[place] = [classes[c] for c in heads]
+            head_labels += names
+        probs_NC = np.concatenate([np.empty((0, len(classes))), *probs])
+        known_N = ~np.isnan(probs_NC).any(axis=1)
         return Predictions(
-            probs=probs,
-            labels=[self.classes[c] for c in probs.argmax(1)],
-            disagreement=np.concatenate([part[1] for part in parts]) if parts else np.empty(0),
-            bad=[messages for part in parts for messages in part[2]],
-            head_labels=[[self.classes[c] for c in sample] for part in parts for sample in part[3]],
+            classes=classes,
+            probs=probs_NC,
+            labels=[classes[row.argmax()] if known else None for row, known in zip(probs_NC, known_N, strict=True)],
+            disagreement=np.concatenate([np.empty(0), *variance]),
+            bad=[messages for part in parts for messages in part.bad],
+            head_labels=head_labels,
+            problems=[problem for part in parts for problem in part.problems],
         )
 
     @torch.inference_mode()
-    def _batches(
-        self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[str | bytes]], batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, list[list[str]], list[list[int]]]]:
+    def _scored(
+        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
+    ) -> Iterator[_Scored]:
+        """Batch by batch, so that only a batch of pictures is in memory."""
         for start in range(0, len(texts), batch_size):
-            sentences = [list(sample) for sample in texts[start : start + batch_size]]
-            pictures = [list(sample) for sample in images[start : start + batch_size]]
-            numbers = np.arange(len(sentences))
-            index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
-            columns = encode_samples(sentences, pictures, index, self._encoding)
-            for name, column in columns.items():
-                index = index.append_column(name, column)
-            host = collate(index, self._encoding.pictures.crop, self._encoding.vocabulary.pad_id)
-            labels = np.full((1, len(sentences)), -1)
-            outputs = self.network(to_batch(host, labels, device=self.device, dtype=self.dtype))
-            logits_HBC = outputs.logits_HQDBC[:, 0, 0]
-            probs = logits_HBC.mean(0).softmax(-1).cpu().numpy()
-            variance = score_samples(logits_HBC).variance.cpu().numpy()
-            yield probs, variance, columns["bad"].to_pylist(), logits_HBC.argmax(-1).T.tolist()
+            numbers = range(start, min(start + batch_size, len(texts)))
+            sentences = [frames.texts_of(texts[n], f"sample {n + 1}, text") for n in numbers]
+            pictures = [frames.pictures_of(images[n], f"sample {n + 1}, image") for n in numbers]
+            full = [place for place in range(len(numbers)) if sentences[place] or pictures[place]]
+            if refuse_empty and len(full) < len(numbers):
+                empty = next(place for place in range(len(numbers)) if place not in full)
+                raise InputError(EMPTY, field=f"sample {start + empty + 1}")
+            logits_HFC, fused_FK, skipped = self._pass([sentences[p] for p in full], [pictures[p] for p in full])
+            problems: list[str | None] = [EMPTY] * len(numbers)
+            bad: list[list[str]] = [[] for _ in numbers]
+            usable = []  # places in the batch
+            for place, messages in zip(full, skipped, strict=True):
+                tried = min(len(pictures[place]), self._encoding.pictures.max_pictures)
+                bad[place], problems[place] = messages, None
+                if len(messages) == tried and not sentences[place]:
+                    problems[place] = f"no picture can be read: {messages[0]}"
+                    continue
+                usable.append(place)
+                if messages:
+                    problems[place] = f"{len(messages)} of {tried} pictures left out: {'; '.join(messages)}"
+            chosen_U = torch.tensor([full.index(place) for place in usable], dtype=torch.long, device=self.device)
+            yield _Scored(usable, logits_HFC[:, chosen_U], fused_FK[chosen_U], bad, problems)
+
+    def _pass(
+        self, texts: list[list[str]], pictures: list[list[str | bytes]]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[list[str]]]:
+        """Of F samples: each head's logits [H, F, C], the fused features [F, K], what was wrong with the pictures."""
+        if not texts:
+            logits = torch.empty(len(self.network.heads), 0, len(self.classes), device=self.device)
+            return logits, torch.empty(0, self.network.fusion.h1.out_features, device=self.device), []
+        numbers = np.arange(len(texts))
+        index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
+        columns = encode_samples(texts, pictures, index, self._encoding)
+        for name, column in columns.items():
+            index = index.append_column(name, column)
+        host = collate(index, self._encoding.pictures.crop, self._encoding.vocabulary.pad_id)
+        labels = np.full((1, len(texts)), -1)
+        outputs = self.network(to_batch(host, labels, device=self.device, dtype=self.dtype))
+        return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0], columns["bad"].to_pylist()
+
+
+def _lists(texts: Any, images: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The texts and the pictures of each sample. Raises InputError: one value in place of a list, or lengths differ."""
+    for name, given in (("texts", texts), ("images", images)):
+        if given is not None and (isinstance(given, str | bytes | dict) or not hasattr(given, "__iter__")):
+            wanted = "a list with an entry for each sample, or a frame"
+            raise InputError("is not a list of samples", field=name, value=given, wanted=wanted)
+    texts = [None] * len(list(images or [])) if texts is None else list(texts)
+    images = [None] * len(texts) if images is None else list(images)
+    if len(texts) != len(images):
+        raise InputError("texts and images differ in number", value=(len(texts), len(images)))
+    return texts, images
+
+
+def _columns(frame: Any, images: object) -> tuple[Any, list[Any], list[Any]]:
+    """A frame's index, its texts and its pictures."""
+    if images is not None:
+        raise InputError("does not go with a frame", field="images", wanted="a column `image`")
+    table = frames.to_pandas(frame)
+    frames.require_content(table)
+    return table.index, frames.column(table, frames.TEXT), frames.column(table, frames.IMAGE)

@@ -2,7 +2,9 @@
 
 Input: a DataFrame with the columns `text` (a string or a list of strings) and `image` (one picture or a list: a path, or
 the file's content as bytes or base64, with or without `data:image/…;base64,`). Either may be null or missing.
-Output: `label`, `confidence` (probability of the label) and `prob_<class>` for each class, in the input's order.
+Output: the columns of Predictions.to_frame, in the input's order: `label`, `confidence` (probability of the label),
+`prob_<class>` for each class, and among others `problem`: what was wrong with a row, such as a picture that cannot be read.
+A row with neither text nor readable picture has no label.
 """
 
 from __future__ import annotations
@@ -27,14 +29,9 @@ class M2canModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Raises ValueError for a sample with neither text nor picture."""
-        texts = [[str(text) for text in _items(cell)] for cell in _column(model_input, "text")]
+        texts = list(map(_items, _column(model_input, "text")))
         images = [[_picture(item) for item in _items(cell)] for cell in _column(model_input, "image")]
-        predictions = self._predictor.predict(texts, images)
-        table = pd.DataFrame({"label": predictions.labels, "confidence": predictions.probs.max(axis=1, initial=0.0)})
-        for number, name in enumerate(self._predictor.classes):
-            table[f"prob_{name}"] = predictions.probs[:, number]
-        return table.set_index(model_input.index)
+        return self._predictor.predict_usable(texts, images).to_frame(model_input.index)
 
 
 def _column(table: pd.DataFrame, name: str) -> list[Any]:
@@ -43,24 +40,23 @@ def _column(table: pd.DataFrame, name: str) -> list[Any]:
 
 def _items(cell: Any) -> list[Any]:
     """What a cell holds, as a list without nulls: callers send None, NaN, one value, a list or an array."""
-    if isinstance(cell, str | bytes) or not hasattr(cell, "__iter__"):
+    if isinstance(cell, str | bytes | dict) or not hasattr(cell, "__iter__"):
         cell = [cell]
     return [item for item in cell if not (item is None or item != item or item == "")]
 
 
-def _picture(item: Any) -> str | bytes:
-    if isinstance(item, bytes | bytearray | memoryview):
-        return bytes(item)
-    text = str(item)
-    if text.startswith("data:"):
-        return base64.b64decode(text.partition(",")[2])
+def _picture(item: Any) -> Any:
+    if not isinstance(item, str):
+        return item  # the predictor knows bytes and structs of bytes and path
+    if item.startswith("data:"):
+        return base64.b64decode(item.partition(",")[2])
     # A base64 picture is far longer than a file name may be, so the look at the disk is left out for it.
-    if len(text) < 4096 and os.path.exists(text):
-        return text
+    if len(item) < 4096 and os.path.exists(item):
+        return item
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(item, validate=True)
     except binascii.Error:
-        return text  # a path, to a file that is not there: the predictor says so
+        return item  # a path, to a file that is not there: the predictor says so
 
 
 mlflow.models.set_model(M2canModel())

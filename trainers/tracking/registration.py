@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
 import datasets_manifest
 import trainers
@@ -72,11 +72,17 @@ class ModelToLog:
 
 
 def signature_for(classes: list[str]) -> ModelSignature:
-    """Columns of the registered model. `Any`: a cell is one string, a list of strings, or null."""
+    """Columns of the registered model. In, `Any`: a cell is one string, a list of strings, or null. Out: see
+    trainers.model.predictor.Predictions.to_frame."""
     inputs = [ColSpec(AnyType(), name, required=False) for name in ("text", "image")]
-    outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence")]
-    outputs += [ColSpec(DataType.double, f"prob_{name}") for name in classes]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    strings = Array(DataType.string)
+    outputs: dict[str, Any] = {"label": DataType.string, "confidence": DataType.double}
+    outputs |= {f"prob_{name}": DataType.double for name in classes}
+    outputs |= {"disagreement": DataType.double, "head_labels": strings, "bad_pictures": strings}
+    outputs["problem"] = DataType.string
+    nullable = ("label", "confidence", "disagreement", "problem", *(f"prob_{name}" for name in classes))
+    columns = [ColSpec(kind, name, required=name not in nullable) for name, kind in outputs.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(columns))
 
 
 def register(link: RunLink, model: ModelToLog) -> str:

@@ -2,24 +2,28 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.model.predictor import Predictions, Predictor
 from trainers.tracking import pyfunc_model
+from trainers.tracking.registration import signature_for
+
+COLUMNS = ["label", "confidence", "prob_no", "prob_yes", "disagreement", "head_labels", "bad_pictures", "problem"]
 
 
 class FakePredictor:
     """Stands in for trainers.model.predictor.Predictor and keeps what it was asked."""
 
-    classes = ("no", "yes")
-
-    def predict(self, texts: list[list[str]], images: list[list[Any]]) -> Any:
+    def predict_usable(self, texts: list[list[str]], images: list[list[Any]]) -> Predictions:
         self.texts, self.images = texts, images
         probs = np.array([[0.25, 0.75]] * len(texts)).reshape(-1, 2)
-        return SimpleNamespace(probs=probs, labels=["yes"] * len(texts))
+        rows = len(texts)
+        nothing: list[list[str]] = [[] for _ in texts]
+        return Predictions(["no", "yes"], probs, ["yes"] * rows, np.zeros(rows), nothing, nothing, [None] * rows)
 
 
 def predict(table: pd.DataFrame) -> tuple[FakePredictor, pd.DataFrame]:
@@ -42,9 +46,10 @@ def test_the_pyfunc_takes_every_form_of_text_and_picture(tmp_path: Path) -> None
     fake, answer = predict(table)
     assert fake.texts == [["one"], ["two", "three"], [], [], ["four"]]
     assert fake.images == [[str(there)], [b"\xff\xd8picture"] * 2, [b"raw"], ["gone/nowhere.jpg"], []]
-    assert list(answer.columns) == ["label", "confidence", "prob_no", "prob_yes"]
+    assert list(answer.columns) == COLUMNS
     assert list(answer.index) == [10, 11, 12, 13, 14]
-    assert answer.loc[12].to_dict() == {"label": "yes", "confidence": 0.75, "prob_no": 0.25, "prob_yes": 0.75}
+    wanted = {"label": "yes", "confidence": 0.75, "prob_no": 0.25, "prob_yes": 0.75, "problem": None}
+    assert {name: answer.loc[12, name] for name in wanted} == wanted
 
 
 def test_the_pyfunc_does_without_a_column_and_without_rows() -> None:
@@ -52,5 +57,22 @@ def test_the_pyfunc_does_without_a_column_and_without_rows() -> None:
     assert (fake.texts, fake.images) == ([["one"]], [[]])
     assert len(answer) == 1
     _, answer = predict(pd.DataFrame({"text": [], "image": []}))
-    assert list(answer.columns) == ["label", "confidence", "prob_no", "prob_yes"]
+    assert list(answer.columns) == COLUMNS
     assert len(answer) == 0
+
+
+def test_a_missing_picture_is_never_silent(tmp_path: Path) -> None:
+    loop = make_loop(prepared_run(tmp_path))
+    model = pyfunc_model.M2canModel()
+    model._predictor = Predictor(loop.network, loop.card, loop.device)
+    there = str(sorted((tmp_path / "postcards" / "mountain" / "images").iterdir())[0])
+    images = [["gone.jpg", there], "gone.jpg", there, None]
+    answer = model.predict(None, pd.DataFrame({"text": ["a day", None, "a day", None], "image": images}))
+    assert answer["problem"].tolist() == [
+        "1 of 2 pictures left out: gone.jpg: missing", "no picture can be read: gone.jpg: missing",
+        None, "has neither text nor picture",
+    ]  # fmt: skip
+    assert answer["label"].isna().tolist() == answer["confidence"].isna().tolist() == [False, True, False, True]
+    signature = signature_for(loop.card.classes)
+    assert signature.outputs.input_names() == list(answer.columns)
+    assert not [c.name for c in signature.outputs if c.required and answer[c.name].isna().any()]

@@ -1,0 +1,47 @@
+"""What a user calls a model → the folder with its files. All commands and `m2can.Predictor.load` go through here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.storage import is_uri
+from trainers.model.checkpoint import model_folder
+
+FORMS = "the folder of a run or a checkpoint, or NAME, NAME:VERSION, NAME@alias of the registry"
+
+
+def model_files(model: str | Path, tracking_uri: str | None = None, storage: Path = Path("runs")) -> Path:
+    """The folder that `trainers.model.predictor.Predictor.load` reads.
+
+    Args:
+        model: a run's folder (its chosen checkpoint), a checkpoint's folder, a folder that `m2can models fetch` wrote, or a
+            model of the registry: NAME (its newest version), NAME:VERSION, NAME@alias, with or without `models:/`. A folder
+            goes before a registered model of the same name.
+        tracking_uri: where MLflow is; None: MLFLOW_TRACKING_URI, or else the store in `storage`.
+
+    Raises:
+        InputError: no such folder or model, or its files are not those that were registered.
+    """
+    text = str(model)
+    if not text.startswith("models:/") and (isinstance(model, Path) or "/" in text or Path(text).is_dir()):
+        if is_uri(text) or not Path(text).is_dir():
+            raise InputError("there is no such folder", field="MODEL", value=text, wanted=FORMS)
+        return _of_folder(Path(text))
+    from services.registry import client_for, fetch_bundle
+
+    try:
+        return fetch_bundle(client_for(tracking_uri, storage), text)
+    except InputError as error:
+        if text.startswith("models:/"):
+            raise
+        problem = f"there is no such folder, and no such model in the registry ({error})"
+        raise InputError(problem, field="MODEL", value=text, wanted=FORMS) from None
+
+
+def _of_folder(folder: Path) -> Path:
+    if (folder / "MLmodel").is_file():
+        from services.registry import bundle_of
+
+        return bundle_of(folder)
+    return model_folder(folder)
