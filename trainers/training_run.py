@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Stop = AbstractContextManager["threading.Event | None"]
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
-_CLOSED_WITHIN_S = 10.0  # how long MLflow may be away when a run that failed is closed there
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def run(
 ) -> Result:
     """Check the inputs, train, choose an epoch, draw the report, log to MLflow and register the model.
 
-    Nothing is started or written before all inputs were found good, but for a Ray on this machine.
+    Nothing is started or written before all inputs were found good; then the run's folder is this command's alone.
 
     Args:
         stop: entered while the workers run. Once its event is set, they write a checkpoint and the run ends.
@@ -161,10 +160,35 @@ def run(
     observer = observer or RunObserver()
     uri = tracking_uri(recipe) if recipe.tracking.enabled else None
     prepared = prepare_and_start_ray(recipe)
-    from trainers.cluster.driver import train
+    from trainers.cluster.driver import run_lock
 
-    tracking = _Tracking(prepared, tags) if uri else None
-    observer.on_start(prepared)
+    with run_lock(prepared, cpu_fraction):
+        observer.on_start(prepared)
+        return _run_prepared(
+            prepared,
+            _Tracking(prepared, tags) if uri else None,
+            uri=uri,
+            observer=observer,
+            stop=stop or nullcontext(),
+            trace=trace,
+            profile=profile,
+            cpu_fraction=cpu_fraction,
+            register=register,
+        )
+
+
+def _run_prepared(
+    prepared: Prepared,
+    tracking: _Tracking | None,
+    *,
+    uri: str | None,
+    observer: RunObserver,
+    stop: Stop,
+    register: bool,
+    **how: Any,
+) -> Result:
+    """Train and publish; `how` goes to `trainers.cluster.driver.train`."""
+    from trainers.cluster.driver import train
 
     def on_step(content: dict[str, Any]) -> None:
         observer.on_step(content)
@@ -172,16 +196,8 @@ def run(
             tracking.begin(content["precision"])
 
     try:
-        with observer, stop or nullcontext() as stop_event:
-            outcome = train(
-                prepared,
-                on_step=on_step,
-                on_epoch=observer.on_epoch,
-                trace=trace,
-                profile=profile,
-                stop=stop_event,
-                cpu_fraction=cpu_fraction,
-            )
+        with observer, stop as stop_event:
+            outcome = train(prepared, on_step=on_step, on_epoch=observer.on_epoch, stop=stop_event, **how)
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
 
         report = draw_report(outcome)
@@ -190,26 +206,30 @@ def run(
         if tracking is not None and (tracking.has_begun or not isinstance(error, InputError)):
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
-                tracking.sender().finish("KILLED" if asked else "FAILED", deadline_s=_CLOSED_WITHIN_S)
+                tracking.close("KILLED" if asked else "FAILED")
         raise
     tracked = tracking.publish(outcome, report, register) if tracking else None
     return _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
 
 
 def prepare_and_start_ray(recipe: Recipe) -> Prepared:
-    """`trainers.preflight.preparation.prepare`, with Ray running at its end. A Ray of this machine starts meanwhile.
+    """`trainers.preflight.preparation.prepare`, with Ray running at its end.
 
-    A cluster elsewhere is joined only after all inputs were found good.
+    Name, folder and data are looked at first. Then a Ray of this machine starts while the encoders are tried; a cluster
+    elsewhere is joined only after all inputs were found good.
 
     Raises:
         InputError: the recipe or its data are not right, or no cluster answers at `cluster.address`.
     """
+    from trainers.preflight.inputs import read_inputs
+
+    inputs = read_inputs(recipe)
     from trainers.cluster.local_cluster import is_elsewhere, start_ray
 
     def work() -> Prepared:
         from trainers.preflight.preparation import prepare
 
-        return prepare(recipe)
+        return prepare(recipe, inputs)
 
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
@@ -244,6 +264,12 @@ class _Tracking:
 
     def sender(self) -> Sender:
         return self.begin().result()
+
+    def close(self, status: str) -> None:
+        """End the MLflow run of a training that did not come to its end."""
+        from trainers.tracking.sender import CLOSED_WITHIN_S
+
+        self.sender().finish(status, deadline_s=CLOSED_WITHIN_S)
 
     def publish(self, outcome: Outcome, report: Path, register: bool) -> TrackedRun:
         """Log the report and the model, register the model, close the MLflow run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,10 +16,11 @@ from ray import tune
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from trainers.cluster.local_cluster import start_ray
-from trainers.cluster.resources import most_resources
-from trainers.failures import RunFailed
+from trainers.cluster.resources import most_resources, worker_resources
+from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 from trainers.model.checkpoint import load_card, model_folder, read_json
 from trainers.preflight.preparation import prepare
+from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
@@ -27,7 +29,7 @@ from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.outcome import read_validator_inputs
 from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
-from trainers.tracking.sender import Sender, TrackedRun
+from trainers.tracking.sender import CLOSED_WITHIN_S, Sender, TrackedRun
 from trainers.validators import choose_candidate
 from tuning.report import draw_report, table
 from tuning.search import METRIC, scheduler, search_space
@@ -113,14 +115,33 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
         RunFailed: no trial came to an end.
         TrackingUnavailable: MLflow was away when the model was to be registered; the sweep's folder has everything.
     """
-    sweep, base = plan.sweep, plan.recipe([])
-    prepare(base)
+    base = plan.recipe([])
     storage = run_storage(base)
-    folder = storage / sweep.name
-    _claim(plan, folder)
-    start_ray(base.cluster.address)
+    folder = storage / plan.sweep.name
     uri = resolve_tracking_uri(base.tracking.uri, storage) if base.tracking.enabled else None
-    parent = _open_parent(plan, base, uri, storage, folder) if uri else None
+    _require_own_name(plan, folder)
+    require_free(folder, "name")
+    prepare(base)
+    start_ray(base.cluster.address)
+    worker_resources(base)
+    with driver_lock(folder, "name", on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
+        _claim(plan, folder)
+        parent = _open_parent(plan, base, uri, storage, folder) if uri else None
+        try:
+            return _run_claimed(plan, base, storage, folder, uri, parent)
+        except BaseException as error:
+            if uri:
+                asked = isinstance(error, (KeyboardInterrupt, RunStopped))
+                with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
+                    sender = _sender(plan, base, uri, storage, folder)
+                    sender.finish("KILLED" if asked else "FAILED", deadline_s=CLOSED_WITHIN_S)
+            raise
+
+
+def _run_claimed(
+    plan: SweepPlan, base: Recipe, storage: Path, folder: Path, uri: str | None, parent: str | None
+) -> SweepResult:
+    sweep = plan.sweep
     concurrent = sweep.max_concurrent or trials_at_once(base, most_resources())
     cpus = most_resources().get("CPU", 1.0)
     share = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
@@ -160,19 +181,28 @@ def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:
 
 
 def _claim(plan: SweepPlan, folder: Path) -> None:
-    """Record the sweep in its folder, or refuse a folder that holds a different sweep. Raises InputError."""
+    """Record the sweep in its folder."""
     file = folder / "sweep.json"
-    now = {"sweep": plan.sweep.model_dump(mode="json", exclude={"max_concurrent", "recipe"}), "tree": plan.tree}
-    now = json.loads(json.dumps(now, default=str))
     if not file.is_file():
-        write_atomically(file, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(file, json.dumps(_description(plan), indent=1, ensure_ascii=False) + "\n")
+
+
+def _require_own_name(plan: SweepPlan, folder: Path) -> None:
+    """Raises InputError: the folder holds a different sweep."""
+    file = folder / "sweep.json"
+    if not file.is_file():
         return
-    before = read_json(file)
+    before, now = read_json(file), _description(plan)
     parts = {**before.get("sweep", {}), "recipe": before.get("tree")}, {**now["sweep"], "recipe": now["tree"]}
     changed = [key for key in parts[1] if parts[0].get(key) != parts[1][key]]
     if changed:
         problem = f"is the name of a sweep that differs in {', '.join(changed[:3])}"
         raise InputError(problem, file=plan.file, field="name", value=plan.sweep.name, wanted="another name")
+
+
+def _description(plan: SweepPlan) -> dict[str, Any]:
+    tree = {"sweep": plan.sweep.model_dump(mode="json", exclude={"max_concurrent", "recipe"}), "tree": plan.tree}
+    return dict(json.loads(json.dumps(tree, default=str)))
 
 
 def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def run(
         return sender
 
     monkeypatch.setattr(training_run, "prepare_and_start_ray", lambda recipe: prepared)
+    monkeypatch.setattr("trainers.cluster.driver.run_lock", lambda *_: nullcontext())
     monkeypatch.setattr("trainers.cluster.driver.train", train)
     monkeypatch.setattr("trainers.tracking.run_sender.make_sender", made)
     monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_: "the model")

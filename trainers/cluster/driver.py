@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,10 +22,23 @@ from trainers.failures import RunFailed, RunStopped
 from trainers.preflight.disk import retention
 from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
+from trainers.preflight.run_lock import driver_lock
 from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.outcome import Outcome, choose_epoch_of
 from trainers.worker.entrypoint import train_worker
 from trainers.worker.training import WorkerConfig
+
+
+@contextlib.contextmanager
+def run_lock(prepared: Prepared, cpu_fraction: float = 1.0) -> Iterator[None]:
+    """Hold the run's folder as this command's alone; it is made after the cluster was found good. Ray must be running.
+
+    Raises:
+        InputError: the cluster lacks what the recipe asks for, or another command works on the run.
+    """
+    worker_resources(prepared.recipe, cpu_fraction)
+    with driver_lock(prepared.folder, on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
+        yield
 
 
 def train(

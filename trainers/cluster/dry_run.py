@@ -13,7 +13,7 @@ from typing import Any
 from trainers.cluster.driver import ended_with, start_workers
 from trainers.failures import RunFailed
 from trainers.preflight.disk import evaluation_bytes, most_at_once
-from trainers.preflight.preparation import Prepared, require_own_name
+from trainers.preflight.preparation import Prepared
 from trainers.worker.entrypoint import dry_run_worker
 
 
@@ -51,7 +51,6 @@ def dry_run(prepared: Prepared) -> DryRun:
         InputError: the recipe, the data, or a cluster that lacks what the recipe asks for.
         RunFailed: the steps failed.
     """
-    require_own_name(prepared)
     storage = prepared.folder.parent
     made = _make_folder(storage)
     name = f".dry-run-{uuid.uuid4().hex[:12]}"

@@ -12,20 +12,19 @@ from pathlib import Path
 
 import torch
 
-from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
-from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
+from datasets_manifest.records.corpus import Corpus
 from trainers.model.build import build_network
-from trainers.model.checkpoint import ModelCard, read_json
+from trainers.model.checkpoint import ModelCard
 from trainers.model.encoders import text_config
 from trainers.model.precision import expected_device, require_device
 from trainers.model.vocabulary import make_vocabulary
 from trainers.preflight.disk import evaluation_bytes, require_disk
+from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
 from trainers.preflight.network_checks import require_parts, require_statistics
 from trainers.preflight.sizes import state_sizes
-from trainers.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe
 from trainers.tracking.address import run_storage
-from trainers.validators import NEED_SOURCE_VALIDATION
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,17 @@ class Prepared:
     state_bytes: int  # on each worker, whatever the batch: weights, gradients, optimizer state
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     """Read the manifests, look for the pictures' files, try the encoders.
+
+    Args:
+        inputs: of this recipe, if they were read already.
 
     Raises:
         InputError: what is wrong with the recipe or the data.
     """
-    data, storage = recipe.data, run_storage(recipe)
-    corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
-    _check_against_data(recipe, corpus)
-    notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction)
+    inputs = inputs or read_inputs(recipe)
+    data, storage, corpus, notes = recipe.data, run_storage(recipe), inputs.corpus, list(inputs.notes)
     vocabulary = make_vocabulary(recipe, corpus)
     card = ModelCard(
         recipe=recipe,
@@ -75,65 +75,13 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory)
 
 
-def _check_against_data(recipe: Recipe, corpus: Corpus) -> None:
-    """Raises InputError: a key that does not fit the number of classes, rows or splits."""
-    data = recipe.data
-    if isinstance(recipe.uacr.prior, list) and len(recipe.uacr.prior) != len(corpus.classes):
-        raise InputError(
-            "needs a share for every class",
-            field="uacr.prior",
-            value=recipe.uacr.prior,
-            wanted=f"{len(corpus.classes)} numbers, for {', '.join(corpus.classes)}",
-        )
-    samples = data.samples_per_epoch or max(len(part) for part in corpus.train[:-1])
-    steps = -(-samples // recipe.train.batch_size)
-    if samples // steps < recipe.cluster.most_workers:
-        raise InputError(
-            f"a step has {samples // steps} rows of each domain: some workers would have none",
-            field="cluster.workers",
-            value=recipe.cluster.workers,
-            wanted=f"at most {samples // steps}",
-        )
-    validator = recipe.selection.validator
-    if validator in NEED_SOURCE_VALIDATION and not any(corpus.val[:-1]):
-        raise InputError(
-            "needs labelled validation rows of a source, and no source has that split",
-            field="selection.validator",
-            value=validator,
-            wanted=f"`infomax`, `ensv`, …, or the split `{data.val_split}` in a source's manifest",
-        )
-
-
-# What may differ when a run goes on under its name: where and on what it runs, not what is computed.
-_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
-
-
 def claim(prepared: Prepared) -> None:
     """Make the run's folder with its recipe, unless it is there. Raises InputError: the name is another recipe's."""
     file = prepared.folder / "recipe.json"
-    require_own_name(prepared)
+    require_own_name(prepared.recipe, prepared.folder)
     if not file.is_file():
         recipe = prepared.recipe.model_dump(mode="json")
         write_atomically(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
-
-
-def require_own_name(prepared: Prepared) -> None:
-    """A run's folder that is there belongs to this run only if the recipe is the same.
-
-    Raises:
-        InputError: the name is another recipe's.
-    """
-    file = prepared.folder / "recipe.json"
-    if file.is_file():
-        before, now = make_recipe(read_json(file), str(file)).flat(), prepared.recipe.flat()
-        changed = [key for key in now if now[key] != before.get(key) and not key.startswith(_FREE)]
-        if changed:
-            raise InputError(
-                f"is the name of a run with another recipe (it differs in {', '.join(changed[:3])})",
-                field="run.name",
-                value=prepared.name,
-                wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
-            )
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ _AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 # Answers that another attempt will not change.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 _LONGEST_PAUSE_S = 15.0
+CLOSED_WITHIN_S = 10.0  # how long MLflow may be away when a run that failed is closed there
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def _end_run(link: RunLink, ending: _Ending) -> TrackedRun:
     name, version = None, None
     if ending.model is not None:
         name, version = ending.model.registered_name, register(link, ending.model)
-    if link.client.get_run(link.run_id).info.status != ending.status:
+    # A finished run stays finished: a command that is stopped while it repeats the end takes nothing away.
+    if link.client.get_run(link.run_id).info.status not in (ending.status, "FINISHED"):
         link.client.set_terminated(link.run_id, ending.status)
     return TrackedRun(link.run_id, name, version)

@@ -1,0 +1,108 @@
+"""What a recipe names: its run's folder and its data. Looked at without torch or Ray, whose imports take seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
+from trainers.preflight.run_lock import require_free
+from trainers.recipe import Recipe, make_recipe
+from trainers.tracking.address import run_storage
+from trainers.validators import NEED_SOURCE_VALIDATION
+
+# What may differ when a run goes on under its name: where and on what it runs, not what is computed.
+_FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a recipe, and what its user should know of them."""
+
+    corpus: Corpus
+    notes: list[str]
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Look at the run's name and folder, read the manifests, look for the pictures' files. Nothing is written.
+
+    Raises:
+        InputError: what is wrong with the recipe or the data.
+    """
+    data, storage = recipe.data, run_storage(recipe)
+    require_folder(storage)
+    if recipe.run.name is not None:
+        require_own_name(recipe, storage / recipe.run.name)
+        require_free(storage / recipe.run.name)
+    corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
+    _check_against_data(recipe, corpus)
+    return Inputs(corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction))
+
+
+def require_folder(storage: Path) -> None:
+    """Look whether the folder of runs can be written, or made. Nothing is written.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    place = next(place for place in (storage, *storage.parents) if place.exists())
+    if not place.is_dir():
+        raise InputError("is a file", field="run.storage", value=str(place), wanted="a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        wanted = "a folder that can be written"
+        raise InputError("cannot be written", field="run.storage", value=str(place), wanted=wanted)
+
+
+def require_own_name(recipe: Recipe, folder: Path) -> None:
+    """A run's folder that is there belongs to this run only if the recipe is the same.
+
+    Raises:
+        InputError: the name is another recipe's.
+    """
+    file = folder / "recipe.json"
+    if file.is_file():
+        try:
+            tree = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError("is not JSON", file=file, wanted="the run's recipe, or another run.name") from None
+        before, now = make_recipe(tree, str(file)).flat(), recipe.flat()
+        changed = [key for key in now if now[key] != before.get(key) and not key.startswith(_FREE)]
+        if changed:
+            raise InputError(
+                f"is the name of a run with another recipe (it differs in {', '.join(changed[:3])})",
+                field="run.name",
+                value=folder.name,
+                wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
+            )
+
+
+def _check_against_data(recipe: Recipe, corpus: Corpus) -> None:
+    """Raises InputError: a key that does not fit the number of classes, rows or splits."""
+    data = recipe.data
+    if isinstance(recipe.uacr.prior, list) and len(recipe.uacr.prior) != len(corpus.classes):
+        raise InputError(
+            "needs a share for every class",
+            field="uacr.prior",
+            value=recipe.uacr.prior,
+            wanted=f"{len(corpus.classes)} numbers, for {', '.join(corpus.classes)}",
+        )
+    samples = data.samples_per_epoch or max(len(part) for part in corpus.train[:-1])
+    steps = -(-samples // recipe.train.batch_size)
+    if samples // steps < recipe.cluster.most_workers:
+        raise InputError(
+            f"a step has {samples // steps} rows of each domain: some workers would have none",
+            field="cluster.workers",
+            value=recipe.cluster.workers,
+            wanted=f"at most {samples // steps}",
+        )
+    validator = recipe.selection.validator
+    if validator in NEED_SOURCE_VALIDATION and not any(corpus.val[:-1]):
+        raise InputError(
+            "needs labelled validation rows of a source, and no source has that split",
+            field="selection.validator",
+            value=validator,
+            wanted=f"`infomax`, `ensv`, …, or the split `{data.val_split}` in a source's manifest",
+        )

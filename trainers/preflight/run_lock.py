@@ -1,0 +1,206 @@
+"""One command at a time works on a run or a sweep: a lock in its folder, with host, process and a heartbeat."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from datasets_manifest.errors import InputError
+
+LOCK_FILE = ".driver.json"
+BEAT_S = 5.0
+DEAD_AFTER_S = 4 * BEAT_S
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works on a run.
+
+    processes: identity of the PID namespace; a container of the same host name has another one.
+    began: when the process began, in ticks since the machine started: process ids are used again.
+    """
+
+    token: str
+    host: str
+    processes: int
+    pid: int
+    began: int | None
+    since: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its process can be looked up from here."""
+        return (self.host, self.processes) == (socket.gethostname(), _process_namespace())
+
+    def is_running(self) -> bool:
+        """For a holder that is local."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return self.began is None or self.began == _began(self.pid)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+def require_free(folder: Path, field: str = "run.name", on_wait: Callable[[str], None] = lambda words: None) -> None:
+    """Refuse a folder that another command works on. Writes nothing.
+
+    A process of this machine is looked up. Of another machine's, the heartbeat is watched for DEAD_AFTER_S seconds.
+
+    Args:
+        field: that names the folder, for the error.
+        on_wait: called with the reason before heartbeats are watched.
+
+    Raises:
+        InputError: says who has it.
+    """
+    file = folder / LOCK_FILE
+    holder = _read(file)
+    if holder is None:
+        return
+    if holder.is_local:
+        if holder.is_running():
+            raise _taken(folder, field, holder)
+        return
+    on_wait(f"{folder} belongs to {holder}; looking for {DEAD_AFTER_S:g} s whether that process is alive")
+    beat, began = _beat(file), time.monotonic()
+    while time.monotonic() - began < DEAD_AFTER_S:
+        time.sleep(BEAT_S / 10)
+        now = _read(file)
+        if now is None:
+            return
+        if now != holder or _beat(file) != beat:
+            raise _taken(folder, field, now)
+
+
+@contextmanager
+def driver_lock(
+    folder: Path, field: str = "run.name", on_wait: Callable[[str], None] = lambda words: None
+) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made. The lock of a process that has died is taken over.
+
+    Raises:
+        InputError: another command holds it, or the folder cannot be written.
+    """
+    require_free(folder, field, on_wait)
+    before, file = _read(folder / LOCK_FILE), folder / LOCK_FILE
+    own = Holder(
+        token=uuid4().hex,
+        host=socket.gethostname(),
+        processes=_process_namespace(),
+        pid=os.getpid(),
+        began=_began(os.getpid()),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(file) as lock:
+            now = _parsed(lock.read())
+            # The one that was found dead may have been replaced meanwhile.
+            if now is not None and now != before:
+                raise _taken(folder, field, now)
+            lock.seek(0)
+            lock.truncate()
+            lock.write(json.dumps(asdict(own)).encode())
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        raise InputError(problem, field="run.storage", value=str(folder), wanted="a folder to write to") from None
+    over = threading.Event()
+    beating = threading.Thread(target=_keep_beating, args=(file, own, over), daemon=True, name="m2can-heartbeat")
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        with contextlib.suppress(OSError), _alone(file) as lock:
+            if _parsed(lock.read()) == own:
+                file.unlink()
+
+
+def _keep_beating(file: Path, own: Holder, over: threading.Event) -> None:
+    while not over.wait(BEAT_S):
+        with contextlib.suppress(OSError):  # the disk may be full, or away for a moment
+            if _read(file) != own:
+                return
+            os.utime(file)
+
+
+def _taken(folder: Path, field: str, holder: Holder) -> InputError:
+    return InputError(
+        f"another command is at work on it: {holder}", field=field, value=folder.name, wanted="its end, or another name"
+    )
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[IO[bytes]]:
+    """The file, made if it is not there, with no other process of this machine between read and write."""
+    while True:
+        with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as lock:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_same(lock, file):
+                yield lock
+                return
+
+
+def _is_same(lock: IO[bytes], file: Path) -> bool:
+    """False if its last holder removed the file meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(file: Path) -> Holder | None:
+    try:
+        return _parsed(file.read_bytes())
+    except OSError:
+        return None
+
+
+def _parsed(content: bytes) -> Holder | None:
+    """None for a file that is empty or cut off: its writer died while it wrote."""
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _beat(file: Path) -> int | None:
+    try:
+        with file.open("rb") as stream:  # network file systems look anew when a file is opened
+            return os.fstat(stream.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _process_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _began(pid: int) -> int | None:
+    """Field 22 of /proc/<pid>/stat; None where there is no such file."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])
