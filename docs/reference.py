@@ -22,7 +22,7 @@ API = {
         "trainers.m2can.losses.class_confusion", "trainers.m2can.pseudo_labels", "trainers.m2can.sam",
         "trainers.m2can.collective",
     ],
-    "From Python": ["m2can.training", "m2can.models", "trainers.training_run"],
+    "From Python": ["m2can.training", "m2can.prediction", "m2can.models", "trainers.training_run"],
     "Training": [
         "trainers.recipe.loading", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
         "trainers.model.checkpoint", "trainers.model.predictor",

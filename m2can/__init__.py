@@ -4,7 +4,8 @@ import m2can
 
 result = m2can.train("recipe.yaml", overrides={"train.epochs": 5}, workers=2)
 predictor = m2can.Predictor.load(result.checkpoint)
-predictor.predict([["a lovely day"]], [["day.jpg"]]).labels
+predictor.predict(["a lovely day"], ["day.jpg"]).labels
+predictor.predict(frame)  # a pandas frame or a datasets.Dataset; `train` takes these, too
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from datasets_manifest.errors import InputError as InputError
     from datasets_manifest.postcards.generate import write_postcards as write_postcards
     from m2can import models as models
+    from m2can.prediction import Predictor as Predictor
     from m2can.training import load_recipe as load_recipe
     from m2can.training import train as train
     from m2can.training import tune as tune
     from trainers.failures import RunFailed as RunFailed
     from trainers.failures import TrackingUnavailable as TrackingUnavailable
-    from trainers.model.predictor import Predictor as Predictor
     from trainers.recipe import Recipe as Recipe
     from trainers.training_run import Result as Result
     from tuning.driver import SweepResult as SweepResult
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "InputError": "datasets_manifest.errors",
-    "Predictor": "trainers.model.predictor",
+    "Predictor": "m2can.prediction",
     "Recipe": "trainers.recipe.recipe",
     "Result": "trainers.training_run",
     "RunFailed": "trainers.failures",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,9 @@ def load_recipe(
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
+    sources: Mapping[str, Any] | None = None,
+    target: Mapping[str, Any] | None = None,
+    classes: list[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
     address: str | None = None,
@@ -62,6 +65,13 @@ def train(
 
     Args:
         recipe: see `load_recipe`.
+        sources: frames of the labelled domains by their names, in place of `data.sources`. A frame is a pandas DataFrame or
+            a `datasets.Dataset` with the columns `text`, `image` or both, and `label`; of one frame a domain 15 % of the
+            records become the split `val`. A mapping (a `datasets.DatasetDict`) names the splits itself.
+            A text is a string or a list of strings. A picture is a path, the bytes of a file, a PIL image, a mapping of
+            `bytes` and `path`, or a list of these; what is no path is written to the run's folder.
+        target: the target's name and its frame or frames, in place of `data.target`. It needs no labels.
+        classes: their names, if the frames hold numbers; None: the labels that the sources have, sorted.
         overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
         workers: Ray Train workers (cluster.workers).
         address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
@@ -85,7 +95,17 @@ def train(
         >>> result.target, result.last_epoch, result.report_page.name
         ('mountain', 1, 'report.html')
         >>> predictor = m2can.Predictor.load(result.checkpoint)
-        >>> predictor.predict([["a lovely day"]], [[]]).labels[0] in predictor.classes
+        >>> predictor.predict(["a lovely day"]).labels[0] in predictor.classes
+        True
+
+        The same of frames:
+
+        >>> import pandas as pd
+        >>> forum = pd.DataFrame({"text": ["good", "bad", "very good", "too bad"] * 10, "label": ["pos", "neg"] * 20})
+        >>> shop = pd.DataFrame({"text": ["so good", "so bad", "not so good"] * 10})
+        >>> recipe = {"encoders": tiny, "train": train, "data": {"pictures": data["pictures"]}}
+        >>> result = m2can.train(recipe, sources={"forum": forum}, target={"shop": shop}, progress=False)
+        >>> set(m2can.Predictor.load(result.folder).predict(shop)["label"]) <= {"neg", "pos"}
         True
     """
     from services.cli.output import RunProgress
@@ -93,10 +113,11 @@ def train(
 
     _quiet_mlflow()
     places = {"cluster.workers": workers, "cluster.address": address}
-    given = {key: value for key, value in places.items() if value is not None}
-    loaded = load_recipe(recipe, overrides={**(overrides or {}), **given})
-    observer = RunProgress(loaded.train.epochs, as_json=False) if progress else None
-    return run(loaded, observer=observer, stop=nullcontext(), trace=Path(trace) if trace else None, profile=profile)
+    changes = {**(overrides or {}), **{key: value for key, value in places.items() if value is not None}}
+    with _data_of(recipe, changes, sources, target, classes) as named:
+        loaded = load_recipe(recipe, overrides={**changes, **named})
+        observer = RunProgress(loaded.train.epochs, as_json=False) if progress else None
+        return run(loaded, observer=observer, stop=nullcontext(), trace=Path(trace) if trace else None, profile=profile)
 
 
 def tune(
@@ -151,6 +172,25 @@ def tune(
     if file is not None and not file.is_file():
         file = packaged_recipe(str(file)) or file
     return run_sweep(load_sweep(Path(sweep), file, changes, name))
+
+
+def _data_of(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    changes: dict[str, Any],
+    sources: Mapping[str, Any] | None,
+    target: Mapping[str, Any] | None,
+    classes: list[str] | None,
+) -> AbstractContextManager[dict[str, Any]]:
+    """The recipe's keys for frames that were given; they are on disk while this is entered."""
+    from datasets_manifest.errors import InputError
+    from m2can.frames import written_frames
+
+    if sources is None and target is None and classes is None:
+        return nullcontext({})
+    if not isinstance(sources, Mapping) or not isinstance(target, Mapping):
+        raise InputError("go together", field="sources, target", wanted="a mapping of names to frames for both")
+    placeholders = {"data.sources": list(sources), "data.target": "target"}
+    return written_frames(load_recipe(recipe, overrides={**changes, **placeholders}), sources, target, classes)
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -31,6 +31,40 @@ def is_frame(data: object) -> bool:
 def to_pandas(data: Any) -> pd.DataFrame:
     """The frame as a pandas DataFrame; pictures of a `datasets.Dataset` stay the bytes or paths they are stored as."""
     return data.to_pandas() if hasattr(data, "to_pandas") else data
+
+
+def slices(data: Any, rows: int) -> Iterator[pd.DataFrame]:
+    """The frame in parts of at most `rows` rows, so that not all pictures of a `datasets.Dataset` are in memory at once."""
+    if hasattr(data, "with_format"):
+        stored = data.with_format("arrow")
+        for start in range(0, len(data), rows):
+            yield stored[start : start + rows].to_pandas()
+        return
+    frame = to_pandas(data)
+    for start in range(0, len(frame), rows):
+        yield frame.iloc[start : start + rows]
+
+
+def class_names(data: Any) -> list[str] | None:
+    """The names behind the numbers of a `datasets.Dataset`'s column `label`; None if it has none."""
+    feature = getattr(data, "features", None) or {}
+    names = getattr(feature.get(LABEL), "names", None) if isinstance(feature, Mapping) else None
+    return list(names) if names is not None else None
+
+
+def label_of(cell: Any, names: list[str] | None = None) -> str | None:
+    """A label as a manifest's records hold it: a string, None for unlabelled.
+
+    Args:
+        names: of the classes, if the labels are their numbers; −1 is unlabelled then.
+    """
+    if _is_null(cell) or (isinstance(cell, str) and not cell.strip()):
+        return None
+    if isinstance(cell, float) and cell.is_integer():  # integers beside empty cells
+        cell = int(cell)
+    if names is not None and isinstance(cell, int | np.integer):
+        return names[cell] if 0 <= cell < len(names) else None if cell == -1 else str(cell)
+    return str(cell).strip()
 
 
 def column(frame: pd.DataFrame, name: str, where: object = None) -> list[Any]:

@@ -67,11 +67,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) ->
 
 @pytest.mark.slow
 def test_examples_of_the_docstrings_run(place: Path) -> None:
-    """Those of m2can.models use what the example of m2can.train left; a sweep registers its winner under the same name."""
+    """Those of m2can.models and Predictor use what the example of m2can.train left; a sweep registers its winner
+    under the same name."""
+    import m2can.prediction
     import m2can.training
 
     run_examples(m2can.training, ["load_recipe", "train"])
     run_examples(m2can.models, ["find", "search", "fetch", "promote", "rollback"])
+    run_examples(m2can.prediction, ["Predictor"])
     run_examples(m2can.training, ["tune"])
 
 
