@@ -150,7 +150,7 @@ def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())
-        if uri.startswith("sqlite:"):
+        if uri.startswith("sqlite"):
             return Finding("MLflow", "ok", uri, "a file: one machine; a server for more")
         check_mlflow(uri, timeout_s=10)
     except InputError as error:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
 from trainers.model.checkpoint import digests, read_json, verify
-from trainers.tracking.address import resolve_tracking_uri
+from trainers.tracking.address import resolve_tracking_uri, sqlite_file
 from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
@@ -48,10 +48,11 @@ def client_for(uri: str | None = None, storage: Path = Path("runs")) -> MlflowCl
         InputError: the local store does not exist.
     """
     address = resolve_tracking_uri(uri, storage.resolve())
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(address)
+    if file is not None and not file.is_file():
         raise InputError(
             "there is no MLflow store yet",
-            file=address.removeprefix("sqlite:///"),
+            file=file,
             wanted="a trained run here, --tracking-uri or MLFLOW_TRACKING_URI",
         )
     return open_client(address)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from datasets_manifest.errors import InputError
 
@@ -22,7 +23,11 @@ def run_storage(recipe: Recipe) -> Path:
     if "://" in storage:
         problem = "is not a folder; object stores are not supported yet"
         raise InputError(problem, field="run.storage", value=storage, wanted="a folder that all nodes see")
-    return Path(storage).resolve()
+    folder = Path(storage).resolve()
+    if not str(folder).isprintable():  # bytes that are no UTF-8 count as not printable, too
+        problem = "has characters in its path that cannot be printed"
+        raise InputError(problem, field="run.storage", value=str(folder), wanted="a folder without them")
+    return folder
 
 
 def tracking_uri(recipe: Recipe) -> str:
@@ -42,7 +47,22 @@ def resolve_tracking_uri(recipe_uri: str | None, storage: Path) -> str:
                 wanted = "http(s)://…, sqlite:///file.db, postgresql://…, mysql://… or mssql://…"
                 raise InputError("is no address MLflow can track to", field=field, value=uri, wanted=wanted)
             return uri
-    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+    return sqlite_uri(storage / "mlflow.db")
+
+
+def sqlite_uri(file: Path) -> str:
+    """The address of a SQLite store, whatever characters its path has."""
+    path = str(file.absolute())
+    if "%" not in path and "?" not in path:
+        return f"sqlite:///{path}"
+    # SQLAlchemy decodes what is quoted. Behind a plain `sqlite:///` MLflow would make the quoted folder, too.
+    return f"sqlite+pysqlite:///{quote(path)}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for other stores, and for one in memory."""
+    path = unquote(uri.partition("://")[2].partition("?")[0].removeprefix("/"))
+    return Path(path).absolute() if scheme(uri) == "sqlite" and path not in ("", ":memory:") else None
 
 
 def scheme(uri: str) -> str:

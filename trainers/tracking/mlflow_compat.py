@@ -20,6 +20,7 @@ try:
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
     )
     from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
     from mlflow.utils.validation import (
         MAX_ENTITY_KEY_LENGTH,
@@ -42,6 +43,7 @@ __all__ = [
     "REGISTERED_MODEL_META_FILE_NAME",
     "VERSIONS_TAG",
     "is_served",
+    "make_sqlite_store",
     "origin_of",
     "set_defaults",
 ]
@@ -75,3 +77,12 @@ def origin_of(logged: LoggedModel) -> Model:
         run_id=logged.source_run_id,
         model_id=logged.model_id,
     )
+
+
+def make_sqlite_store(uri: str, artifacts: str) -> None:
+    """Make the tables of a new store and its first experiment, and let go of the file.
+
+    Args:
+        artifacts: address of the folder for the artifacts of MLflow's own first experiment.
+    """
+    SqlAlchemyStore(uri, artifacts)._dispose_engine()

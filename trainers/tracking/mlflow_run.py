@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.engine import make_url
 
 from datasets_manifest.errors import InputError
-from trainers.tracking.address import SERVERS, scheme
+from trainers.tracking.address import SERVERS, scheme, sqlite_file
 from trainers.tracking.journal import EpochRecord
 from trainers.tracking.mlflow_compat import (
     MAX_ENTITY_KEY_LENGTH,
@@ -27,6 +23,7 @@ from trainers.tracking.mlflow_compat import (
     MAX_PARAMS_TAGS_PER_BATCH,
     set_defaults,
 )
+from trainers.tracking.sqlite_store import ensure_store
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +34,13 @@ MARK = "epoch"  # the metric that says which epochs a run has
 def open_client(uri: str) -> MlflowClient:
     """A client of this address alone, free of MLflow's process-wide state.
 
-    A SQLite store that is new is set up on the way, under a lock: two processes doing that together break it.
+    A SQLite store that is not there is made.
     """
     set_defaults()
-    with _store_lock(uri):
-        return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        ensure_store(file)
+    return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
 
 def open_experiment(uri: str, experiment: str, storage: Path) -> str:
@@ -116,19 +115,6 @@ class RunLink:
         rows = [Param(name, value) for name, value in wanted.items() if name not in self._params]
         for start in range(0, len(rows), MAX_PARAMS_TAGS_PER_BATCH):
             self.client.log_batch(self.run_id, params=rows[start : start + MAX_PARAMS_TAGS_PER_BATCH])
-
-
-@contextmanager
-def _store_lock(uri: str) -> Iterator[None]:
-    """Alone with a SQLite file, among all processes of the machine; nothing for other stores."""
-    file = make_url(uri).database if scheme(uri) == "sqlite" else None
-    if not file or file == ":memory:":
-        yield
-        return
-    Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{file}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _key(name: str) -> str:

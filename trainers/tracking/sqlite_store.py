@@ -1,0 +1,85 @@
+"""MLflow's SQLite store is made aside and takes its place when it is whole.
+
+A command that is killed while MLflow makes its tables would leave a store that never opens again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.files import whole_file
+from trainers.tracking.address import sqlite_uri
+from trainers.tracking.mlflow_compat import make_sqlite_store
+
+_log = logging.getLogger(__name__)
+
+
+def ensure_store(file: Path) -> None:
+    """Make the store, unless it is there. One that was only half made is moved away, and the log says where to.
+
+    Raises:
+        InputError: the file is no database.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    if _is_whole(file):
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(file):
+        if _is_whole(file):
+            return
+        _remove_drafts(file)
+        _move_away(file)
+        with whole_file(file, durable=True) as draft:
+            make_sqlite_store(sqlite_uri(draft), (file.parent / "mlartifacts").absolute().as_uri())
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the store has an experiment: MLflow enters its first one when all tables are made.
+
+    Raises:
+        InputError: the file is no database.
+    """
+    if not file.is_file():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True)) as database:
+            return database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is not None
+    except sqlite3.OperationalError as error:
+        # A database that is locked, or that may only be read, is one that was used.
+        return "no such table" not in str(error)
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"is no MLflow store ({error})", file=file, wanted="another folder, or its removal") from None
+
+
+def _move_away(file: Path) -> None:
+    parts = [part for ending in ("", "-journal", "-wal", "-shm") if (part := Path(f"{file}{ending}")).exists()]
+    aside = f"half-made-{time.strftime('%Y%m%d-%H%M%S')}"
+    for part in parts:
+        part.replace(part.with_name(f"{part.name}.{aside}"))
+    if parts:
+        _log.warning("%s was left half made by a command that was killed; it is now %s.%s", file, file.name, aside)
+
+
+def _remove_drafts(file: Path) -> None:
+    """Of commands that were killed: whoever holds the lock is the only one that makes this store."""
+    draft = re.compile(rf"\.{re.escape(file.name)}\.[0-9a-f]{{32}}(-journal|-wal|-shm)?")
+    for found in file.parent.iterdir():
+        if draft.fullmatch(found.name):
+            found.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
