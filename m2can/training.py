@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
@@ -59,6 +59,7 @@ def train(
     address: str | None = None,
     trace: str | Path | None = None,
     profile: bool = False,
+    candidate: Literal["if-not-worse", "always"] = "if-not-worse",
     progress: bool = True,
 ) -> Result:
     """Train a recipe on a Ray cluster, choose an epoch without target labels, register the model in MLflow.
@@ -77,6 +78,8 @@ def train(
         address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
         trace: file for every step's loss terms, as JSON lines.
         profile: write a profile of a few steps to the run's folder.
+        candidate: whether the alias `candidate` moves to the new version: if its label-free score and source accuracy are not
+            below those of the version that has it by more than `selection.gate`, or `always`.
         progress: show steps and epochs on standard error, or as a bar on a terminal or in a notebook.
 
     Raises:
@@ -117,7 +120,8 @@ def train(
     with _data_of(recipe, changes, sources, target, classes) as named:
         loaded = load_recipe(recipe, overrides={**changes, **named})
         observer = RunProgress(loaded.train.epochs, as_json=False) if progress else None
-        return run(loaded, observer=observer, stop=nullcontext(), trace=Path(trace) if trace else None, profile=profile)
+        place = Path(trace) if trace else None
+        return run(loaded, observer=observer, stop=nullcontext(), trace=place, profile=profile, candidate=candidate)
 
 
 def tune(

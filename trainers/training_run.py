@@ -41,7 +41,8 @@ class Result:
     Accuracies are those of the target's validation records, 0 to 1, and None without labels; regret is oracle less chosen.
     report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
-    None if no model was registered. tags: of the MLflow run.
+    None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
+    to the version, None if it did. tags: of the MLflow run.
     """
 
     run_name: str
@@ -64,6 +65,8 @@ class Result:
     tracking_uri: str | None = None
     model_name: str | None = None
     model_version: str | None = None
+    experiment_id: str | None = None
+    not_candidate: str | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -86,6 +89,7 @@ class Result:
             "checkpoint": str(self.checkpoint),
             "model_name": self.model_name,
             "model_version": self.model_version,
+            "not_candidate": self.not_candidate,
             "validator": self.validator,
             "chosen_epoch": self.chosen_epoch,
             "last_epoch": self.last_epoch,
@@ -138,6 +142,7 @@ def run(
     cpu_fraction: float = 1.0,
     tags: Mapping[str, str] = MappingProxyType({}),
     register: bool = True,
+    candidate: str = "if-not-worse",
 ) -> Result:
     """Check the inputs, train, choose an epoch, draw the report, log to MLflow and register the model.
 
@@ -149,7 +154,8 @@ def run(
         profile: write a profile of a few steps to the run's folder.
         cpu_fraction: part of the cluster's CPUs that this run may take, 0 to 1.
         tags: of the MLflow run, beside those that every run has.
-        register: whether the model goes into the registry, as `candidate`.
+        register: whether the model goes into the registry.
+        candidate: whether the alias `candidate` moves to it: `if-not-worse` than the version that has it, or `always`.
 
     Raises:
         InputError: the recipe, its data or the cluster are not right.
@@ -166,7 +172,7 @@ def run(
         observer.on_start(prepared)
         return _run_prepared(
             prepared,
-            _Tracking(prepared, tags) if uri else None,
+            _Tracking(prepared, tags, candidate) if uri else None,
             uri=uri,
             observer=observer,
             stop=stop or nullcontext(),
@@ -243,8 +249,8 @@ def prepare_and_start_ray(recipe: Recipe) -> Prepared:
 class _Tracking:
     """The run's sender to MLflow. It is made with the first step: training must not wait for MLflow's imports."""
 
-    def __init__(self, prepared: Prepared, tags: Mapping[str, str]) -> None:
-        self._prepared, self._tags = prepared, tags
+    def __init__(self, prepared: Prepared, tags: Mapping[str, str], candidate: str) -> None:
+        self._prepared, self._tags, self._candidate = prepared, tags, candidate
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._made: Future[Sender] | None = None
 
@@ -277,8 +283,15 @@ class _Tracking:
 
         sender, model = self.sender(), None
         if register:
-            epoch, accuracies = outcome.chosen.epoch, outcome.accuracies()
-            model = model_to_log(outcome.checkpoint, epoch, accuracies, outcome.name, sender.tags)
+            model = model_to_log(
+                outcome.checkpoint,
+                outcome.chosen.epoch,
+                outcome.accuracies(),
+                outcome.name,
+                sender.tags,
+                metrics=outcome.chosen.metrics,
+                candidate=self._candidate,
+            )
         return sender.finish("FINISHED", artifacts=report, model=model)
 
     def _make(self, precision: str | None) -> Sender:
@@ -311,5 +324,7 @@ def _result(
         tracking_uri=uri,
         model_name=tracked.model_name if tracked else None,
         model_version=tracked.model_version if tracked else None,
+        experiment_id=tracked.experiment_id if tracked else None,
+        not_candidate=tracked.not_candidate if tracked else None,
         tags=dict(tags),
     )

@@ -263,12 +263,16 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
         name = f"{plan.sweep.name}-best"
         result = train_run(job, placed_recipe(job, name, best.overrides))
         checkpoint, epoch, numbers, tags = result.checkpoint, result.chosen_epoch, result.accuracies(), result.tags
+        metrics = result.chosen_metrics
     else:
         content = best.content
         name, tags, epoch = best.name, content["tags"], int(content["chosen_epoch"])
         checkpoint = Path(content["checkpoint"])
         numbers = {key: content[key] for key in ("target_accuracy_chosen", "target_accuracy_last", "regret")}
-    model = model_to_log(checkpoint, epoch, numbers, name, {**tags, "m2can.sweep_score": f"{best.score:.6f}"})
+        found = {"selection/score": best.score, "source/val/accuracy": content.get("source_accuracy")}
+        metrics = {key: value for key, value in found.items() if value is not None}
+    tags = {**tags, "m2can.sweep_score": f"{best.score:.6f}"}
+    model = model_to_log(checkpoint, epoch, numbers, name, tags, metrics=metrics)
     experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
     journal = Journal(str(job.folder / name / "journal"))
     return Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage).finish("FINISHED", model=model)

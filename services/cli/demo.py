@@ -46,7 +46,7 @@ def demo(
     adapted = run_recipe(demo_recipe(manifests, [*common, f"cluster.workers={workers}"]))
     _table(alone, adapted)
     typer.echo("\nThe model, from the registry, on a postcard of the target:")
-    model = f"models:/{adapted.model_name}@candidate"
+    model = f"models:/{adapted.model_name}/{adapted.model_version}"
     predictor = load_predictor(model, adapted.tracking_uri, folder / "runs")
     card = read_split(load_manifest(list(manifests.values())[-1]), "val").table.slice(0, 1).to_pylist()[0]
     result = predictor.predict([card["texts"]], [card["images"]])

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
+from trainers.tracking.address import without_password
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
@@ -36,6 +37,10 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a profile of a few steps to the run's folder: trace and summary.")
     ] = False,
+    candidate: Annotated[
+        Literal["if-not-worse", "always"],
+        typer.Option(help="Whether the alias `candidate` moves to the new version: if it is not worse, or always."),
+    ] = "if-not-worse",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, run a few steps, print memory, time and disk; keep nothing."),
@@ -56,7 +61,8 @@ def train(
     if dry_run:
         dry_run_recipe(load_recipe(file, overrides), as_json=json_)
         return
-    result = run_recipe(load_recipe(file, overrides), as_json=json_, trace=trace, profile=profile)
+    loaded = load_recipe(file, overrides)
+    result = run_recipe(loaded, as_json=json_, trace=trace, profile=profile, candidate=candidate)
     if json_:
         print_json(result.to_dict())
     else:
@@ -92,12 +98,19 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 
-def run_recipe(recipe: Recipe, *, as_json: bool = False, trace: Path | None = None, profile: bool = False) -> Result:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    as_json: bool = False,
+    trace: Path | None = None,
+    profile: bool = False,
+    candidate: str = "if-not-worse",
+) -> Result:
     """Train as `m2can train` does: with progress on standard error, and stopped by SIGTERM."""
     from trainers.training_run import run
 
     progress, stop = RunProgress(recipe.train.epochs, as_json), stop_on_sigterm(recipe.cluster.grace_s)
-    return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile)
+    return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
 
 
 @contextmanager
@@ -131,6 +144,15 @@ def stop_on_sigterm(grace_s: float) -> Iterator[threading.Event]:
         signal.signal(signal.SIGALRM, before[1])
 
 
+def mlflow_page(result: Result) -> tuple[str, str | None]:
+    """The address of a run's page in MLflow, and the command that serves it first if no server does."""
+    uri = str(result.tracking_uri)
+    served = uri.startswith("http")
+    address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
+    page = f"{without_password(address)}/#/experiments/{result.experiment_id}/runs/{result.run_id}"
+    return page, None if served else f"mlflow server --backend-store-uri {without_password(uri)}"
+
+
 def print_result(result: Result) -> None:
     if result.oracle_epoch is not None:
         typer.echo("target accuracy")
@@ -145,7 +167,14 @@ def print_result(result: Result) -> None:
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
     typer.echo(f"checkpoint  {result.checkpoint}")
     if result.model_name:
-        typer.echo(f"model       models:/{result.model_name}@candidate (version {result.model_version})")
-        typer.echo(f"MLflow run  {result.run_id} at {result.tracking_uri}")
+        version = f"{result.model_name}:{result.model_version}"
+        if result.not_candidate is None:
+            typer.echo(f"model       models:/{result.model_name}@candidate (version {result.model_version})")
+        else:
+            typer.echo(f"model       {version}, not the candidate: {result.not_candidate}")
+            typer.echo(f"            m2can models promote {version} --to candidate moves it (--candidate always)")
+    if result.run_id:
+        page, command = mlflow_page(result)
+        typer.echo(f"MLflow run  {page}" + (f" after {command}" if command else ""))
     typer.echo(f"pictures    {result.report}")
     typer.echo(f"report      {result.report_page}")

@@ -48,7 +48,9 @@ def tune(
         typer.echo(f"\nbest        {result.best.name}, by {plan.sweep.objective} without target labels")
         typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
     if result.registered is not None:
-        typer.echo(f"model       models:/{result.registered.model_name}@candidate")
+        typer.echo(f"model       models:/{result.registered.model_name}/{result.registered.model_version}")
+        if result.registered.not_candidate:
+            typer.echo(f"            not the candidate: {result.registered.not_candidate}")
     if result.tracking_uri is not None:
         typer.echo(f"MLflow run  {result.parent_run} at {result.tracking_uri}")
     typer.echo(f"pictures    {result.report}")

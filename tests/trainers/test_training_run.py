@@ -31,7 +31,7 @@ class FakeSender:
         self.models.append(model)
         if self.away:
             raise TrackingUnavailable("MLflow was away")
-        return TrackedRun("id", "m2can-sea" if model else None, "3" if model else None)
+        return TrackedRun("id", "m2can-sea" if model else None, "3" if model else None, "7")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def run(
     monkeypatch.setattr("trainers.cluster.driver.run_lock", lambda *_: nullcontext())
     monkeypatch.setattr("trainers.cluster.driver.train", train)
     monkeypatch.setattr("trainers.tracking.run_sender.make_sender", made)
-    monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_: "the model")
+    monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_, **__: "the model")
     try:
         return training_run.run(recipe, register=register), sender
     except BaseException as raised:

@@ -20,6 +20,7 @@ from typing import Any
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
@@ -34,6 +35,8 @@ from trainers.tracking.mlflow_run import RunLink
 _log = logging.getLogger(__name__)
 
 ALIAS = "candidate"
+ALWAYS, IF_NOT_WORSE = "always", "if-not-worse"
+SCORE_TAG, SOURCE_TAG, VALIDATOR_TAG = "m2can.selection_score", "m2can.source_accuracy", "m2can.validator"
 CHECKSUMS = "files.json"
 CHECKSUM_TAG = "m2can.files_sha256"
 _MODEL_NAME = "model"
@@ -51,6 +54,8 @@ class ModelToLog:
         tags: of the model and of its version.
         input_example: a small DataFrame with `text` and `image`.
         signature: columns in and out; see `signature_for`.
+        candidate: whether the alias moves to this version: `always`, or `if-not-worse` than the one that has it.
+        gate: by how much the label-free score and the source accuracy may be lower and still count as not worse.
 
     Raises:
         InputError: a file of the bundle is missing, or the name cannot be registered.
@@ -61,6 +66,8 @@ class ModelToLog:
     tags: dict[str, str] = field(default_factory=dict)
     input_example: Any = None
     signature: ModelSignature | None = None
+    candidate: str = IF_NOT_WORSE
+    gate: float = 0.0
 
     def __post_init__(self) -> None:
         for name in _BUNDLE_FILES:
@@ -85,13 +92,19 @@ def signature_for(classes: list[str]) -> ModelSignature:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(columns))
 
 
-def register(link: RunLink, model: ModelToLog) -> str:
+@dataclass(frozen=True)
+class Registered:
+    """A version's number, and why `candidate` stayed where it was; None if the version has it or had it."""
+
+    version: str
+    not_candidate: str | None = None
+
+
+def register(link: RunLink, model: ModelToLog) -> Registered:
     """Log and register the model of a run, unless that was done before.
 
-    A run has one version. The alias moves to it, but never back from a newer version to an older one.
-
-    Returns:
-        the version's number.
+    A run has one version. The alias moves to it unless it is worse than the version that has the alias, but never back from
+    a newer version to an older one.
 
     Raises:
         MlflowException, OSError: MLflow or its artifact store is unreachable; another call continues from there.
@@ -101,9 +114,30 @@ def register(link: RunLink, model: ModelToLog) -> str:
     number = min((int(v.version) for v in known), default=None)
     if number is None:
         number = _create_version(link, model, _logged_model(link, model))
-    if _alias_at(client, name) < number:
+    present = _alias_at(client, name)
+    if present is not None and int(present.version) >= number:
+        return Registered(str(number))
+    worse = _worse(model, present) if present is not None and model.candidate != ALWAYS else None
+    if worse is None:
         client.set_registered_model_alias(name, ALIAS, str(number))
-    return str(number)
+    return Registered(str(number), worse)
+
+
+def _worse(model: ModelToLog, present: ModelVersion) -> str | None:
+    """In which of what both state the model is worse than the present candidate, by more than the gate; None: in nothing.
+
+    Scores of two validators are not compared.
+    """
+    names = {SOURCE_TAG: "source accuracy"}
+    if model.tags.get(VALIDATOR_TAG) == present.tags.get(VALIDATOR_TAG):
+        names[SCORE_TAG] = f"label-free score ({model.tags.get(VALIDATOR_TAG)})"
+    for tag, name in names.items():
+        own, other = model.tags.get(tag), present.tags.get(tag)
+        if own is not None and other is not None and float(own) < float(other) - model.gate:
+            return (
+                f"its {name} {own} is below {other} of version {present.version} by more than the gate {model.gate:g}"
+            )
+    return None
 
 
 def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> int:
@@ -200,12 +234,12 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _alias_at(client: MlflowClient, name: str) -> int:
-    """The version that has the alias; 0 if none."""
+def _alias_at(client: MlflowClient, name: str) -> ModelVersion | None:
+    """The version that has the alias; None if there is none."""
     try:
-        return int(client.get_model_version_by_alias(name, ALIAS).version)
+        return client.get_model_version_by_alias(name, ALIAS)
     except MlflowException as error:
         # A missing alias is reported as a bad parameter, a missing model as not existing.
         if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             raise
-        return 0
+        return None

@@ -17,9 +17,10 @@ from trainers.tracking.address import resolve_tracking_uri, run_storage, trackin
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
-from trainers.tracking.registration import ModelToLog, signature_for
+from trainers.tracking.registration import IF_NOT_WORSE, SCORE_TAG, SOURCE_TAG, ModelToLog, signature_for
 from trainers.tracking.sender import Sender, TrackedRun
 
+_COMPARED = {SCORE_TAG: "selection/score", SOURCE_TAG: "source/val/accuracy"}
 _EXAMPLE = pd.DataFrame({"text": ["a caption of one sentence"], "image": [None]})
 
 
@@ -60,13 +61,22 @@ def make_sender(
 
 
 def model_to_log(
-    checkpoint: Path, epoch: int, numbers: Mapping[str, float | None], run_name: str, tags: Mapping[str, str]
+    checkpoint: Path,
+    epoch: int,
+    numbers: Mapping[str, float | None],
+    run_name: str,
+    tags: Mapping[str, str],
+    *,
+    metrics: Mapping[str, float] = MappingProxyType({}),
+    candidate: str = IF_NOT_WORSE,
 ) -> ModelToLog:
     """A chosen checkpoint as it goes into the registry.
 
     Args:
         numbers: accuracies of its run.
         tags: of its MLflow run.
+        metrics: of the chosen epoch: by its label-free score and source accuracy versions are compared.
+        candidate: see ModelToLog.
 
     Raises:
         InputError: the checkpoint is not whole.
@@ -84,9 +94,12 @@ def model_to_log(
             "m2can.epoch": str(epoch),
             "m2can.checkpoint": str(checkpoint),
             **{f"m2can.{name}": f"{value:.4f}" for name, value in numbers.items() if value is not None},
+            **{tag: f"{metrics[name]:.4f}" for tag, name in _COMPARED.items() if name in metrics},
         },
         input_example=_EXAMPLE,
         signature=signature_for(card.classes),
+        candidate=candidate,
+        gate=card.recipe.selection.gate,
     )
 
 

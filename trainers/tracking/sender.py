@@ -39,11 +39,16 @@ CLOSED_WITHIN_S = 10.0  # how long MLflow may be away when a run that failed is 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """Where a run is found in MLflow; name and version are None if no model was registered."""
+    """Where a run is found in MLflow; name and version are None if no model was registered.
+
+    not_candidate: why the alias `candidate` did not move to the version; None if it did.
+    """
 
     run_id: str
     model_name: str | None
     model_version: str | None
+    experiment_id: str
+    not_candidate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,10 +230,11 @@ class Sender:
 def _end_run(link: RunLink, ending: _Ending) -> TrackedRun:
     if ending.artifacts is not None:
         link.client.log_artifacts(link.run_id, str(ending.artifacts), "report")
-    name, version = None, None
+    name, version, not_candidate = None, None, None
     if ending.model is not None:
-        name, version = ending.model.registered_name, register(link, ending.model)
+        registered = register(link, ending.model)
+        name, version, not_candidate = ending.model.registered_name, registered.version, registered.not_candidate
     # A finished run stays finished: a command that is stopped while it repeats the end takes nothing away.
     if link.client.get_run(link.run_id).info.status not in (ending.status, "FINISHED"):
         link.client.set_terminated(link.run_id, ending.status)
-    return TrackedRun(link.run_id, name, version)
+    return TrackedRun(link.run_id, name, version, link.experiment_id, not_candidate)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pytest import CaptureFixture
 
 from services.cli import output
+from services.cli.train import print_result
+from trainers.training_run import Result
 
 
 def test_plain_lines_of_progress(capsys: CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +26,36 @@ def test_plain_lines_of_progress(capsys: CaptureFixture[str], monkeypatch: pytes
         "epoch 2/4 step 5/10  task 1.500  total 1.250",
         "epoch 2/4 step 7/10  4 samples/s  task 1.500  total 1.250  3:50 min left",
     ]
+
+
+def ended(tmp_path: Path, **changes: Any) -> Result:
+    accuracies = dict.fromkeys(("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "regret"))
+    known = {
+        "run_id": "abc",
+        "experiment_id": "7",
+        "tracking_uri": "sqlite:////runs/mlflow.db",
+        "model_name": "m2can-sea",
+    }
+    return Result(
+        "mine", tmp_path, ["city"], "sea", tmp_path / "checkpoint", "infomax", 1, 2, None, **accuracies,
+        report=tmp_path, report_page=tmp_path / "report.html", records=[], **(known | {"model_version": "3"} | changes),
+    )  # fmt: skip
+
+
+def test_the_end_of_a_run_says_how_to_open_its_page_in_mlflow(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    print_result(ended(tmp_path))
+    shown = capsys.readouterr().out
+    assert "model       models:/m2can-sea@candidate (version 3)" in shown
+    assert (
+        "http://127.0.0.1:5000/#/experiments/7/runs/abc after mlflow server --backend-store-uri sqlite:////runs/mlflow.db"
+    ) in shown
+    print_result(ended(tmp_path, tracking_uri="https://user:secret@there/mlflow/", model_name=None))
+    shown = capsys.readouterr().out
+    assert "MLflow run  https://***@there/mlflow/#/experiments/7/runs/abc\n" in shown and "model  " not in shown
+
+
+def test_a_version_that_is_not_the_candidate_is_told(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    print_result(ended(tmp_path, not_candidate="its source accuracy 0.5 is below 0.9"))
+    shown = capsys.readouterr().out
+    assert "model       m2can-sea:3, not the candidate: its source accuracy 0.5 is below 0.9" in shown
+    assert "m2can models promote m2can-sea:3 --to candidate" in shown and "@candidate" not in shown

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import client, make_bundle, model_for, record, rows, sender
 from trainers.tracking.journal import Journal
-from trainers.tracking.registration import ALIAS, ModelToLog
+from trainers.tracking.registration import ALIAS, SCORE_TAG, SOURCE_TAG, ModelToLog
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -54,6 +55,35 @@ def test_the_alias_moves_to_newer_versions_only(store: Path, journal: Journal, t
     assert (older.model_version, newer.model_version) == ("1", "2")
     assert sender(store, journal, "older").finish("FINISHED", model=model).model_version == "1"
     assert int(client(store).get_model_version_by_alias("m2can-alias", ALIAS).version) == 2
+
+
+def scored(tmp_path: Path, name: str, score: float, accuracy: float, **changes: Any) -> ModelToLog:
+    model = model_for(tmp_path, name)
+    tags = {SCORE_TAG: f"{score}", SOURCE_TAG: f"{accuracy}", "m2can.validator": changes.pop("validator", "infomax")}
+    return replace(model, tags=model.tags | tags, gate=0.03, **changes)
+
+
+def test_the_alias_moves_to_versions_that_are_not_worse(store: Path, journal: Journal, tmp_path: Path) -> None:
+    name = "m2can-gated"
+
+    def train(run: str, score: float, accuracy: float, **changes: Any) -> tuple[str | None, str]:
+        """Why it is not the candidate, and which version is."""
+        model = scored(tmp_path, name, score, accuracy, **changes)
+        tracked = sender(store, journal, run).finish("FINISHED", model=model)
+        return tracked.not_candidate, str(client(store).get_model_version_by_alias(name, ALIAS).version)
+
+    assert train("first", 0.5, 0.9) == (None, "1")
+    worse, present = train("forgot the sources", 0.8, 0.86)
+    assert present == "1" and worse == "its source accuracy 0.86 is below 0.9 of version 1 by more than the gate 0.03"
+    worse, present = train("unsure", 0.4, 0.95)
+    assert present == "1" and "label-free score (infomax) 0.4 is below 0.5 of version 1" in str(worse)
+    assert train("within the gate", 0.48, 0.88) == (None, "4")
+    assert train("another validator", -7.0, 0.9, validator="mixval") == (None, "5")
+    assert train("at any rate", -9.0, 0.1, validator="mixval", candidate="always") == (None, "6")
+    assert train("forgot the sources", 0.8, 0.86) == (None, "6")  # again: it has its version, the newer one stays
+    nothing = model_for(tmp_path, name)  # imported: nothing to compare
+    assert sender(store, journal, "imported").finish("FINISHED", model=nothing).not_candidate is None
+    assert int(client(store).get_model_version_by_alias(name, ALIAS).version) == 7
 
 
 def test_the_saved_model_is_code_and_safetensors(store: Path, journal: Journal, tmp_path: Path) -> None:
