@@ -75,7 +75,7 @@ def train(
         classes: their names, if the frames hold numbers; None: the labels that the sources have, sorted.
         overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
         workers: Ray Train workers (cluster.workers).
-        address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
+        address: Ray cluster (cluster.address); None joins the one of `ray start` here or starts one.
         trace: file for every step's loss terms, as JSON lines.
         profile: write a profile of a few steps to the run's folder.
         candidate: whether the alias `candidate` moves to the new version: if its label-free score and source accuracy are not
@@ -141,7 +141,7 @@ def tune(
         recipe: file or name of a recipe, in place of the sweep's own.
         overrides: values by dotted key, for all trials.
         name: of the sweep, in place of its own.
-        address: Ray cluster (cluster.address); None joins the one that runs here or starts one.
+        address: Ray cluster (cluster.address); None joins the one of `ray start` here or starts one.
 
     Raises:
         InputError: the sweep, its recipe or the data are not right.

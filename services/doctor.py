@@ -50,6 +50,7 @@ def examine(storage: Path, data_root: str | None = None, tracking_uri: str | Non
         _disk(storage),
         _data_root(data_root or os.environ.get("M2CAN_DATA_ROOT")),
         _mlflow(tracking_uri, storage),
+        *_ray_needs(),
         _ray_token(),
         *_known_problems(),
     ]
@@ -158,8 +159,15 @@ def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
     return Finding("MLflow", "ok", f"answers at {without_password(uri)}")
 
 
+def _ray_needs() -> Iterator[Finding]:
+    from trainers.preflight.ray_needs import lacks, ray_temp_folder
+
+    found = [Finding("Ray", "problem", f"{lack.field} {lack.value}: {lack.problem}", lack.remedy) for lack in lacks()]
+    yield from found or [Finding("Ray", "ok", f"can start; its files go to {ray_temp_folder() / 'ray'}")]
+
+
 def _ray_token() -> Finding:
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     if file.is_file() and file.stat().st_mode & 0o077:
         return Finding("Ray token", "note", f"{file} can be read by others", f"chmod 600 {file}")

@@ -1,15 +1,18 @@
-"""A Ray cluster to work on: the one that is asked for, the one that runs here, or one that is started."""
+"""A Ray cluster to work on: the one that is asked for, that of `ray start`, or one that is started."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
+from trainers.cluster.find_cluster import find_cluster, require_answer
+from trainers.preflight.ray_needs import require_ray_can_start
 
 # Settings of Ray Train. On one machine nobody takes nodes away, so that no process needs to watch for it, and looking at
 # the workers twice a second costs nothing.
@@ -17,28 +20,30 @@ LOCAL_TRAIN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHE
 
 
 def start_ray(address: str | None) -> bool:
-    """Join the cluster at `address`, the one that runs here, or start one; True if it was started.
+    """Join the cluster that is named, or that `ray start` made here; else start one. True if it was started.
 
     Without an address RAY_ADDRESS counts; `local` always starts one.
 
     Raises:
-        InputError: no cluster answers there.
+        InputError: no cluster answers there, or this machine lacks what Ray needs.
     """
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "configure_logging": False}
-    place = _place(address)
+    found = find_cluster(address)
     try:
-        if place != "local":
-            with contextlib.suppress(*([ConnectionError] if place == "auto" else [])):
-                ray.init(address=place, **quiet)
-                return False
-        start_own_ray(**quiet)
+        if found is None:
+            require_ray_can_start()
+            start_own_ray(**quiet)
+            return True
+        require_answer(found, lambda words: print(f"note: {words}", file=sys.stderr, flush=True))
+        ray.init(address=found.address, **quiet)
     except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers ({error})", field="cluster.address", value=place) from None
+        problem = f"no Ray cluster answers ({first_line(error)})"
+        raise InputError(problem, field="cluster.address", value=found and found.address) from None
     finally:
         hide_token()
-    return True
+    return False
 
 
 def start_own_ray(**options: Any) -> None:
@@ -49,16 +54,12 @@ def start_own_ray(**options: Any) -> None:
 
 
 def is_elsewhere(address: str | None) -> bool:
-    """Whether `address` names a cluster that others may share."""
-    return _place(address) not in ("auto", "local")
-
-
-def _place(address: str | None) -> str:
-    return address or os.environ.get("RAY_ADDRESS") or "auto"
+    """Whether a cluster would be joined that others may share."""
+    return find_cluster(address) is not None
 
 
 def hide_token() -> None:
     """Ray writes its token of authentication so that every user of the machine can read it."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # a user without a home folder
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         token.chmod(0o600)

@@ -44,7 +44,8 @@ class Cluster(Section):
         1, description="Number of workers, or the fewest and the most that a run may go on with."
     )
     address: str | None = Field(
-        None, description="Address of a Ray cluster. `null`: the one that runs here, else a local one."
+        None,
+        description="Address of a Ray cluster. `null`: RAY_ADDRESS, else that of `ray start` here, else a Ray of its own.",
     )
     cpus_per_worker: Positive | None = Field(
         None,
