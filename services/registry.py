@@ -125,6 +125,11 @@ def search_models(
     return sorted(filter(fits, versions), key=lambda v: (v.created, v.name, int(v.version)), reverse=True)
 
 
+def versions_of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
+    """The versions that were made of an MLflow run."""
+    return [_version(client, found) for found in client.search_model_versions(f"run_id = '{run_id}'")]
+
+
 def recipe_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
     """The recipe a version was trained with, as flat keys, from its MLflow run; empty if the run is gone."""
     if version.run_id is None:
