@@ -2,9 +2,10 @@
 
     python -m benchmarks.serving [--requests 200] [--concurrency 1 4 16] [--out benchmarks/results/serving.json]
 
-Two versions of a small model are trained on the generated data set, registered and served on a local Ray by `m2can serve`,
-a process of its own. Every answer is compared with what the named version predicts in this process (to 1e-5). In the
-middle of every level the served alias moves to the other version, by `m2can models`'s own function.
+Two versions of a small model are trained on the generated data set, registered and served by `m2can serve`, a process of
+its own, once with Ray Serve and once with `--local`. Every answer is compared with what the named version predicts in this
+process (to 1e-5). In the middle of every level the served alias moves to the other version, by `m2can models`'s own function.
+`cpu_ms`: processor time a request, of the command and all processes that it started.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import torch
 
 from datasets_manifest.manifest.schema import load_manifest
@@ -71,13 +73,13 @@ def register_versions(folder: Path) -> tuple[list[Path], Path]:
 
 
 @contextlib.contextmanager
-def server(storage: Path) -> Any:
-    """`m2can serve` in a process of its own; ended by its id."""
+def server(storage: Path, *options: str) -> Any:
+    """`m2can serve` in a process of its own, its address and the seconds until it was ready; ended by its id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "services.cli.main", "serve", f"{NAME}@{ALIAS}", "--port", str(port)]
-    process = subprocess.Popen([*command, "--storage", str(storage)], start_new_session=True)
+    process = subprocess.Popen([*command, *options, "--storage", str(storage)], start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         started = time.monotonic()
@@ -88,14 +90,25 @@ def server(storage: Path) -> Any:
             if process.poll() is not None or time.monotonic() - started > 300:
                 raise RuntimeError("the server did not become ready")
             time.sleep(0.5)
-        yield address, time.monotonic() - started
+        yield address, time.monotonic() - started, psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
+def cpu_seconds(server: psutil.Process) -> float:
+    """Processor time of the command and everything it started, Ray's processes included."""
+    total = 0.0
+    for process in (server, *server.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 async def level(
     address: str,
+    server: psutil.Process,
     bodies: list[dict[str, Any]],
     wanted: dict[str, np.ndarray],
     concurrency: int,
@@ -131,15 +144,16 @@ async def level(
 
     limits = httpx.Limits(max_connections=concurrency)
     async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
-        started = time.perf_counter()
+        used, started = cpu_seconds(server), time.perf_counter()
         await asyncio.gather(*(caller(client) for _ in range(concurrency)))
-        elapsed = time.perf_counter() - started
+        elapsed, used = time.perf_counter() - started, cpu_seconds(server) - used
     p50, p95, p99 = (1000 * np.percentile(seconds, [50, 95, 99])).round(1).tolist()
     return {
         "concurrency": concurrency,
         "requests": requests,
         "answers": sum(statuses.values()),
         "requests_per_s": round(requests / elapsed, 1),
+        "cpu_ms": round(1000 * used / requests, 2),
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
@@ -163,26 +177,40 @@ def run(requests: int, concurrencies: list[int]) -> dict[str, Any]:
             {"text": text, "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in paths]}
             for text, paths in zip(texts, images, strict=True)
         ]
-        levels = []
-        with server(folder / "runs") as (address, start_s):
-            asyncio.run(level(address, bodies, wanted, 4, 40, lambda: None))  # warm
-            for number, concurrency in enumerate(concurrencies):
-                to = "2" if number % 2 == 0 else "1"
+        levels, start_s = [], {}
+        for side, options in {"Ray Serve": (), "one process": ("--local",)}.items():
+            with server(folder / "runs", *options) as (address, seconds, process):
+                start_s[side] = round(seconds, 1)
+                asyncio.run(level(address, process, bodies, wanted, 4, 40, lambda: None))  # warm
+                for number, concurrency in enumerate(concurrencies):
+                    to = "2" if number % 2 == 0 else "1"
 
-                def move(to: str = to) -> None:
-                    promote(client, f"{NAME}:{to}", ALIAS, by="benchmark")
+                    def move(to: str = to) -> None:
+                        promote(client, f"{NAME}:{to}", ALIAS, by="benchmark")
 
-                levels.append(asyncio.run(level(address, bodies, wanted, concurrency, requests, move)))
+                    found = asyncio.run(level(address, process, bodies, wanted, concurrency, requests, move))
+                    levels.append({"side": side, **found})
         return {
             "cores": os.cpu_count(),
-            "start_s": round(start_s, 1),
+            "start_s": start_s,
             "load_1min": os.getloadavg()[0],
             "levels": levels,
         }
 
 
 def table(result: dict[str, Any]) -> str:
-    columns = ("concurrency", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "errors", "wrong", "versions")
+    columns = (
+        "side",
+        "concurrency",
+        "requests_per_s",
+        "cpu_ms",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "errors",
+        "wrong",
+        "versions",
+    )
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in result["levels"]]
     return "\n".join(lines)

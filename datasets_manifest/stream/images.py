@@ -252,7 +252,7 @@ def adjust_hue(picture: Pixels, shift: float) -> Pixels:
 ADJUSTMENTS: tuple[Adjustment, ...] = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 # What people send. The list also keeps Pillow from handing a file to an outside program (EPS) or to a rare, old reader.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
@@ -264,7 +264,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadPicture("empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
         raise BadPicture(_damage(data, error)) from error
     if image.width * image.height > MAX_PIXELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Annotated
@@ -18,12 +19,20 @@ def serve(
     tokens: TokensFile = None,
     replicas: Annotated[int, typer.Option(help="Processes that predict; each takes a CPU, or a GPU.", min=1)] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.", min=0.1)] = 30.0,
+    grace: Annotated[float, typer.Option(help="Seconds that requests have to end after SIGTERM.", min=0.0)] = 30.0,
+    local: Annotated[bool, typer.Option("--local", help="In this one process, without Ray.")] = False,
     address: RayCluster = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
 ) -> None:
     """Serve registered models over HTTP until interrupted; promotions take effect without restart."""
+    from datasets_manifest.errors import InputError
+
+    if local and (replicas != 1 or address is not None):
+        field, value = ("--replicas", replicas) if replicas != 1 else ("--address", address)
+        raise InputError("goes with Ray, not with --local", field=field, value=value, wanted="one of the two")
     from services.serving.deployment import ServeConfig, start, stop
+    from services.serving.proxy import IMPORT_PATH, VARIABLE
     from services.serving.samples import Limits
     from services.web.auth import Tokens, check_host
     from trainers.cluster.local_cluster import start_ray
@@ -32,12 +41,23 @@ def serve(
     known = Tokens.read(tokens)
     check_host(host, known)
     uri = resolve_tracking_uri(tracking_uri, storage.resolve())  # absolute: replicas have other working folders
+    config = ServeConfig(models, uri, known, Limits(timeout_s=timeout), replicas, grace_s=grace)
+
+    def started() -> None:
+        typer.echo(f"serving {', '.join(models)} at http://{host}:{port}/v1/models", err=True)
+
+    if local:
+        from services.serving.local import serve_here
+
+        serve_here(config, host, port, started)
+        return
+    os.environ.setdefault(VARIABLE, IMPORT_PATH)
     start_ray(address)
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    start(ServeConfig(models, uri, known, Limits(timeout_s=timeout), replicas), host, port)
-    typer.echo(f"serving {', '.join(models)} at http://{host}:{port}/v1/models", err=True)
+    start(config, host, port)
+    started()
     done.wait()
-    typer.echo("stopping", err=True)
-    stop()
+    typer.echo("stopping: requests under way are answered, new ones are not let in", err=True)
+    stop(config)

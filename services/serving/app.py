@@ -1,88 +1,95 @@
-"""The HTTP side of online inference: an ASGI app around a backend that resolves names and predicts. Imports no Ray."""
+"""The HTTP side of online inference: an ASGI app around a resolver of names and an engine that predicts. Imports no Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.serving.admission import Admission
 from services.serving.samples import Limits, Sample, read_samples
 from services.web.auth import Tokens, require_scope
 from services.web.body_limit import BodyLimit
 from services.web.problems import Problem, install_problems
 
 _REFERENCE = re.compile(r"[^@:/'\s]{1,200}(?:@[\w.-]{1,64}|:\d{1,9})?")
+T = TypeVar("T")
 
 
-class Backend(Protocol):
-    """Serves the models.
+class Names(Protocol):
+    """Names → versions; services.serving.resolver.Resolver is one."""
 
-    resolve: `name`, `name@alias` or `name:version` → (name, version); raises Problem 404.
-    predict: predictions of `name:version`, one mapping a sample as services.batch_prediction.predict_samples makes them;
-        raises Problem 503.
-    """
-
-    names: list[str]
+    @property
+    def names(self) -> list[str]: ...
 
     async def resolve(self, reference: str) -> tuple[str, str]: ...
 
-    async def predict(self, model_id: str, samples: list[Sample]) -> list[dict[str, Any]]: ...
+    def age_s(self, name: str) -> float | None: ...
+
+
+class Predicting(Protocol):
+    """Predicts with `name:version`; services.serving.engine.Engine is one."""
+
+    async def predict(self, model_id: str, samples: list[Sample], caller: str) -> list[dict[str, Any]]: ...
 
     async def ready(self, model_id: str) -> None: ...
 
 
-class _Metrics:
+class Metrics:
+    """What `/metrics` shows."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("m2can_requests", "Answers by status", ["status"], registry=self.registry)
         self.samples = Counter("m2can_samples", "Samples predicted", ["model"], registry=self.registry)
         self.seconds = Histogram("m2can_request_seconds", "Time to answer", registry=self.registry)
         self.in_flight = Gauge("m2can_in_flight", "Predictions under way", registry=self.registry)
+        self.alias_age = Gauge(
+            "m2can_alias_age_seconds", "Time since the registry last answered", ["model"], registry=self.registry
+        )
 
 
-def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> FastAPI:
-    """The app. `/healthz` and `/readyz` need no token and say nothing but yes or no."""
+def make_app(
+    resolver: Names,
+    engine: Predicting,
+    tokens: Tokens,
+    limits: Limits | None = None,
+    admission: Admission | None = None,
+) -> FastAPI:
+    """The app. `/healthz` and `/readyz` need no token."""
     limits = limits or Limits()
+    admission = admission or Admission(limits)
     app = FastAPI(title="M2CAN inference", openapi_url=None)
-    metrics = _Metrics()
-    under_way = 0
+    metrics = Metrics()
+    metrics.in_flight.set_function(lambda: admission.under_way)
     install_problems(app)
-
-    @app.middleware("http")
-    async def _measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        if request.url.path.endswith("/predict"):
-            metrics.seconds.observe(time.perf_counter() - started)
-            metrics.requests.labels(response.status_code).inc()
-        return response
-
-    app.add_middleware(BodyLimit, max_bytes=limits.body_bytes)
+    app.add_middleware(
+        BodyLimit, max_bytes=limits.body_bytes, seconds=limits.body_s, bytes_per_s=limits.body_bytes_per_s
+    )
+    app.add_middleware(Measured, metrics=metrics)
 
     @app.post("/v1/models/{reference}/predict")
     async def predict(reference: str, request: Request) -> JSONResponse:
-        nonlocal under_way
-        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
-        if under_way >= limits.in_flight:
-            raise Problem(429, f"{limits.in_flight} predictions are under way; try again", {"Retry-After": "1"})
-        under_way += 1
-        metrics.in_flight.set(under_way)
-        try:
-            async with asyncio.timeout(limits.timeout_s):
-                samples = await read_samples(request, limits)
-                name, version = await backend.resolve(check_reference(reference))
-                predictions = await backend.predict(f"{name}:{version}", samples)
-        except TimeoutError:
-            raise Problem(504, f"no answer within {limits.timeout_s:g} s; send fewer samples or try again") from None
-        finally:
-            under_way -= 1
-            metrics.in_flight.set(under_way)
+        caller = tokens.identify(request.headers.get("authorization"))
+        require_scope(caller, "predict")
+        with admission.admit(caller.name):
+            try:
+                async with asyncio.timeout(limits.timeout_s):
+                    samples = await read_samples(request, limits)
+                    name, version = await resolver.resolve(check_reference(reference))
+                    answer = engine.predict(f"{name}:{version}", samples, caller.name)
+                    predictions = await while_connected(request, answer)
+            except TimeoutError:
+                raise Problem(
+                    504, f"no answer within {limits.timeout_s:g} s; send fewer samples or try again"
+                ) from None
         _refuse_unreadable(predictions)
         metrics.samples.labels(name).inc(len(predictions))
         return JSONResponse({"model": {"name": name, "version": version}, "predictions": predictions})
@@ -90,7 +97,7 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         require_scope(tokens.identify(request.headers.get("authorization")), "predict")
-        found = [await backend.resolve(name) for name in backend.names]
+        found = [await resolver.resolve(name) for name in resolver.names]
         return {"models": [{"name": name, "version": version} for name, version in found]}
 
     @app.get("/healthz")
@@ -99,17 +106,67 @@ def make_app(backend: Backend, tokens: Tokens, limits: Limits | None = None) -> 
 
     @app.get("/readyz")
     async def readyz() -> PlainTextResponse:
-        for name in backend.names:
-            found, version = await backend.resolve(name)
-            await backend.ready(f"{found}:{version}")
-        return PlainTextResponse("ready")
+        admission.require_open()
+        lines = ["ready"]
+        for name in resolver.names:
+            found, version = await resolver.resolve(name)
+            await engine.ready(f"{found}:{version}")
+            age_s = resolver.age_s(name)
+            lines.append(f"{name}: the registry answered {age_s or 0:.0f} s ago")
+        return PlainTextResponse("\n".join(lines))
 
     @app.get("/metrics")
     async def show_metrics(request: Request) -> Response:
         require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        for name in resolver.names:
+            if (age_s := resolver.age_s(name)) is not None:
+                metrics.alias_age.labels(name).set(age_s)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+class Measured:
+    """ASGI middleware: time and status of every answer to a request for predictions."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/predict"):
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.seconds.observe(time.perf_counter() - started)
+                self.metrics.requests.labels(message["status"]).inc()
+            await send(message)
+
+        await self.app(scope, receive, noted)
+
+
+async def while_connected(request: Request, answer: Awaitable[T]) -> T:
+    """The answer, unless the client goes first: then it is given up, and nothing more is computed for it.
+
+    Raises:
+        Problem: 408, the client has gone; nobody reads it.
+    """
+    computing, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((computing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if computing.done():
+            return computing.result()
+        raise Problem(408, "the client has gone")
+    finally:
+        computing.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def check_reference(reference: str) -> str:

@@ -9,26 +9,46 @@ from typing import Annotated, Any
 
 from fastapi import Request
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from starlette.datastructures import UploadFile
 
+from datasets_manifest.stream.images import FORMATS
 from services.web.problems import Problem, describe
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request. body_bytes: as received. pixels: of one picture, by its header. text_chars: of one sample.
+    """Of one request. body_bytes: as received. pictures, texts, text_chars: of one sample.
 
-    in_flight: requests at a time. timeout_s: for the whole request.
+    pixels: of one picture, by its header. request_pixels: of all of a request's pictures. in_flight: requests of one
+    caller at a time. in_flight_of_all: of all callers. timeout_s: for the whole request. body_s, body_bytes_per_s: a body
+    may take so many seconds, and one more for so many bytes that have come.
     """
 
     body_bytes: int = 16 * 2**20
     samples: int = 32
     pictures: int = 16
+    texts: int = 200
     pixels: int = 40_000_000
+    request_pixels: int = 400_000_000
     text_chars: int = 20_000
     in_flight: int = 64
+    in_flight_of_all: int = 256
     timeout_s: float = 30.0
+    body_s: float = 5.0
+    body_bytes_per_s: float = 50_000.0
+
+
+_MOST_IN_A_LIST = 1000  # above every limit: what is longer is not looked at
 
 
 def _decoded(value: Any) -> Any:
@@ -40,13 +60,18 @@ def _decoded(value: Any) -> Any:
         raise ValueError("is not base64") from None
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Sample(BaseModel):
     """A text or several; pictures as bytes, in JSON as base64 (with or without `data:image/…;base64,`)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str | list[str] = []
-    images: list[Annotated[bytes, BeforeValidator(_decoded)]] = []
+    text: Annotated[list[str], BeforeValidator(_listed), Field(max_length=_MOST_IN_A_LIST)] = []
+    images: Annotated[list[Annotated[bytes, BeforeValidator(_decoded)]], Field(max_length=_MOST_IN_A_LIST)] = []
+    _pixels: int = PrivateAttr(0)
 
     @model_validator(mode="after")
     def _has_content(self) -> Sample:
@@ -56,13 +81,18 @@ class Sample(BaseModel):
 
     @property
     def texts(self) -> list[str]:
-        return [self.text] if isinstance(self.text, str) else self.text
+        return self.text
+
+    @property
+    def pixels(self) -> int:
+        """Of all pictures, by their headers; 0 before `check_limits`."""
+        return self._pixels
 
 
 class PredictIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    samples: Annotated[list[Sample], Field(min_length=1)]
+    samples: Annotated[list[Sample], Field(min_length=1, max_length=_MOST_IN_A_LIST)]
 
 
 _ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -99,16 +129,25 @@ def check_limits(samples: list[Sample], limits: Limits) -> None:
     """Raises Problem: 413 beyond a limit, 422 a picture that is not one."""
     if len(samples) > limits.samples:
         raise Problem(413, f"{len(samples)} samples in one request; at most {limits.samples}")
+    total = 0
     for number, sample in enumerate(samples):
         field = f"samples.{number}"
         if len(sample.images) > limits.pictures:
             raise Problem(413, f"{field}: {len(sample.images)} pictures; at most {limits.pictures}")
+        if len(sample.texts) > limits.texts:
+            raise Problem(413, f"{field}: {len(sample.texts)} texts; at most {limits.texts}")
         if sum(map(len, sample.texts)) > limits.text_chars:
             raise Problem(413, f"{field}: more than {limits.text_chars} characters of text")
         for picture, data in enumerate(sample.images):
             pixels = _pixels(data, f"{field}.images.{picture}")
             if pixels > limits.pixels:
                 raise Problem(413, f"{field}.images.{picture}: {pixels} pixels; at most {limits.pixels}")
+            sample._pixels += pixels
+        total += sample.pixels
+        if total > limits.request_pixels:
+            raise Problem(
+                413, f"the pictures have more than {limits.request_pixels} pixels together; send fewer at a time"
+            )
 
 
 async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:
@@ -123,7 +162,7 @@ async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:
 
 def _pixels(data: bytes, field: str) -> int:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.width * image.height
     except Image.DecompressionBombError:
         raise Problem(413, f"{field}: far too many pixels") from None

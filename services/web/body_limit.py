@@ -1,6 +1,9 @@
-"""A limit on the length of a request's body."""
+"""Limits on a request's body: its length and its pace."""
 
 from __future__ import annotations
+
+import asyncio
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,10 +11,14 @@ from services.web.problems import Problem, problem_response
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 as soon as more than `max_bytes` have come in, whatever Content-Length says."""
+    """ASGI middleware: 413 once more than `max_bytes` have come in, whatever Content-Length says; 408 for a slow body.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    Args:
+        seconds: that a body may take, and one more for every `bytes_per_s` bytes that have come in.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, *, seconds: float = 30.0, bytes_per_s: float = 50_000.0) -> None:
+        self.app, self.max_bytes, self.seconds, self.bytes_per_s = app, max_bytes, seconds, bytes_per_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -25,21 +32,33 @@ class BodyLimit:
         if int(declared) > self.max_bytes:
             await problem_response(too_long)(scope, receive, send)
             return
-        received, started = 0, False
+        received, started, began, whole = 0, False, time.monotonic(), False
+        refusal: Problem | None = None
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+        async def limited() -> Message:
+            nonlocal received, refusal, whole
+            if whole:  # what comes after the body is that the client has gone
+                return await receive()
+            left = began + self.seconds + received / self.bytes_per_s - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, left))
+            except TimeoutError:
+                refusal = Problem(408, f"the body came too slowly: {received} bytes; send it faster or in parts")
+            else:
+                received += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if received <= self.max_bytes:
+                    return message
+                refusal = too_long
             # The app sees a disconnected client and so does not act on half a body.
-            return message if received <= self.max_bytes else {"type": "http.disconnect"}
+            return {"type": "http.disconnect"}
 
-        async def unless_too_long(message: Message) -> None:
+        async def unless_refused(message: Message) -> None:
             nonlocal started
-            if received <= self.max_bytes or started:
+            if refusal is None or started:
                 started = True
                 await send(message)
 
-        await self.app(scope, counted, unless_too_long)
-        if received > self.max_bytes and not started:
-            await problem_response(too_long)(scope, receive, send)
+        await self.app(scope, limited, unless_refused)
+        if refusal is not None and not started:
+            await problem_response(refusal)(scope, receive, send)

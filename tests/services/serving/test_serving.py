@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -12,8 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from PIL import Image
 
 from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
@@ -21,8 +22,9 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from services import promotion
 from services.batch_prediction import predict_samples
+from services.serving.admission import Admission
 from services.serving.app import make_app
-from services.serving.deployment import Resolver, ServeBackend, ServeConfig, start, stop
+from services.serving.deployment import ServeConfig, start, stop
 from services.serving.samples import Limits, Sample
 from services.web.auth import Tokens, check_host, new_token
 from services.web.problems import Problem
@@ -33,31 +35,39 @@ PREDICT = f"/v1/models/{NAME}/predict"
 TOKEN, LINE = new_token("caller", ["predict"])
 
 
-class LocalBackend:
-    """In place of Ray Serve: one predictor in this process."""
+class Here:
+    """In place of registry and queue: version 1 of one model, predicted at once, or when `hold` is set."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.names = [NAME]
         self.predictor = predictor
         self.hold: asyncio.Event | None = None
+        self.given_up = 0
 
     async def resolve(self, reference: str) -> tuple[str, str]:
         if reference.partition("@")[0].partition(":")[0] != NAME:
             raise Problem(404, "not served here")
         return NAME, "1"
 
-    async def predict(self, model_id: str, samples: list[Sample]) -> list[dict[str, Any]]:
+    def age_s(self, name: str) -> float:
+        return 2.0
+
+    async def predict(self, model_id: str, samples: list[Sample], caller: str) -> list[dict[str, Any]]:
         assert model_id == f"{NAME}:1"
         if self.hold is not None:
-            await self.hold.wait()
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.given_up += 1
+                raise
         return predict_samples(self.predictor, [s.texts for s in samples], [s.images for s in samples])
 
     async def ready(self, model_id: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
-def backend(registered: Registered) -> LocalBackend:
-    return LocalBackend(Predictor.load(registered.bundles[0]))
+def backend(registered: Registered) -> Here:
+    return Here(Predictor.load(registered.bundles[0]))
 
 
 @pytest.fixture
@@ -68,13 +78,13 @@ def tokens(tmp_path: Path) -> Tokens:
     return Tokens.read(file)
 
 
-def client_of(backend: LocalBackend, tokens: Tokens, limits: Limits | None = None) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(make_app(backend, tokens, limits), raise_app_exceptions=False)
+def client_of(backend: Here, tokens: Tokens, limits: Limits | None = None) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(backend, backend, tokens, limits), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     return httpx.AsyncClient(transport=transport, base_url="http://serving", headers=headers)
 
 
-def ask(backend: LocalBackend, tokens: Tokens, limits: Limits | None = None, **request: Any) -> httpx.Response:
+def ask(backend: Here, tokens: Tokens, limits: Limits | None = None, **request: Any) -> httpx.Response:
     async def send() -> httpx.Response:
         async with client_of(backend, tokens, limits) as client:
             return await client.request(request.pop("method", "POST"), request.pop("url", PREDICT), **request)
@@ -97,7 +107,7 @@ def probs_of(response: httpx.Response) -> np.ndarray:
 
 
 def test_json_and_forms_give_the_probabilities_of_predict(
-    registered: Registered, backend: LocalBackend, tokens: Tokens
+    registered: Registered, backend: Here, tokens: Tokens
 ) -> None:
     rows = records(registered)
     wanted = backend.predictor.predict([r["texts"] for r in rows], [r["images"] for r in rows]).probs
@@ -125,6 +135,13 @@ def bomb() -> bytes:
         + chunk(b"IDAT", zlib.compress(b"\0" * 9000))
         + chunk(b"IEND", b"")
     )
+
+
+def flat_png(width: int, height: int) -> bytes:
+    """A picture of one colour in a few bytes."""
+    content = io.BytesIO()
+    Image.new("1", (width, height)).save(content, "PNG")
+    return content.getvalue()
 
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -158,7 +175,7 @@ SMALL = Limits(body_bytes=4000, samples=2, pictures=2, text_chars=50)
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(
-    backend: LocalBackend, tokens: Tokens, status: int, request_: dict[str, Any]
+    backend: Here, tokens: Tokens, status: int, request_: dict[str, Any]
 ) -> None:
     response = ask(backend, tokens, SMALL, **dict(request_))
     assert response.status_code == status, response.text
@@ -168,7 +185,7 @@ def test_a_bad_request_is_told_what_is_wrong(
     assert "Traceback" not in response.text
 
 
-def test_a_body_of_untold_length_is_cut_off(backend: LocalBackend, tokens: Tokens) -> None:
+def test_a_body_of_untold_length_is_cut_off(backend: Here, tokens: Tokens) -> None:
     sent = 0
 
     async def endless() -> Any:
@@ -182,7 +199,7 @@ def test_a_body_of_untold_length_is_cut_off(backend: LocalBackend, tokens: Token
     assert sent <= 6000
 
 
-def test_too_many_at_once_and_too_slow(backend: LocalBackend, tokens: Tokens) -> None:
+def test_too_many_at_once_and_too_slow(backend: Here, tokens: Tokens) -> None:
     async def crowd() -> tuple[list[int], int]:
         backend.hold = asyncio.Event()
         async with client_of(backend, tokens, Limits(in_flight=2, timeout_s=20)) as client:
@@ -202,59 +219,113 @@ def test_too_many_at_once_and_too_slow(backend: LocalBackend, tokens: Tokens) ->
     assert asyncio.run(crowd()) == ([429, 200, 200], 504)
 
 
-def test_health_is_open_and_metrics_are_not(backend: LocalBackend, tokens: Tokens) -> None:
-    nobody = {"Authorization": ""}
-    for url, status in (("/healthz", 200), ("/readyz", 200), ("/metrics", 401), ("/v1/models", 401)):
-        assert ask(backend, tokens, url=url, method="GET", headers=nobody).status_code == status, url
-    assert ask(backend, tokens, url="/v1/models", method="GET").json() == {"models": [{"name": NAME, "version": "1"}]}
+def test_one_caller_takes_no_place_of_another(backend: Here, tmp_path: Path) -> None:
+    other, line = new_token("other", ["predict"])
+    file = tmp_path / "two.yaml"
+    file.write_text(f"{LINE}\n{line}")
+    file.chmod(0o600)
+
+    async def crowd() -> list[int]:
+        backend.hold = asyncio.Event()
+        async with client_of(backend, Tokens.read(file), Limits(in_flight=1, timeout_s=20)) as client:
+            first = asyncio.create_task(client.post(PREDICT, json={"text": "x"}))
+            while (await client.get("/metrics")).text.find("m2can_in_flight 1.0") < 0:
+                await asyncio.sleep(0)
+            second = await client.post(PREDICT, json={"text": "x"})
+            headers = {"Authorization": f"Bearer {other}"}
+            third = asyncio.create_task(client.post(PREDICT, json={"text": "x"}, headers=headers))
+            while (await client.get("/metrics")).text.find("m2can_in_flight 2.0") < 0:
+                await asyncio.sleep(0)
+            backend.hold.set()
+            answers = [(await first).status_code, second.status_code, (await third).status_code]
+        backend.hold = None
+        return answers
+
+    assert asyncio.run(crowd()) == [200, 429, 200]
 
 
-def test_a_promotion_is_seen_and_a_lost_registry_is_not(
-    registered: Registered, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    promotion.promote(registered.client, f"{NAME}:1", "served")
-    resolver = Resolver([f"{NAME}@served"], registered.uri, ttl_s=0.0)
-    assert resolver.resolve(NAME) == (NAME, "1")
-    promotion.promote(registered.client, f"{NAME}:2", "served")
-    assert resolver.resolve(NAME) == (NAME, "2")
-    assert resolver.resolve(f"{NAME}:1") == (NAME, "1")
+def test_a_slow_body_is_given_up(backend: Here, tokens: Tokens) -> None:
+    async def drops() -> Any:
+        yield b"{"
+        await asyncio.Event().wait()
 
-    def away(reference: str) -> str:
-        raise OSError("away")
+    limits = Limits(body_s=0.05)
+    response = ask(backend, tokens, limits, content=drops(), headers=JSON_TYPE)
+    assert response.status_code == 408
+    assert "too slowly" in response.json()["detail"]
 
-    monkeypatch.setattr(resolver, "_look_up", away)
-    assert resolver.resolve(NAME) == (NAME, "2")
-    with pytest.raises(Problem) as unknown:
-        resolver.resolve(f"{NAME}@unheard")
-    assert unknown.value.status == 503
-    with pytest.raises(Problem) as other:
-        resolver.resolve("other")
-    assert other.value.status == 404
+
+def test_what_nobody_waits_for_is_given_up(backend: Here, tokens: Tokens) -> None:
+    """A client that goes while its request is computed."""
+    body = json.dumps({"text": "x"}).encode()
+    scope = {
+        "type": "http", "method": "POST", "path": PREDICT, "raw_path": PREDICT.encode(), "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"authorization", f"Bearer {TOKEN}".encode())],
+        "server": ("serving", 80), "scheme": "http", "root_path": "", "http_version": "1.1",
+    }  # fmt: skip
+
+    async def leave() -> int:
+        messages = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        backend.hold, backend.given_up = asyncio.Event(), 0
+        await make_app(backend, backend, tokens)(scope, receive, send)
+        await asyncio.sleep(0)
+        backend.hold = None
+        return backend.given_up
+
+    assert asyncio.run(leave()) == 1
+
+
+def test_a_service_that_ends_lets_nothing_new_in(backend: Here, tokens: Tokens) -> None:
+    async def drain() -> tuple[list[int], str]:
+        admission = Admission(Limits())
+        transport = httpx.ASGITransport(make_app(backend, backend, tokens, admission=admission))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        backend.hold = asyncio.Event()
+        async with httpx.AsyncClient(transport=transport, base_url="http://serving", headers=headers) as client:
+            under_way = asyncio.create_task(client.post(PREDICT, json={"text": "x"}))
+            while not admission.under_way:
+                await asyncio.sleep(0)
+            admission.draining = True
+            late = await client.post(PREDICT, json={"text": "x"})
+            ready, alive = await client.get("/readyz"), await client.get("/healthz")
+            backend.hold.set()
+            answers = [(await under_way).status_code, late.status_code, ready.status_code, alive.status_code]
+        backend.hold = None
+        return answers, late.headers["retry-after"]
+
+    assert asyncio.run(drain()) == ([200, 503, 503, 200], "5")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("told", "body"),
     [
-        (BackPressureError(1, 1), "all replicas are busy"),
-        (InputError("is damaged", file="model.safetensors"), "cannot be loaded"),
-        (RayActorError(), "a replica was lost"),
+        ("texts; at most 200", {"text": [""] * 201 + ["x"]}),
+        ("at most 1000 items", {"text": [""] * 5000 + ["x"]}),
+        ("pixels together", {"text": "x", "images": [base64.b64encode(flat_png(900, 900)).decode()] * 3}),
+        ("is not a picture", {"text": "x", "images": [base64.b64encode(b"P6 9 9 255 " + bytes(243)).decode()]}),
     ],
 )
-def test_a_replica_that_cannot_answer_is_503(
-    registered: Registered, tokens: Tokens, error: Exception, told: str
-) -> None:
-    class Handle:
-        def options(self, **_: Any) -> Handle:
-            return self
+def test_many_small_things_are_too_many(backend: Here, tokens: Tokens, told: str, body: dict[str, Any]) -> None:
+    response = ask(backend, tokens, Limits(request_pixels=2_000_000), json=body)
+    assert response.status_code in (413, 422)
+    assert told in response.json()["detail"]
 
-        async def remote(self, *_: Any) -> None:
-            raise error
 
-    backend = ServeBackend(ServeConfig([NAME], registered.uri, tokens))
-    backend._handle = Handle()
-    with pytest.raises(Problem, match=told) as caught:
-        asyncio.run(backend.predict(f"{NAME}:1", []))
-    assert caught.value.status == 503
+def test_health_is_open_and_metrics_are_not(backend: Here, tokens: Tokens) -> None:
+    nobody = {"Authorization": ""}
+    for url, status in (("/healthz", 200), ("/readyz", 200), ("/metrics", 401), ("/v1/models", 401)):
+        assert ask(backend, tokens, url=url, method="GET", headers=nobody).status_code == status, url
+    assert ask(backend, tokens, url="/readyz", method="GET").text == f"ready\n{NAME}: the registry answered 2 s ago"
+    assert f'm2can_alias_age_seconds{{model="{NAME}"}} 2.0' in ask(backend, tokens, url="/metrics", method="GET").text
+    assert ask(backend, tokens, url="/v1/models", method="GET").json() == {"models": [{"name": NAME, "version": "1"}]}
 
 
 def test_nobody_listens_to_others_without_a_token(tokens: Tokens, tmp_path: Path) -> None:
@@ -273,9 +344,10 @@ def test_nobody_listens_to_others_without_a_token(tokens: Tokens, tmp_path: Path
 def served(registered: Registered, ray_cluster: None) -> Any:
     promotion.promote(registered.client, f"{NAME}:1", "live")
     (port,) = free_ports(1)
-    start(ServeConfig([f"{NAME}@live"], registered.uri, Tokens([]), alias_ttl_s=0.1), "127.0.0.1", port)
+    config = ServeConfig([f"{NAME}@live"], registered.uri, Tokens([]), alias_ttl_s=0.1)
+    start(config, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
-    stop()
+    stop(config)
 
 
 @pytest.mark.slow
