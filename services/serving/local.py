@@ -21,6 +21,8 @@ _HEADERS_S = 10.0  # within which a request's headers must have come
 class HeadersInTime(HttpToolsProtocol):
     """Closes a connection whose first or next request does not send its headers within ten seconds."""
 
+    _late: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_headers()
@@ -30,16 +32,19 @@ class HeadersInTime(HttpToolsProtocol):
         self._wait_for_headers()
 
     def on_headers_complete(self) -> None:
-        self._late.cancel()
+        self._stop_waiting()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait_for_headers(self) -> None:
-        if hasattr(self, "_late"):
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
             self._late.cancel()
+
+    def _wait_for_headers(self) -> None:
+        self._stop_waiting()
         self._late = self.loop.call_later(_HEADERS_S, self.transport.close)
 
 
