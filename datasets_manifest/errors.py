@@ -48,7 +48,13 @@ class InputError(ValueError):
             message += f"; found {shown if len(shown) <= 200 else shown[:200] + '…'}"
         if wanted is not None:
             message += f"; wanted {wanted}"
-        super().__init__(message)
+        super().__init__(without_password(message))
+
+
+def without_password(text: str) -> str:
+    """An address, or a text with addresses in it, as it may be shown and stored."""
+    text = re.sub(r"(?<=://)[^/\s]+@", "***@", text)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|sslpassword)=)[^&\s'\")]+", r"\1***", text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

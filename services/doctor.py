@@ -145,9 +145,9 @@ def _data_root(root: str | None) -> Finding:
 
 
 def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
-    from datasets_manifest.errors import InputError
+    from datasets_manifest.errors import InputError, without_password
     from services.jobs.preflight import check_mlflow
-    from trainers.tracking.address import resolve_tracking_uri, without_password
+    from trainers.tracking.address import resolve_tracking_uri
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())

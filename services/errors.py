@@ -1,5 +1,28 @@
 """Errors that end a command with exit code 1. The message says what to do next."""
 
+from __future__ import annotations
+
+from datasets_manifest.errors import first_line, without_password
+
+# Of MLflow: there is no such model, version or alias. A missing alias is reported as a bad parameter.
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_LIBRARIES = ("mlflow", "sqlalchemy", "requests", "urllib3")
+
 
 class ServiceUnavailable(RuntimeError):
     """Another service does not answer, or refuses."""
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether MLflow answered that what was asked for is not there; else it is away, or refuses."""
+    return getattr(error, "error_code", None) in _ABSENT
+
+
+def in_words(error: BaseException) -> ServiceUnavailable | None:
+    """An error of MLflow, its database or the way there, for command line, control plane and serving; None: another one."""
+    if type(error).__module__.partition(".")[0] not in _LIBRARIES:
+        return None
+    return ServiceUnavailable(
+        f"MLflow does not answer, or refuses: {without_password(first_line(error))}; is its address right "
+        "(--tracking-uri, MLFLOW_TRACKING_URI, tracking.uri) and does it run? `m2can doctor` looks"
+    )

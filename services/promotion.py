@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from services.assessment import assess
-from services.errors import ServiceUnavailable
+from services.errors import ServiceUnavailable, is_absent
 from services.registry import REGISTERED, ModelVersion, fetch_bundle, find_model, recipe_of
 from trainers.model.predictor import Predictor
 
@@ -96,6 +96,8 @@ def history(client: MlflowClient, name: str) -> list[Promotion]:
     try:
         tags = client.get_registered_model(name).tags
     except MlflowException as error:
+        if not is_absent(error):
+            raise
         why = f"is not in the registry ({error.message})"
         raise InputError(why, field="NAME", value=name, wanted=REGISTERED) from None
     return [Promotion(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_RECORD)]

@@ -17,9 +17,10 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
+from services.errors import in_words, is_absent
 from trainers.model.checkpoint import digests, read_json, verify
 from trainers.tracking.address import resolve_tracking_uri, sqlite_file
-from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME
+from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME, limit_waiting
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
 
@@ -55,6 +56,7 @@ def client_for(uri: str | None = None, storage: Path = Path("runs")) -> MlflowCl
             file=file,
             wanted="a trained run here, --tracking-uri or MLFLOW_TRACKING_URI",
         )
+    limit_waiting()
     return open_client(address)
 
 
@@ -87,6 +89,8 @@ def find_model(client: MlflowClient, reference: str) -> ModelVersion:
             return _version(client, client.get_model_version(name, number))
         versions = client.search_model_versions(f"name = '{name}'")
     except MlflowException as error:
+        if not is_absent(error):
+            raise
         why = f"is not in the registry ({error.message})"
         raise InputError(why, field="MODEL", value=reference, wanted=REGISTERED) from None
     if not versions:
@@ -136,7 +140,9 @@ def recipe_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
         return {}
     try:
         return dict(client.get_run(version.run_id).data.params)
-    except MlflowException:
+    except MlflowException as error:
+        if not is_absent(error):
+            raise
         return {}
 
 
@@ -200,6 +206,8 @@ def _download(client: MlflowClient, version: ModelVersion) -> Path:
     try:
         return Path(download_artifacts(uri, tracking_uri=client.tracking_uri))
     except (MlflowException, OSError) as error:
+        if in_words(error) is not None and not is_absent(error):
+            raise
         name = f"{version.name}:{version.version}"
         raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=name) from None
 

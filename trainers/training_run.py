@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from trainers.failures import RunStopped, TrackingUnavailable
 from trainers.tracking.address import tracking_uri
 
@@ -321,7 +321,7 @@ def _result(
         report_page=report / REPORT,
         records=outcome.records,
         run_id=tracked.run_id if tracked else None,
-        tracking_uri=uri,
+        tracking_uri=without_password(uri) if uri else None,
         model_name=tracked.model_name if tracked else None,
         model_version=tracked.model_version if tracked else None,
         experiment_id=tracked.experiment_id if tracked else None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import tune
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from datasets_manifest.files import write_atomically
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
@@ -160,7 +160,8 @@ def _run_claimed(
     draw_report(plan, trials, best, report)
     if uri:
         _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
-    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, uri, parent)
+    shown = without_password(uri) if uri else None
+    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent)
 
 
 def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from datasets_manifest.errors import without_password
 from trainers.reports.charts import FITTED, Chart, Scale, Series, curves, percent, plain
 from trainers.reports.page import render
 from trainers.reports.sections import versions
-from trainers.tracking.address import without_password
 from tuning.report_pictures import mean_and_deviation, measure, score_by_value, short
 from tuning.sweep import Choices, Sweep, SweepPlan
 from tuning.trial_results import Trial, result_tree, variant_rows

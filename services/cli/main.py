@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from services.cli import api, data, demo, doctor, jobs, predict, published, runs, serve, token, train, tune
 
 app = typer.Typer(
@@ -58,23 +58,29 @@ def _root(
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # hides the progress bars of downloads
-    from services.errors import ServiceUnavailable
+    from services.errors import ServiceUnavailable, in_words
     from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 
     try:
         app()
     except InputError as error:
-        print(f"m2can: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error, 2)
     except (RunFailed, TrackingUnavailable, ServiceUnavailable) as error:
-        print(f"m2can: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(error, 1)
     except RunStopped as stopped:
-        print(f"m2can: {stopped}", file=sys.stderr)
-        sys.exit(143)
+        _end(stopped, 143)
     except KeyboardInterrupt:
-        print("m2can: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
+    except Exception as error:
+        words = in_words(error)
+        if words is None:
+            raise
+        _end(words, 1)
+
+
+def _end(words: object, code: int) -> NoReturn:
+    print(f"m2can: {without_password(str(words))}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from datasets_manifest.errors import without_password
 from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
-from trainers.tracking.address import without_password
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
-from datasets_manifest.errors import InputError, first_line
+from datasets_manifest.errors import InputError, first_line, without_password
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
 from datasets_manifest.manifest.schema import load_manifest
@@ -22,7 +22,7 @@ from datasets_manifest.records.readers import read_split
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe import Recipe
-from trainers.tracking.address import tracking_uri, without_password
+from trainers.tracking.address import tracking_uri
 from trainers.tracking.mlflow_run import open_client
 
 NODE_TIMEOUT_S = 60.0

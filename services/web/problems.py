@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from datasets_manifest.errors import InputError
-from services.errors import ServiceUnavailable
+from services.errors import ServiceUnavailable, in_words
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +44,14 @@ _PROBLEM_OF: dict[type[Exception], Callable[[Any], Problem]] = {
     InputError: lambda error: Problem(422, str(error)),
     ServiceUnavailable: lambda error: Problem(503, str(error), {"Retry-After": "5"}),
     ClientDisconnect: lambda error: Problem(400, "the body ended early"),
-    Exception: lambda error: Problem(500, "unexpected error; the service's log has the details"),
+    Exception: lambda error: _unexpected(error),
 }
+
+
+def _unexpected(error: Exception) -> Problem:
+    if in_words(error) is not None:  # whose text has addresses that are not the caller's business
+        return Problem(503, "MLflow does not answer, or refuses; the service's log says why", {"Retry-After": "5"})
+    return Problem(500, "unexpected error; the service's log has the details")
 
 
 def install_problems(app: FastAPI) -> None:
@@ -55,6 +61,8 @@ def install_problems(app: FastAPI) -> None:
         problem = next(_PROBLEM_OF[kind] for kind in type(error).__mro__ if kind in _PROBLEM_OF)(error)
         if problem.status == 500:
             _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        elif (words := in_words(error)) is not None:
+            _log.error("%s %s: %s", request.method, request.url.path, words)
         return problem_response(problem)
 
     for kind in _PROBLEM_OF:

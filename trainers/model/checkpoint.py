@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from datasets_manifest.files import whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.m2can.network import M2CAN
@@ -149,6 +149,13 @@ def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> N
         (folder / name).write_text(content, encoding="utf-8")
 
 
+def _shareable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values as they may go into a registry."""
+    tree = recipe.model_dump(mode="json")
+    tree["tracking"]["uri"] = without_password(tree["tracking"]["uri"] or "") or None
+    return tree
+
+
 def card_files(card: ModelCard) -> dict[str, str]:
     """The content of model.json and tokenizer.json."""
     vocabulary = asdict(card.vocabulary)
@@ -156,7 +163,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
     content = {
         "schema_version": SCHEMA_VERSION,
         "versions": {name: version(name) for name in _VERSIONS},
-        "recipe": card.recipe.model_dump(mode="json"),
+        "recipe": _shareable(card.recipe),
         "classes": card.classes,
         "sources": card.sources,
         "target": card.target,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from datasets_manifest.errors import without_password
 from datasets_manifest.files import write_atomically
 from datasets_manifest.records.corpus import Corpus
 from trainers.model.build import build_network
@@ -81,6 +82,7 @@ def claim(prepared: Prepared) -> None:
     require_own_name(prepared.recipe, prepared.folder)
     if not file.is_file():
         recipe = prepared.recipe.model_dump(mode="json")
+        recipe["tracking"]["uri"] = without_password(recipe["tracking"]["uri"] or "") or None
         write_atomically(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
 
 

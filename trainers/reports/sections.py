@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from datasets_manifest.errors import without_password
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe import Recipe, make_recipe
 from trainers.reports import charts, figures
-from trainers.tracking.address import without_password
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, environment
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -12,6 +11,7 @@ from datasets_manifest.errors import InputError
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
+
 
 SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -69,8 +69,3 @@ def scheme(uri: str) -> str:
     """`postgresql+psycopg2://…` → `postgresql`; empty for a path. `databricks` is written without `://`."""
     head, mark, _ = uri.partition("://")
     return head.partition("+")[0].lower() if mark or head == "databricks" else ""
-
-
-def without_password(text: str) -> str:
-    """An address, or an error's text with addresses in it, as it may be shown."""
-    return re.sub(r"://[^/\s]+@", "://***@", text)

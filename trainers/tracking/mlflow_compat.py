@@ -17,6 +17,7 @@ try:
     from mlflow.environment_variables import (
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
         MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+        MLFLOW_HTTP_REQUEST_TIMEOUT,
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
     )
     from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
@@ -43,6 +44,7 @@ __all__ = [
     "REGISTERED_MODEL_META_FILE_NAME",
     "VERSIONS_TAG",
     "is_served",
+    "limit_waiting",
     "make_sqlite_store",
     "origin_of",
     "set_defaults",
@@ -59,6 +61,11 @@ def set_defaults() -> None:
     # Standard output belongs to the command line (`--json`).
     os.environ.setdefault(MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.name, "true")
     os.environ.setdefault(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name, "false")
+
+
+def limit_waiting() -> None:
+    """For looking things up: a server that hangs is given up after two attempts of 15 s. What the user set stands."""
+    os.environ.setdefault(MLFLOW_HTTP_REQUEST_TIMEOUT.name, "15")
 
 
 def is_served(client: MlflowClient) -> bool:

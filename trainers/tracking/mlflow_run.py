@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from trainers.tracking.address import SERVERS, scheme, sqlite_file
 from trainers.tracking.journal import EpochRecord
 from trainers.tracking.mlflow_compat import (
@@ -40,6 +40,14 @@ def open_client(uri: str) -> MlflowClient:
     file = sqlite_file(uri)
     if file is not None:
         ensure_store(file)
+    try:
+        return _client(uri)
+    except ModuleNotFoundError as error:
+        problem = f"needs the package {error.name}, which is not installed"
+        raise InputError(problem, field="tracking.uri", value=uri, wanted=f"pip install {error.name}") from None
+
+
+def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
 
@@ -108,7 +116,7 @@ class RunLink:
 
     def log_params(self, params: dict[str, Any]) -> None:
         """MLflow keeps a parameter's first value for ever; one that differs on resuming is named in the log."""
-        wanted = {_key(name): _shortened(str(value)) for name, value in params.items()}
+        wanted = {_key(name): _shortened(without_password(str(value))) for name, value in params.items()}
         changed = sorted(name for name, value in wanted.items() if self._params.get(name, value) != value)
         if changed:
             _log.warning("MLflow keeps the first values of %s of run %s", ", ".join(changed), self.run_id)

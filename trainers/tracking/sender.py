@@ -21,9 +21,8 @@ import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from datasets_manifest.errors import InputError, first_line
+from datasets_manifest.errors import InputError, first_line, without_password
 from trainers.failures import TrackingUnavailable
-from trainers.tracking.address import without_password
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.registration import ModelToLog, register

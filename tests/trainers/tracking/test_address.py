@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, without_password
 from trainers.recipe import Recipe, make_recipe
-from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri, without_password
+from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 
 
 def recipe_in(storage: str) -> Recipe:
