@@ -22,6 +22,7 @@ from services.promotion import Promotion
 from services.registry import ModelVersion
 from services.web.auth import Caller, Scope, require_scope
 from services.web.body_limit import BodyLimit
+from services.web.own_host import LOOPBACK, OwnHost
 from services.web.problems import Problem, ProblemBody, install_problems, problem_response
 
 MAX_BODY = 1_000_000  # bytes
@@ -43,8 +44,11 @@ def make_api(config: ApiConfig) -> FastAPI:
     )
     app.state.config, app.state.submitting = config, asyncio.Lock()
     install_problems(app)
-    app.middleware("http")(_authenticate)
+    # What is added later comes first: who asks is known, counted and written down before a body is refused.
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY)
+    app.middleware("http")(_authenticate)
+    if not len(config.tokens):
+        app.add_middleware(OwnHost, names=(*LOOPBACK, *config.allowed_hosts))
     app.include_router(router)
     return app
 
@@ -126,7 +130,9 @@ async def healthz() -> PlainTextResponse:
 async def create_job(
     body: JobIn, request: Request, config: Config, caller: Annotated[Caller, SUBMIT], key: Key = None
 ) -> Job:
-    return await _submit(request, caller, "train", key, lambda identity: train_request(identity, body.recipe, config))
+    return await _submit(
+        request, caller, "train", key, lambda identity: train_request(identity, body.recipe, config, caller)
+    )
 
 
 @router.get("/v1/jobs", tags=["jobs"], dependencies=[READ])
@@ -164,7 +170,7 @@ async def create_sweep(
     body: SweepIn, request: Request, config: Config, caller: Annotated[Caller, SUBMIT], key: Key = None
 ) -> Job:
     def make(identity: str) -> JobRequest:
-        return sweep_request(identity, body.sweep, body.recipe, config)
+        return sweep_request(identity, body.sweep, body.recipe, config, caller)
 
     return await _submit(request, caller, "tune", key, make)
 
@@ -223,11 +229,22 @@ async def _submit(
     async with request.app.state.submitting:
         known: Job | None = await asyncio.to_thread(server.find, identity)
         if known is None:
+            await asyncio.to_thread(_require_room, request.app.state.config, caller)
             metadata = {_HASH: digest, "m2can.by": caller.name}
             return await asyncio.to_thread(server.submit, job_request, metadata)
     if known.metadata.get(_HASH) != digest:
         raise Problem(409, "this Idempotency-Key was used for another request; use a new key")
     return known
+
+
+def _require_room(config: ApiConfig, caller: Caller) -> None:
+    """Raises Problem: 429, as many jobs of this caller as it may have wait or run already."""
+    jobs = config.jobs.list_jobs()
+    open_ = sum(not job.has_ended and job.metadata.get("m2can.by") == caller.name for job in jobs)
+    if open_ >= config.most_jobs:
+        raise Problem(
+            429, f"{open_} jobs of {caller.name} have not ended; at most {config.most_jobs} may", {"Retry-After": "60"}
+        )
 
 
 def _page(found: list[Job], limit: int, cursor: str | None) -> JobPage:

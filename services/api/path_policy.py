@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from datasets_manifest.errors import InputError
 from trainers.recipe import Recipe
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:
@@ -20,8 +23,13 @@ def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:
     paths += [("data.target", data.target), ("run.storage", recipe.run.storage)]
     weights = [("encoders.text.weights", text.weights), ("encoders.picture.weights", picture.weights)]
     paths += [(field, path) for field, path in weights if "/" in path or path.endswith((".safetensors", ".pt", ".pth"))]
-    if text.name.startswith(("/", ".", "~")):
-        paths.append(("encoders.text.name", text.name))
+    for field, name in (("encoders.text.name", text.name), ("encoders.picture.name", picture.name)):
+        if name.startswith("/"):
+            paths.append((field, name))
+        elif _NAME.fullmatch(name) is None or ".." in name:
+            raise InputError(
+                "is neither a name nor an absolute path", field=field, value=name, wanted="NAME or ORG/NAME"
+            )
     for field, path in paths:
         confine_path(field, path, roots)
     if recipe.tracking.uri not in (None, tracking_uri):

@@ -18,6 +18,11 @@ def api(
         list[Path] | None, typer.Option(help="Folder that submitted recipes may use; may be repeated. Default: here.")
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests a second that a caller may send on average.", min=0.01)] = 5.0,
+    jobs: Annotated[int, typer.Option(help="Jobs of one caller that may wait or run at a time.", min=1)] = 8,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name beside the loopback's that clients may use without tokens; may be repeated."),
+    ] = None,
     audit: Annotated[Path | None, typer.Option(help="File for the audit log; default: STORAGE/audit.jsonl.")] = None,
     address: Dashboard = None,
     tracking_uri: TrackingUri = None,
@@ -49,6 +54,8 @@ def api(
         storage=storage.resolve(),
         audit=AuditLog(audit or storage / "audit.jsonl"),
         rate=RateLimit(rate, max(1, round(rate * 10))),
+        most_jobs=jobs,
+        allowed_hosts=tuple(allow_host or ()),
     )
     typer.echo(f"control plane at http://{host}:{port}/docs", err=True)
     uvicorn.run(make_api(config), host=host, port=port, log_level="warning", server_header=False)

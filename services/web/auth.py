@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,10 +23,11 @@ Scope = Literal["read", "submit", "admin", "predict"]
 
 @dataclass(frozen=True)
 class Caller:
-    """The owner of a request's token."""
+    """The owner of a request's token. models: how the names begin that its jobs may register; none: any name."""
 
     name: str
     scopes: frozenset[str]
+    models: tuple[str, ...] = ()
 
 
 class TokenEntry(BaseModel):
@@ -35,6 +38,7 @@ class TokenEntry(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: list[Scope] = Field(min_length=1)
+    models: list[Annotated[str, Field(min_length=1)]] = []
 
 
 class Tokens:
@@ -79,7 +83,7 @@ class Tokens:
         found = [entry for entry in self._entries if hmac.compare_digest(given, entry.sha256)]
         if kind.lower() != "bearer" or not found:
             raise Problem(401, "send a known token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
-        return Caller(found[-1].name, frozenset(found[-1].scopes))
+        return Caller(found[-1].name, frozenset(found[-1].scopes), tuple(found[-1].models))
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:
@@ -88,15 +92,25 @@ def require_scope(caller: Caller, scope: Scope) -> None:
         raise Problem(403, f"the token of {caller.name} lacks the scope {scope}")
 
 
-def new_token(name: str, scopes: list[str]) -> tuple[str, str]:
-    """A token, and its line for the tokens file. Raises InputError: no such scope, or a name that cannot be used."""
+def new_token(name: str, scopes: list[str], models: Sequence[str] = ()) -> tuple[str, str]:
+    """A token, and its line for the tokens file. `models`: how names begin that its jobs may register.
+
+    Raises:
+        InputError: no such scope, or a name that cannot be used.
+    """
     token = secrets.token_urlsafe(32)
-    entry = {"name": name, "sha256": hashlib.sha256(token.encode()).hexdigest(), "scopes": scopes}
+    entry = {
+        "name": name,
+        "sha256": hashlib.sha256(token.encode()).hexdigest(),
+        "scopes": scopes,
+        "models": list(models),
+    }
     try:
         TokenEntry.model_validate(entry)
     except ValidationError as error:
         raise InputError(describe(error.errors()), field="NAME, --scope", value=(name, scopes)) from None
-    return token, f"- {{name: {name}, sha256: {entry['sha256']}, scopes: [{', '.join(scopes)}]}}"
+    only = f", models: {json.dumps(list(models))}" if models else ""
+    return token, f"- {{name: {name}, sha256: {entry['sha256']}, scopes: [{', '.join(scopes)}]{only}}}"
 
 
 def check_host(host: str, tokens: Tokens) -> None:

@@ -28,6 +28,7 @@ from services.web.problems import Problem
 from tests.services.registered import NAME, Registered
 
 SECRETS = {name: new_token(name, [name]) for name in ("read", "submit", "admin")}
+SECRETS["shop"] = new_token("shop", ["submit"], ["shop-"])
 
 
 class JobsInMemory:
@@ -68,7 +69,9 @@ class JobsInMemory:
 
 
 class Service:
-    def __init__(self, folder: Path, registered: Registered, rate: RateLimit | None = None) -> None:
+    def __init__(
+        self, folder: Path, registered: Registered, rate: RateLimit | None = None, *, tokens: bool = True, **more: Any
+    ) -> None:
         file = folder / "tokens.yaml"
         file.write_text("\n".join(line for _, line in SECRETS.values()))
         file.chmod(0o600)
@@ -77,11 +80,12 @@ class Service:
             jobs=self.jobs,
             registry=lambda: registered.client,
             tracking_uri=registered.uri,
-            tokens=Tokens.read(file),
+            tokens=Tokens.read(file if tokens else None),
             roots=[folder],
             storage=folder / "runs",
             audit=AuditLog(folder / "audit.jsonl"),
             rate=rate or RateLimit(1e6, 10**6),
+            **{"most_jobs": 1000, **more},
         )
         self.app = make_api(config)
 
@@ -203,6 +207,9 @@ def test_each_route_needs_its_scope(service: Service, method: str, path: str, ne
         ({"run": {"name": "x;reboot"}}, "run.name"),
         ({"encoders": {"text": {"weights": "/etc/evil.pt"}}}, "encoders.text.weights: leads outside"),
         ({"encoders": {"text": {"name": "/etc/model"}}}, "encoders.text.name: leads outside"),
+        ({"encoders": {"text": {"name": "trainers/../../elsewhere/model"}}}, "encoders.text.name: is neither a name"),
+        ({"encoders": {"text": {"name": "~/model"}}}, "encoders.text.name: is neither a name"),
+        ({"encoders": {"text": {"name": "a/b/c"}}}, "encoders.text.name: is neither a name"),
         ({"tracking": {"uri": "http://elsewhere"}}, "tracking.uri: is not this service's MLflow"),
         ({"cluster": {"address": "ray://elsewhere:1"}}, "cluster.address: is set by the service"),
         ({"train": {"epoch": 3}}, "train.epochs"),
@@ -241,6 +248,9 @@ SWEEP = {"name": "s", "seeds": [0], "variants": {"a": []}}
         ({"trails": 3}, "unknown key `trails`"),
         ({"recipe": "/etc/passwd"}, "sweep.recipe: is given beside the sweep"),
         ({"variants": {"a": ["x" * 100_000]}}, "too long to travel"),
+        ({"variants": {}, "seeds": [], "space": {"uacr.start": {"choices": [0.1] * 201}}}, "sweep.space: is more than"),
+        ({"trials": 1_000_000_000}, "sweep.trials: is more than this service takes"),
+        ({"seeds": list(range(1001))}, "sweep.seeds: is more than this service takes"),
     ],
 )
 def test_a_sweep_that_is_none_or_reaches_out_is_refused(service: Service, sweep: dict[str, Any], words: str) -> None:
@@ -289,6 +299,61 @@ def test_oversized_and_malformed_requests(service: Service) -> None:
     for identity in ("..%2Fup", "a%20b", "A", "a;b"):
         assert service.ask("GET", f"/v1/jobs/{identity}").status_code in (404, 422)
     assert service.ask("PUT", "/v1/jobs").status_code == 405
+
+
+def test_what_is_too_large_is_counted_and_written_down(tmp_path: Path, registered: Registered) -> None:
+    service = Service(tmp_path, registered, RateLimit(1.0, 2, lambda: 0.0))
+    statuses = [service.ask("POST", "/v1/jobs", content=b" " * 1_000_001).status_code for _ in range(3)]
+    assert statuses == [413, 413, 429]
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["caller"], line["status"]) for line in lines] == [("admin", 413), ("admin", 413), ("admin", 429)]
+
+
+def test_a_caller_has_a_number_of_jobs_at_a_time(tmp_path: Path, registered: Registered) -> None:
+    service = Service(tmp_path, registered, most_jobs=2)
+    body = {"json": {"recipe": service.recipe()}}
+    first, second, third = (service.ask("POST", "/v1/jobs", "submit", **body) for _ in range(3))
+    assert [answer.status_code for answer in (first, second, third)] == [202, 202, 429]
+    assert third.json()["detail"] == "2 jobs of submit have not ended; at most 2 may"
+    assert service.ask("POST", "/v1/jobs", "admin", **body).status_code == 202
+    service.ask("POST", f"/v1/jobs/{first.json()['id']}/stop")
+    assert service.ask("POST", "/v1/jobs", "submit", **body).status_code == 202
+
+
+def test_a_token_registers_only_models_of_its_own(service: Service) -> None:
+    def submit(**tracking: Any) -> httpx.Response:
+        return service.ask("POST", "/v1/jobs", "shop", json={"recipe": service.recipe(tracking=tracking)})
+
+    assert submit(register_as="shop-reviews").status_code == 202
+    for other in ({}, {"register_as": "m2can-mountain"}):
+        refused = submit(**other)
+        assert refused.status_code == 422
+        assert "tracking.register_as: is not for this token" in refused.json()["detail"]
+    sweep = {"variants": {"a": ["tracking.register_as=m2can-mountain"]}, "seeds": [0], "name": "s"}
+    recipe = service.recipe(tracking={"register_as": "shop-x"})
+    assert service.ask("POST", "/v1/sweeps", "shop", json={"sweep": sweep, "recipe": recipe}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "[::1]:8080", "Origin": "http://127.0.0.1:3000"}, 200),
+        ({"Host": "lab.internal"}, 200),
+        ({"Host": "other.example"}, 400),
+        ({"Host": "127.0.0.1.other.example"}, 400),
+        ({"Host": ""}, 400),
+        ({"Origin": "http://other.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_without_tokens_it_answers_only_its_own_host(
+    tmp_path: Path, registered: Registered, headers: dict[str, str], status: int
+) -> None:
+    service = Service(tmp_path, registered, tokens=False, allowed_hosts=("lab.internal",))
+    answer = service.ask("GET", "/v1/jobs", None, headers={"Host": "127.0.0.1:8080"} | headers)
+    assert answer.status_code == status, answer.text
 
 
 def test_an_unknown_query_parameter_is_refused(service: Service) -> None:
