@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -57,12 +58,30 @@ def without_password(text: str) -> str:
     return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|sslpassword)=)[^&\s'\")]+", r"\1***", text)
 
 
+def composed(text: str) -> str:
+    """With accents as parts of their letters (Unicode's NFC): é as one sign, however it was written."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: refuses a key that is written twice, of which JSON would silently keep the last.
+
+    Raises:
+        ValueError: a key twice, also with its accents composed in two ways.
+    """
+    found = dict(pairs)
+    if len({composed(key) for key in found}) < len(pairs):
+        keys = [composed(key) for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} is written twice")
+    return found
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like `name`, or None if nothing is close; one that differs only in case is close."""
     names = list(valid)
-    folded = {each.casefold(): each for each in names}
+    folded = {composed(each).casefold(): each for each in names}
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return folded.get(name.strip().casefold()) or (matches[0] if matches else None)
+    return folded.get(composed(name.strip()).casefold()) or (matches[0] if matches else None)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, composed
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split, remap_labels
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
@@ -33,7 +33,7 @@ def assess(
         InputError: the manifest has other classes than the model, or no labels.
     """
     manifest = load_manifest(data)
-    if set(manifest.classes) != set(predictor.classes):
+    if {*map(composed, manifest.classes)} != {*map(composed, predictor.classes)}:
         raise InputError(
             "has other classes than the model",
             file=manifest.path,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from datasets_manifest.records.class_folders import PICTURES
+from datasets_manifest.records.picture_formats import PICTURES, UNREAD_PICTURES
 from datasets_manifest.records.record_values import split_paths
 
 Records = Sequence[dict[str, Any]]
@@ -83,7 +83,8 @@ def pictures_of(records: Records, column: str, separator: str) -> list[str]:
 
 
 def is_picture(path: str) -> bool:
-    return path.lower().endswith(PICTURES)
+    """Whether the name ends as a picture's does, be the format read here or not: `data check` says which are not."""
+    return path.lower().endswith((*PICTURES, *UNREAD_PICTURES))
 
 
 def _share_of_pictures(records: Records, column: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import storage
+from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.records.label_faults import LabelFaults
 from datasets_manifest.records.readers import ReadResult, class_sets_agree, read_split
@@ -183,6 +183,8 @@ def _of_records(rows: SplitRows) -> Iterator[Finding]:
             yield Finding("note", "absent-column", *rows.name, 1, f"column is in no file: `{name}`", [])
     for note in read.notes:
         yield Finding("note", "guess", *rows.name, 1, f"guess: {note}", [])
+    for sentence in read.left_alone:
+        yield Finding("warning", "left-alone", *rows.name, 1, sentence, [])
     for kind, column in (("no-text", rows.texts), ("no-picture", rows.images)):
         lacking = [identity for identity, content in zip(rows.ids, column, strict=True) if not content]
         if lacking:
@@ -211,16 +213,16 @@ def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
         elif problem == "huge":
             yield rows.finding("note", "huge", f"pictures of more than {HUGE // 10**6} million pixels: slow", paths)
         else:
-            why = f"pictures are {problem}" if problem != "not an image" else "files are not images"
+            why = f"pictures are {problem}".replace("pictures are not an image", "files are not images")
             more = f"; {harmed} of {len(rows.ids)} records have one, more than {MAX_BAD:.0%}" if fatal else ""
-            kind = problem.replace(" ", "-")
+            kind = problem.partition(" (")[0].replace(" ", "-")
             if problem == "missing":
                 paths = [*map(_with_similar, paths[:EXAMPLES]), *paths[EXAMPLES:]]
             yield rows.finding("fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
 
 
 def _with_similar(path: str) -> str:
-    similar = storage.similar_file(path)
+    similar = similar_file(path)
     return path if similar is None else f"{path} ({similar})"
 
 

@@ -21,7 +21,7 @@ from datasets_manifest.checks.column_guess import (
     values,
 )
 from datasets_manifest.errors import InputError
-from datasets_manifest.records.class_folders import PICTURES
+from datasets_manifest.records.picture_formats import PICTURES
 from datasets_manifest.records.record_files import read_plain
 from datasets_manifest.records.record_values import TABLE_SEPARATOR
 

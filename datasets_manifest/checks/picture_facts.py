@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from datasets_manifest.stream.images import BadPicture, inspect_picture, read_picture_bytes
+from datasets_manifest.stream.images import inspect_picture, read_picture_bytes
+from datasets_manifest.stream.picture_files import BadPicture
 
 FACTS_SCHEMA = pa.schema(
     [
@@ -40,12 +41,12 @@ def read_facts(path: str) -> PictureFacts:
     try:
         data = read_picture_bytes(path)
     except BadPicture as bad:
-        return PictureFacts(bad.reason, 0, 0, 0, None)
+        return PictureFacts(bad.problem, 0, 0, 0, None)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         width, height = inspect_picture(data)
     except BadPicture as bad:
-        return PictureFacts(bad.reason, 0, 0, len(data), digest)
+        return PictureFacts(bad.problem, 0, 0, len(data), digest)
     return PictureFacts(None, width, height, len(data), digest)
 
 

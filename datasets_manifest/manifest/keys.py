@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from datasets_manifest.errors import composed
 from datasets_manifest.manifest.image_template import check_template
 
 RecordFormat = Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "folders"]
@@ -138,7 +138,7 @@ class Manifest(_Section):
         for name in classes:
             if name != name.strip():
                 raise ValueError(f"the class name {name!r} begins or ends with white space")
-        normal = [unicodedata.normalize("NFC", name) for name in classes]
+        normal = [composed(name) for name in classes]
         repeated = sorted({name for name in normal if normal.count(name) > 1})
         if repeated:
             raise ValueError(f"the class {repeated[0]!r} is named twice")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, composed, nearest
 from datasets_manifest.manifest.keys import Columns, Manifest, Reading, Split
 from datasets_manifest.manifest.storage import Location
 
@@ -62,14 +62,15 @@ def _check_reading(keys: dict[Any, Any], where: str, file: Location) -> None:
 def _check_labels(labels: Any, classes: Any, file: Location) -> None:
     if not isinstance(labels, dict) or not isinstance(classes, list):
         return
+    known = [composed(name) for name in classes if isinstance(name, str)]
     for found, name in labels.items():
         field = f"labels.{found}"
         if isinstance(found, bool) or not isinstance(found, str | int):
             # YAML makes a boolean of `yes` and a date of 2020-01-01.
             raise InputError("not what stands in a record", file=file, field=field, wanted="a string (in quotes)")
-        if not isinstance(name, str) or name in classes:
+        if not isinstance(name, str) or composed(name) in known:
             continue
-        if found in classes:
+        if isinstance(found, str) and composed(found) in known:
             turned = {value: key for key, value in labels.items() if isinstance(value, str) and key in classes}
             problem = "the mapping is the wrong way round: what stands in the records comes first, the class second"
             raise InputError(problem, file=file, field=field, value=name, wanted=_form({"labels": turned}))

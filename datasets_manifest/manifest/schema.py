@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
+from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest, without_repeated_keys
 from datasets_manifest.manifest import catalog, storage
+from datasets_manifest.manifest.file_names import as_stored
 from datasets_manifest.manifest.keys import DIVIDED_OFF, NOT_OF_FOLDERS, Manifest, Split
 from datasets_manifest.manifest.misplaced_keys import refuse_misplaced_keys
 from datasets_manifest.manifest.storage import Location
@@ -113,7 +114,7 @@ def load_manifest(path: str | Path) -> LoadedManifest:
 def _location(written: str) -> Location:
     if catalog.is_reference(written) or storage.is_uri(written):
         return written
-    return Path(os.path.expanduser(written)).absolute()
+    return Path(as_stored(str(Path(os.path.expanduser(written)).absolute())))
 
 
 def _read_text(file: Location) -> str:
@@ -138,7 +139,7 @@ def _read_text(file: Location) -> str:
 def _parse(text: str, file: Location) -> Any:
     try:
         if storage.suffix(file) == ".json":
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=without_repeated_keys)
         return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark is not None else None

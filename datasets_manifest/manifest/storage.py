@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
-import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.manifest.file_names import as_stored
 
 Location = Path | str
 
@@ -44,7 +45,7 @@ def locate(folder: Location, written: str) -> Location:
         if written.startswith("/"):
             raise InputError("a local path in a manifest that is not local", value=written, wanted="a relative path")
         return normalise(f"{folder.rstrip('/')}/{written}")
-    return folder / os.path.expanduser(written)
+    return Path(as_stored(str(folder / os.path.expanduser(written))))
 
 
 def normalise(uri: str) -> str:
@@ -74,31 +75,6 @@ def is_file(location: Location) -> bool:
 def is_folder(location: Location) -> bool:
     """In an object store: some object's name begins with it. Raises OSError: the store is unreachable or refuses."""
     return _kind(location) == fs.FileType.Directory
-
-
-def similar_file(path: str) -> str | None:
-    """For a local path that is no file: the file that was probably meant, and how the two differ; None if there is none."""
-    if is_uri(path):
-        return None
-    for other, difference in (
-        (path.replace("\\", "/"), "with / for \\"),
-        (path.rstrip(), "without the blank at the end"),
-    ):
-        if other != path and os.path.isfile(other):
-            return f"{other} is there, {difference}"
-    folder, name = os.path.split(path)
-    try:
-        found = [each for each in os.listdir(folder or ".") if _folded(each) == _folded(name)]
-    except (OSError, ValueError):
-        return None
-    if not found:
-        return None
-    same = unicodedata.normalize("NFC", found[0]) == unicodedata.normalize("NFC", name)
-    return f"{found[0]} is there, " + ("with accents composed otherwise" if same else "upper and lower case differ")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def size(location: Location) -> int:
@@ -137,15 +113,38 @@ def open_input(location: Location) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
-def list_files(folder: Location) -> list[str]:
-    """The paths of all files below a folder, relative to it, sorted. Raises OSError."""
+def list_files(folder: Location, *, allow_outside: bool = False) -> list[str]:
+    """The paths of all files below a folder, relative to it, sorted.
+
+    A link to a folder is followed if that lies below `folder` (`allow_outside`: anywhere) and the link leads not into a
+    circle; else the link itself is in the list.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
     if isinstance(folder, Path):
-        found = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
-        return sorted(path.relative_to(folder).as_posix() for path in found)
+        return sorted(path.relative_to(folder).as_posix() for path in _walk(folder, folder, allow_outside))
     filesystem, path = open_filesystem(folder)
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     prefix = path.rstrip("/") + "/"
     return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
+
+
+def _walk(folder: Path, root: Path, allow_outside: bool) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for entry in found:
+        path = folder / entry.name
+        if not entry.is_dir() or (entry.is_symlink() and not _leads_on(path, root, allow_outside)):
+            yield path
+        else:
+            yield from _walk(path, root, allow_outside)
+
+
+def _leads_on(link: Path, root: Path, allow_outside: bool) -> bool:
+    real = link.resolve()
+    circle = link.parent.resolve().is_relative_to(real)
+    return not circle and (allow_outside or real.is_relative_to(root.resolve()))
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:

@@ -31,8 +31,10 @@ from datasets_manifest.files import whole_file, write_atomically
 from datasets_manifest.manifest.keys import Manifest
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.records import packed_pictures as packed
+from datasets_manifest.records.picture_formats import FORMATS, known_format
 from datasets_manifest.records.readers import read_split
-from datasets_manifest.stream.images import BadPicture, read_picture_bytes, reduce_picture
+from datasets_manifest.stream.images import inspect_picture, read_picture_bytes, reduce_picture
+from datasets_manifest.stream.picture_files import BadPicture
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -44,7 +46,6 @@ ROWS_SCHEMA = pa.schema(
 )
 RECORDS_A_SHARD = 2_000
 _PARTS_VERSION = 2  # of the files in .parts
-_EXTENSIONS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"RI": ".webp", b"BM": ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,10 @@ def _read(path: str, how: Packing) -> tuple[bytes, int, bool]:
         data = read_picture_bytes(path)
     except BadPicture:
         return b"", 0, True
-    if how.shorter_side is None:
-        return data, len(data), False
     try:
+        if how.shorter_side is None:
+            inspect_picture(data)
+            return data, len(data), False
         return reduce_picture(data, how.shorter_side, how.quality), len(data), False
     except BadPicture:
         return data, len(data), True
@@ -188,8 +190,9 @@ def _unpack_picture(path: str, out: Path, name: str) -> str:
     except BadPicture as bad:
         if bad.reason == "missing":
             return f"missing/{name}"
-        raise InputError(f"cannot be unpacked ({bad.reason})", file=path) from None
-    name += next((extension for magic, extension in _EXTENSIONS.items() if data.startswith(magic)), ".img")
+        raise InputError(f"cannot be unpacked ({bad.problem})", file=path) from None
+    form = known_format(data)
+    name += FORMATS[form][0] if form is not None else ".img"
     write_atomically(out / name, data)
     return name
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
+from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.readers import absent_columns, class_sets_agree, read_split, remap_labels
@@ -87,7 +88,9 @@ def load_corpus(sources: Sequence[str], target: str, train_split: str = "train",
         if result.without_content:
             dropped = f"{result.without_content} records without content left out"
             notes.append(f"{manifest.name}, {split}: {dropped} ({', '.join(result.without_content_ids)})")
-        notes.extend(f"{manifest.name}, {split}: {note}" for note in [*absent_columns(result), *result.notes])
+        notes.extend(
+            f"{manifest.name}, {split}: {note}" for note in [*absent_columns(result), *result.notes, *result.left_alone]
+        )
         tables.append(remap_labels(result.table, manifest.classes, classes))
         part = Part(manifest.name, split, start, start + result.table.num_rows)
         start = part.stop
@@ -141,7 +144,7 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
                 continue
             identity, path = lacking[0]
             message = f"{len(lacking)} of {len(part)} records lack a picture file, first record {identity}: {path}"
-            if (similar := storage.similar_file(path)) is not None:
+            if (similar := similar_file(path)) is not None:
                 message += f" ({similar})"
             if len(lacking) > max_bad_fraction * len(part):
                 wanted = f"at most a fraction of {max_bad_fraction:g} (data.max_bad_fraction)"

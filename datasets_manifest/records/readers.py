@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, composed, nearest
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.manifest.storage import Location
 from datasets_manifest.records.division import divide
 from datasets_manifest.records.label_faults import LabelFaults
-from datasets_manifest.records.record_files import FileFacts, format_of, is_table, read_records
+from datasets_manifest.records.record_files import FileFacts, column_names, format_of, is_table, read_records
 from datasets_manifest.records.record_values import (
     TABLE_SEPARATOR,
     UNLABELLED,
@@ -41,7 +41,7 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 
-_BATCH_ROWS = 65_536
+_BATCH_ROWS, _BATCH_CHARACTERS = 65_536, 2**28  # Arrow's string columns address 2 GiB within one batch
 _NAMED_IDS = 10
 _MAX_CHUNK_BYTES = 2**31 - 1  # Arrow's string columns address no more than this within one chunk
 
@@ -56,6 +56,7 @@ class ReadResult:
     without_content_ids: the first ten ids of these.
     absent: the columns of texts, pictures and labels that no file has, each with the nearest that one has.
     notes: what was assumed, as sentences.
+    left_alone: files of a folder that are no record, as sentences.
     """
 
     table: pa.Table
@@ -65,6 +66,7 @@ class ReadResult:
     absent: dict[str, str | None]
     label_column: str
     notes: tuple[str, ...]
+    left_alone: tuple[str, ...] = ()
 
 
 def read_split(
@@ -94,7 +96,9 @@ def read_split(
         raise InputError(f"leaves no record for {split}", file=manifest.path, field="split.val", value=division.val)
     if rest:
         return replace(whole, table=table)
-    return replace(whole, table=table, repeated_ids=0, without_content=0, without_content_ids=(), notes=())
+    return replace(
+        whole, table=table, repeated_ids=0, without_content=0, without_content_ids=(), notes=(), left_alone=()
+    )
 
 
 def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_faults: LabelFaults | None) -> ReadResult:
@@ -143,7 +147,7 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
         raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")
     if label_faults is None:
         faults.raise_first()
-    columns = (settings.columns.text, settings.columns.image, settings.columns.label)
+    _, *columns = column_names(settings.columns)
     absent = {name: nearest(name, facts.columns) for name in columns if name not in facts.columns}
     return ReadResult(
         rows.table(),
@@ -151,8 +155,9 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
         len(dropped),
         tuple(dropped[:_NAMED_IDS]),
         absent=absent,
-        label_column=settings.columns.label,
+        label_column=columns[-1],
         notes=tuple(facts.notes),
+        left_alone=tuple(facts.left_alone),
     )
 
 
@@ -175,8 +180,8 @@ def class_sets_agree(manifests: Sequence[LoadedManifest]) -> None:
     """
     for other in manifests[1:]:
         first = manifests[0]
-        missing = [name for name in first.classes if name not in other.classes]
-        extra = [name for name in other.classes if name not in first.classes]
+        missing = [name for name in first.classes if composed(name) not in map(composed, other.classes)]
+        extra = [name for name in other.classes if composed(name) not in map(composed, first.classes)]
         if missing or extra:
             parts = [f"only {first.path} has {', '.join(missing)}"] if missing else []
             parts += [f"only {other.path} has {', '.join(extra)}"] if extra else []
@@ -191,7 +196,8 @@ def remap_labels(table: pa.Table, from_classes: Sequence[str], to_classes: Seque
     Raises ValueError if a class of `from_classes` is not among `to_classes`.
     """
     # Label -1 picks the last entry, which is -1.
-    targets = np.array([*(list(to_classes).index(name) for name in from_classes), UNLABELLED], dtype=np.int32)
+    known = [composed(name) for name in to_classes]
+    targets = np.array([*(known.index(composed(name)) for name in from_classes), UNLABELLED], dtype=np.int32)
     column = table.schema.get_field_index("label")
     labels = pa.array(targets[table.column(column).to_numpy()], pa.int32())
     return table.set_column(column, table.schema.field(column), labels)
@@ -223,12 +229,14 @@ class _TableBuilder:
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, list[str], list[str], int]] = []
+        self._characters = 0
         self._batches: list[pa.RecordBatch] = []
 
-    def add(self, *row: Any) -> None:
+    def add(self, identity: str, domain: str, texts: list[str], images: list[str], label: int) -> None:
         """The values of TABLE_SCHEMA's columns."""
-        self._rows.append(row)
-        if len(self._rows) == _BATCH_ROWS:
+        self._rows.append((identity, domain, texts, images, label))
+        self._characters += sum(map(len, texts)) + sum(map(len, images))
+        if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self._finish_batch()
 
     def table(self) -> pa.Table:
@@ -241,4 +249,4 @@ class _TableBuilder:
         columns = zip(*self._rows, strict=True) if self._rows else [[]] * len(TABLE_SCHEMA)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, TABLE_SCHEMA, strict=True)]
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=TABLE_SCHEMA))
-        self._rows = []
+        self._rows, self._characters = [], 0

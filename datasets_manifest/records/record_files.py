@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_manifest.errors import InputError, first_line, nearest
+from datasets_manifest.errors import InputError, composed, first_line, nearest, without_repeated_keys
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.keys import Columns, Reading, RecordFormat
 from datasets_manifest.manifest.storage import Location
@@ -53,10 +53,14 @@ class RawRecord(NamedTuple):
 
 @dataclass
 class FileFacts:
-    """What reading found out about a split's files. columns: those that any of them has. notes: sentences."""
+    """What reading found out about a split's files.
+
+    columns: those that any of them has. notes, left_alone: sentences on what was assumed, on files that are no record.
+    """
 
     columns: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    left_alone: list[str] = field(default_factory=list)
 
 
 def read_records(file: Location, reading: Reading, facts: FileFacts) -> Iterator[RawRecord]:
@@ -70,8 +74,8 @@ def read_records(file: Location, reading: Reading, facts: FileFacts) -> Iterator
     """
     form, columns = format_of(file) if reading.format == "auto" else reading.format, reading.columns
     if form == "folders":
-        facts.columns.update(_names(columns))
-        pictures = list_pictures(file)
+        facts.columns.update(column_names(columns))
+        pictures = list_pictures(file, facts.left_alone, allow_outside=reading.allow_outside_root)
         return (RawRecord(path, path, text, path, label) for path, text, label in pictures)
     if form == "parquet":
         return _read_parquet(file, columns, facts)
@@ -142,7 +146,7 @@ def _load_json(file: Location, text: str, line: int | None) -> Any:
     """The value of a whole file (`line` None) or of one line of it."""
     field = None if line is None else f"line {line}"
     try:
-        return json.loads(text, object_pairs_hook=_without_repeated_keys)
+        return json.loads(text, object_pairs_hook=without_repeated_keys)
     except json.JSONDecodeError as error:
         several = line is None and error.msg == "Extra data"
         wanted = "one list of records (for one record a line: `format: jsonl`)" if several else None
@@ -154,26 +158,19 @@ def _load_json(file: Location, text: str, line: int | None) -> Any:
         raise InputError(f"not JSON: {problem}", file=file, field=field) from None
 
 
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a key that is written twice, of which JSON would silently keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} is written twice")
-    return found
-
-
 def _from_dicts(
     records: Iterable[tuple[str, Any]], file: Location, columns: Columns, facts: FileFacts
 ) -> Iterator[RawRecord]:
     """Raw records of mappings. Which columns there are is known only after the last of them."""
-    identity, text, image, label = _names(columns)
+    identity, text, image, label = column_names(columns)
     keys: set[str] = set()
     for position, record in records:
         if not isinstance(record, dict):
             raise InputError(
                 "not a record", file=file, field=position, value=record, wanted='{"text": ..., "image": ...}'
             )
+        if not all(map(str.isascii, record)):
+            record = {composed(key): value for key, value in record.items()}
         keys.update(record)
         get = record.get
         yield RawRecord(position, get(identity), get(text), get(image), get(label))
@@ -185,29 +182,31 @@ def _from_dicts(
 def _read_table(
     file: Location, text: str, separator: str | None, columns: Columns, facts: FileFacts
 ) -> Iterator[RawRecord]:
-    separator = separator or find_separator(file, text, {columns.text, columns.image})
+    separator = separator or find_separator(file, text, {*column_names(columns)[1:3]})
     rows = read_rows(file, text, separator)
     _, header = next(rows, ("", None))
     if header is None:
         return
     _check_columns(file, header, columns)
     facts.columns.update(header)
-    picks = [header.index(name) if name in header else None for name in _names(columns)]
+    picks = [header.index(name) if name in header else None for name in column_names(columns)]
     for position, row in rows:
         yield RawRecord(position, *(None if pick is None else row[pick] for pick in picks))
 
 
 def _read_parquet(file: Location, columns: Columns, facts: FileFacts) -> Iterator[RawRecord]:
-    names = _names(columns)
+    names = column_names(columns)
     try:
         with storage.open_input(file) as stream, pq.ParquetFile(stream) as parquet:
-            schema = parquet.schema_arrow
             _check_size(file, stream.size(), parquet.metadata)
+            stored = parquet.schema_arrow.names
+            schema = pa.schema([field.with_name(composed(field.name)) for field in parquet.schema_arrow])
             _check_columns(file, schema.names, columns)
             _check_types(file, schema, columns)
             facts.columns.update(schema.names)
             number = 0
-            for batch in parquet.iter_batches(columns=sorted(set(names) & set(schema.names))):
+            for batch in parquet.iter_batches(columns=sorted(name for name in stored if composed(name) in names)):
+                batch = batch.rename_columns([composed(name) for name in batch.schema.names])
                 for values in zip(*(_values(batch, name) for name in names), strict=True):
                     number += 1
                     yield RawRecord(f"record {number}", *values)
@@ -230,12 +229,15 @@ def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
 
 def _check_types(file: Location, schema: pa.Schema, columns: Columns) -> None:
     """Refuses Parquet columns of which no value could be used, before their values are made Python objects."""
-    for role, name in zip(_ROLES, _names(columns), strict=True):
+    for role, name in zip(_ROLES, column_names(columns), strict=True):
         if name not in schema.names:
             continue
         kind = schema.field(name).type
         inner = kind.value_type if pa.types.is_dictionary(kind) or (role in _LISTS and _is_list(kind)) else kind
-        plain = pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)
+        plain = any(
+            test(inner)
+            for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+        )
         if not plain and not (role not in _LISTS and (pa.types.is_integer(inner) or pa.types.is_floating(inner))):
             wanted = "strings or lists of strings" if role in _LISTS else "strings or integers"
             raise InputError("wrong type", file=file, field=f"column {name}", value=str(kind), wanted=wanted)
@@ -245,9 +247,10 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _names(columns: Columns) -> tuple[str, str, str, str]:
-    """The columns of id, text, image and label, in this order."""
-    return ("id" if columns.id is None else columns.id, columns.text, columns.image, columns.label)
+def column_names(columns: Columns) -> tuple[str, str, str, str]:
+    """The columns of id, text, image and label, in this order, with accents composed, as all columns are compared."""
+    identity = "id" if columns.id is None else columns.id
+    return composed(identity), composed(columns.text), composed(columns.image), composed(columns.label)
 
 
 def _check_columns(file: Location, present: list[str], columns: Columns) -> None:
@@ -256,7 +259,7 @@ def _check_columns(file: Location, present: list[str], columns: Columns) -> None
     A stated name that is absent is a misspelling: without this check a whole column would silently count as missing.
     """
     shown = ", ".join(present[:20])
-    for role, name in zip(_ROLES, _names(columns), strict=True):
+    for role, name in zip(_ROLES, column_names(columns), strict=True):
         if present.count(name) > 1:
             raise InputError("two columns of one name", file=file, field=f"column {name}", value=shown)
         stated = role in columns.model_fields_set and getattr(columns, role) is not None
@@ -264,6 +267,7 @@ def _check_columns(file: Location, present: list[str], columns: Columns) -> None
             close = nearest(name, present)
             wanted = f"one of {shown}" + (f" (nearest: {close})" if close is not None else "")
             raise InputError("no such column", file=file, field=f"columns.{role}", value=name, wanted=wanted)
-    if columns.text not in present and columns.image not in present:
-        wanted = f"a column `{columns.text}` or `{columns.image}`, or other names under `columns` in the manifest"
+    _, text, image, _ = column_names(columns)
+    if text not in present and image not in present:
+        wanted = f"a column `{text}` or `{image}`, or other names under `columns` in the manifest"
         raise InputError("neither texts nor images", file=file, value=shown, wanted=wanted)

@@ -9,12 +9,11 @@ import ast
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, composed, nearest
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.image_template import Existing, fill
 from datasets_manifest.manifest.storage import Location
@@ -42,10 +41,17 @@ class ValueFault(Exception):
         return InputError(self.problem, file=file, field=field, value=self.value, wanted=self.wanted)
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a value says that there is none: null, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def read_id(value: Any) -> str:
-    """The id as a string, "" if there is none."""
-    if value is None:
+    """The id as a string, "" if there is none. 17.0, as pandas writes integers beside empty cells, is 17."""
+    if is_nothing(value):
         return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str):
         identity = value.strip()
         if not _is_unicode(identity):
@@ -114,6 +120,7 @@ class PathReader:
         if storage.is_uri(path) or path.startswith("/"):
             return self._resolve_absolute(path)
         full = self._normalise(self._prefix + path)
+        full = full if self._remote else storage.as_stored(full)
         # Normalising a URI stops `..` at the bucket, so a URI that leaves the root is found by its written form.
         inside = (full + "/").startswith(self._prefix) and not (self._remote and _climbs(path))
         if not self._allow_outside_root and not (inside and self._stays(full)):
@@ -127,7 +134,7 @@ class PathReader:
             wanted = "a path relative to the image root (or `allow_absolute: true` in the split)"
             raise ValueFault("image", "an absolute path", path, wanted)
         if not storage.is_uri(path):
-            return os.path.normpath(path)
+            return storage.as_stored(os.path.normpath(path))
         if path.partition("://")[0].lower() not in storage.SCHEMES:
             wanted = ", ".join(f"{scheme}://…" for scheme in storage.SCHEMES) + " or a path"
             raise ValueFault("image", "not a location that can be read", path, wanted)
@@ -173,7 +180,7 @@ class LabelReader:
 
     def read(self, value: Any) -> int:
         """The class index, or -1 for unlabelled. Raises ValueFault for anything else."""
-        if value is None or (isinstance(value, float) and value != value):
+        if is_nothing(value):
             return UNLABELLED
         if isinstance(value, str):
             return self._read_string(value)
@@ -217,19 +224,19 @@ class LabelReader:
 
 def _read_strings(value: Any, column: str) -> list[str]:
     """A string or a list of strings as a list, without nulls and blank strings."""
-    if value is None:
+    if is_nothing(value):
         return []
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list):
         raise ValueFault(column, "wrong type", value, "a string or a list of strings")
     for item in strings:
-        if not isinstance(item, str) and item is not None:
+        if not isinstance(item, str) and not is_nothing(item):
             raise ValueFault(column, "wrong type in the list", item, "strings")
-    return [item for item in strings if item and not item.isspace()]
+    return [item for item in strings if isinstance(item, str) and item and not item.isspace()]
 
 
 def _normal(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())
+    return composed(text.strip())
 
 
 def _is_unicode(text: str) -> bool:

@@ -11,11 +11,12 @@ import io
 import re
 from collections.abc import Iterator
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, composed
 from datasets_manifest.manifest.storage import Location
 
 SEPARATORS = (",", ";", "\t", "|")
-_HEADER = 2**16  # characters in which a header ends
+_HEADER = 2**20  # characters in which a header ends
+_EXCEL_SEPARATOR = re.compile(r"sep=(.)\r?\n")  # a first line by which Excel is told the separator
 
 csv.field_size_limit(2**31 - 1)  # the module's own limit is 131,072 characters; a long text is no fault
 
@@ -26,8 +27,10 @@ def find_separator(file: Location, text: str, wanted: set[str]) -> str:
     Raises:
         InputError: two separators give such a column.
     """
-    headers = {separator: _header(text, separator) for separator in SEPARATORS}
-    fitting = [s for s, cells in headers.items() if len(cells) > 1 and wanted & {cell.strip() for cell in cells}]
+    if (stated := _EXCEL_SEPARATOR.match(text)) is not None:
+        return stated[1]
+    headers = {separator: [_name(cell) for cell in _header(text, separator)] for separator in SEPARATORS}
+    fitting = [separator for separator, cells in headers.items() if len(cells) > 1 and wanted & set(cells)]
     if len(fitting) > 1:
         problem = f"the header has columns with {' and with '.join(map(repr, fitting))} as separator"
         raise InputError(problem, file=file, field="line 1", wanted="`separator` in the manifest")
@@ -42,6 +45,11 @@ def _header(text: str, separator: str) -> list[str]:
         return []
 
 
+def _name(cell: str) -> str:
+    """Of a column."""
+    return composed(cell.strip())
+
+
 def read_rows(file: Location, text: str, separator: str) -> Iterator[tuple[str, list[str]]]:
     """("line 4", cells) of each row, the header, whose cells are stripped, first. Empty lines are left out.
 
@@ -50,6 +58,7 @@ def read_rows(file: Location, text: str, separator: str) -> Iterator[tuple[str, 
     """
     blank_before_quote = re.search(rf'(?:^|{re.escape(separator)})[ \t]+"', text, re.MULTILINE) is not None
     header = _header(text, separator)
+    excel = _EXCEL_SEPARATOR.match(text) is not None
     # `a, b, c`: the blank belongs to the separator. Without quotes after it, it stays what it always was: part of a cell.
     skip = blank_before_quote and len(header) > 1 and all(cell.startswith(" ") for cell in header[1:])
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=skip)
@@ -57,7 +66,7 @@ def read_rows(file: Location, text: str, separator: str) -> Iterator[tuple[str, 
     try:
         for row in rows:
             position, start = f"line {start}", rows.line_num + 1
-            if not row:
+            if not row or (excel and position == "line 1"):
                 continue
             if joined and (row[0].startswith("\ufeff") or (not width and "\ufeff" in "".join(row))):
                 wanted = "one byte order mark, at the file's beginning; were two files joined?"
@@ -65,12 +74,15 @@ def read_rows(file: Location, text: str, separator: str) -> Iterator[tuple[str, 
             if blank_before_quote and not skip:
                 _refuse_blank_before_quote(file, position, row, len(row) == (width or len(row)))
             if not width:
-                width = len(row)
-                yield position, [cell.strip() for cell in row]
+                width, header = len(row), [_name(cell) for cell in row]
+                yield position, header
                 continue
             if len(row) != width:
                 wanted = f"{width} cells like the header; put cells that hold the separator {separator!r} in quotes"
                 raise InputError("wrong number of cells", file=file, field=position, value=len(row), wanted=wanted)
+            if row[0].strip() == header[0] and width > 1 and [_name(cell) for cell in row] == header:
+                wanted = "one header, in the first line; were two files joined?"
+                raise InputError("the header stands here again", file=file, field=position, wanted=wanted)
             yield position, row
     except csv.Error as error:
         position = f"line {rows.line_num}"

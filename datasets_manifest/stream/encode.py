@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.manifest.storage import is_uri
-from datasets_manifest.stream.images import BadPicture, PictureViews, decode_views, read_picture_bytes
+from datasets_manifest.stream.images import PictureViews, decode_views, read_picture_bytes
+from datasets_manifest.stream.picture_files import BadPicture
 from datasets_manifest.stream.plan import view_rng
 from datasets_manifest.stream.text import Cleaning, Joining, clean, drop_words, join_sentences, tokenizer_from_json
 
@@ -183,7 +184,7 @@ def _fill(
             try:
                 views = decode_views(_read(image, fetched), encoding.pictures, rng if encoding.strong else None)
             except BadPicture as error:
-                bad.append(f"{image if isinstance(image, str) else f'picture {number + 1}'}: {error.reason}")
+                bad.append(f"{image if isinstance(image, str) else f'picture {number + 1}'}: {error.problem}")
                 continue
             for room_NHWC, view in zip(room_VNHWC, views[: len(room_VNHWC)], strict=True):
                 room_NHWC[end] = view

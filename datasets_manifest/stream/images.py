@@ -8,43 +8,25 @@ Shapes: pictures and views are RGB uint8 [height, width, 3]; boxes are (left, to
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field, model_validator
 
+from datasets_manifest.errors import first_line
 from datasets_manifest.manifest import storage
 from datasets_manifest.records import packed_pictures as packed
+from datasets_manifest.stream.picture_files import BadPicture, Pixels, open_picture
 
-cv2.setNumThreads(0)  # a decode task owns one core; OpenCV's own threads would fight its neighbours for theirs
-
-MAX_PIXELS = 50_000_000  # of a picture, by its header; a larger one is not decoded
 ASPECT = (3 / 4, 4 / 3)  # of the strong view's crop, width by height
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # applied on the device
 
-Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 Adjustment = Callable[[Pixels, float], Pixels]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Reason = Literal["missing", "unreadable", "not an image", "truncated", "too large", "empty"]
-
-
-class BadPicture(Exception):
-    """A picture that cannot be used: `reason` says why, `path` which one (empty where only its bytes are known)."""
-
-    def __init__(self, reason: Reason, path: str = "") -> None:
-        super().__init__(reason, path)  # both, so that the exception survives pickling between tasks
-        self.reason, self.path = reason, path
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
 class StrongView(BaseModel, extra="forbid", frozen=True):
@@ -97,7 +79,7 @@ def read_picture_bytes(path: str) -> bytes:
     except FileNotFoundError as error:
         raise BadPicture("missing", path) from error
     except (OSError, ValueError) as error:
-        raise BadPicture("unreadable", path) from error
+        raise BadPicture("unreadable", path, first_line(getattr(error, "strerror", None) or error)) from error
     if not data:
         raise BadPicture("empty", path)
     return data
@@ -108,29 +90,26 @@ def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | Non
 
     Of an animation the first frame is taken; what is transparent shows white. The weak view shows the same with every
     `rng` but not to the last grey level, since the scale of decoding depends on the draw. Raises BadPicture: empty, not
-    an image, too large (by the header, before any pixel is decoded), truncated, unreadable.
+    an image, not read here, too large (by the header, before any pixel is decoded), truncated, unreadable.
     """
-    image = _open(data)
-    turn = _orientation(image)
-    width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
+    file = open_picture(data)
+    width, height = file.size
     draw = draw_strong(width, height, spec.strong, rng) if rng is not None else None
-    picture = _upright(_decode(image, data, _divisor(width, height, spec, draw)), turn)
+    picture = file.decode(_divisor(width, height, spec, draw))
     return weak_view(picture, spec), strong_view(picture, width, draw, spec.crop) if draw else None
 
 
 def inspect_picture(data: bytes) -> tuple[int, int]:
     """Width and height as people see it, after decoding it all, a JPEG at an eighth of its size. Raises BadPicture."""
-    image = _open(data)
-    width, height = image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
-    _decode(image, data, 8)
-    return width, height
+    file = open_picture(data)
+    file.decode(8)
+    return file.size
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
     """A JPEG whose longer side is at most `side` pixels. Raises BadPicture."""
-    image = _open(data)
-    divisor = next((d for d in (8, 4, 2) if max(image.size) >= d * side), 1)
-    picture = _upright(_decode(image, data, divisor), _orientation(image))
+    file = open_picture(data)
+    picture = file.decode(next((d for d in (8, 4, 2) if max(file.size) >= d * side), 1))
     scale = min(1.0, side / max(picture.shape[:2]))
     height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
     small = cv2.cvtColor(_resize(picture, width, height), cv2.COLOR_RGB2BGR)
@@ -142,12 +121,11 @@ def reduce_picture(data: bytes, shorter_side: int, quality: int) -> bytes:
 
     Raises BadPicture.
     """
-    image = _open(data)
-    if min(image.size) <= shorter_side:
-        _decode(image, data, 8)  # a damaged picture is to be found now
+    file = open_picture(data)
+    if min(file.size) <= shorter_side:
+        file.decode(8)  # a damaged picture is to be found now
         return data
-    divisor = next((d for d in (8, 4, 2) if min(image.size) >= d * shorter_side), 1)
-    picture = _upright(_decode(image, data, divisor), _orientation(image))
+    picture = file.decode(next((d for d in (8, 4, 2) if min(file.size) >= d * shorter_side), 1))
     scale = shorter_side / min(picture.shape[:2])
     height, width = (max(shorter_side, round(length * scale)) for length in picture.shape[:2])
     reduced = cv2.cvtColor(_resize(picture, width, height), cv2.COLOR_RGB2BGR)
@@ -251,87 +229,8 @@ def adjust_hue(picture: Pixels, shift: float) -> Pixels:
 
 ADJUSTMENTS: tuple[Adjustment, ...] = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
-# What people send. The list also keeps Pillow from handing a file to an outside program (EPS) or to a rare, old reader.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
-_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
-_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation → code of cv2.flip, after transposing sideways ones
-
-
-def _open(data: bytes) -> Image.Image:
-    """The picture with its header read and no pixel decoded."""
-    if not data:
-        raise BadPicture("empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
-        raise BadPicture(_damage(data, error)) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadPicture("too large")
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. TIFF keeps its own outside `info`, and Pillow has applied that one already."""
-    with suppress(Exception):  # a damaged EXIF block is no reason to lose the picture
-        if "exif" in image.info and (turn := image.getexif().get(0x0112)) in (*_FLIPS, *_SIDEWAYS):
-            return int(turn)
-    return 1
-
 
 def _divisor(width: int, height: int, spec: PictureViews, draw: StrongDraw | None) -> int:
     """The largest of libjpeg's divisors that leaves each view the pixels it needs, so far as the picture has them."""
     spare = [min(width, height) / spec.resize, *(side / spec.crop for side in (draw.box[2:] if draw else ()))]
     return next((divisor for divisor in (8, 4, 2) if divisor <= min(spare)), 1)
-
-
-def _upright(picture: Pixels, turn: int) -> Pixels:
-    if turn in _SIDEWAYS:
-        picture = cv2.transpose(picture)
-    return cv2.flip(picture, _FLIPS[turn]) if turn in _FLIPS else picture
-
-
-def _decode(image: Image.Image, data: bytes, divisor: int) -> Pixels:
-    """The picture as stored, a JPEG's sides divided by `divisor`.
-
-    OpenCV reads the usual JPEGs, Pillow all the rest: OpenCV mistakes CMYK for RGB, drops transparency, and allocates
-    what a damaged PNG's chunk claims to hold, up to 4 GB; its lead on PNGs is small.
-    """
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and not _ends_early(data):  # MPO: several JPEGs
-        flags = _REDUCED.get(divisor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
-        # libjpeg rounds sides up; a last row or column that is less than half picture would shift the rest
-        width, height = ((side + divisor // 2) // divisor for side in image.size)
-        with suppress(cv2.error):
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            if picture is not None:
-                return cv2.cvtColor(picture[:height, :width], cv2.COLOR_BGR2RGB)
-    try:
-        return _decode_with_pillow(image)
-    except Exception as error:  # as in `_open`
-        raise BadPicture(_damage(data, error)) from error
-
-
-def _decode_with_pillow(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip
-        return cv2.cvtColor((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8), cv2.COLOR_GRAY2RGB)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _ends_early(data: bytes) -> bool:
-    """Whether the end mark is missing. For such a file OpenCV may return a picture that is grey from the gap on."""
-    if data.startswith(b"\xff\xd8"):  # an end mark before the last scan is that of the embedded thumbnail
-        return data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0
-    return data.startswith(b"RIFF") and len(data) < int.from_bytes(data[4:8], "little") + 8
-
-
-def _damage(data: bytes, error: Exception) -> Reason:
-    """The reason for an error of Pillow's; a known first word before an unreadable header means a file cut short."""
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return "too large"
-    if isinstance(error, UnidentifiedImageError):
-        return "truncated" if data.startswith(_MAGIC) else "not an image"
-    return "truncated" if "truncated" in str(error).lower() or _ends_early(data) else "unreadable"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Request
-from PIL import Image, UnidentifiedImageError
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,7 +20,8 @@ from pydantic import (
 )
 from starlette.datastructures import UploadFile
 
-from datasets_manifest.stream.images import FORMATS
+from datasets_manifest.errors import nearest, without_repeated_keys
+from datasets_manifest.stream.picture_files import MAX_PIXELS, BadPicture, open_picture
 from services.web.problems import Problem, describe
 
 
@@ -38,7 +38,7 @@ class Limits:
     samples: int = 32
     pictures: int = 16
     texts: int = 200
-    pixels: int = 40_000_000
+    pixels: int = MAX_PIXELS
     request_pixels: int = 400_000_000
     text_chars: int = 20_000
     in_flight: int = 64
@@ -61,17 +61,38 @@ def _decoded(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) else [value]
+
+
+_FIELDS = {"text": "text", "texts": "text", "image": "images", "images": "images"}
 
 
 class Sample(BaseModel):
-    """A text or several; pictures as bytes, in JSON as base64 (with or without `data:image/…;base64,`)."""
+    """A text or several; a picture or several as bytes, in JSON as base64 (with or without `data:image/…;base64,`).
+
+    The fields are `text` and `image`, as in records; `texts` and `images` are the same.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     text: Annotated[list[str], BeforeValidator(_listed), Field(max_length=_MOST_IN_A_LIST)] = []
-    images: Annotated[list[Annotated[bytes, BeforeValidator(_decoded)]], Field(max_length=_MOST_IN_A_LIST)] = []
+    images: Annotated[
+        list[Annotated[bytes, BeforeValidator(_decoded)]], BeforeValidator(_listed), Field(max_length=_MOST_IN_A_LIST)
+    ] = []
     _pixels: int = PrivateAttr(0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        found: dict[str, Any] = {}
+        for name, value in content.items():
+            field = field_of(name)
+            if field in found:
+                raise ValueError(f"{name!r} stands beside another name of the same")
+            found[field] = value
+        return {field: value for field, value in found.items() if value is not None}
 
     @model_validator(mode="after")
     def _has_content(self) -> Sample:
@@ -95,6 +116,16 @@ class PredictIn(BaseModel):
     samples: Annotated[list[Sample], Field(min_length=1, max_length=_MOST_IN_A_LIST)]
 
 
+def field_of(name: str) -> str:
+    """The field of Sample that `name` stands for. Raises ValueError: none."""
+    if name not in _FIELDS:
+        close = nearest(name, [*_FIELDS, "samples"])
+        raise ValueError(
+            f"unknown field {name[:80]!r}; wanted text and image" + (f" (nearest: {close})" if close else "")
+        )
+    return _FIELDS[name]
+
+
 _ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
@@ -108,9 +139,12 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
     if kind == "application/json":
         try:
             # Separate from the check of its form: what is not JSON is 400, not 422.
-            content = _ANY.validate_json(await request.body())
+            content = _ANY.validate_json(body := await request.body())
+            json.loads(body, object_pairs_hook=without_repeated_keys)
         except (ValidationError, RecursionError):
             raise Problem(400, "the body is not a JSON object") from None
+        except ValueError as error:
+            raise Problem(400, str(error)) from None
     elif kind == "multipart/form-data":
         content = await _from_form(request, limits)
     else:
@@ -152,19 +186,22 @@ def check_limits(samples: list[Sample], limits: Limits) -> None:
 
 async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:
     form = await request.form(max_files=limits.pictures + 1, max_fields=1000, max_part_size=limits.body_bytes)
-    unknown = sorted(set(form) - {"text", "image"})
-    if unknown:
-        raise Problem(422, f"unknown field {unknown[0]!r}; wanted text and image")
-    texts = [value for value in form.getlist("text") if isinstance(value, str)]
-    images = [await value.read() for value in form.getlist("image") if isinstance(value, UploadFile)]
-    return {"text": texts, "images": images}
+    content: dict[str, list[Any]] = {"text": [], "images": []}
+    for name, value in form.multi_items():
+        try:
+            field = field_of(name)
+        except ValueError as error:
+            raise Problem(422, str(error)) from None
+        if isinstance(value, UploadFile) != (field == "images"):
+            raise Problem(422, f"{name}: wanted " + ("a file" if field == "images" else "a text, not a file"))
+        content[field].append(await value.read() if isinstance(value, UploadFile) else value)
+    return content
 
 
 def _pixels(data: bytes, field: str) -> int:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except Image.DecompressionBombError:
-        raise Problem(413, f"{field}: far too many pixels") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        raise Problem(422, f"{field}: is not a picture that can be read") from None
+        width, height = open_picture(data).size
+    except BadPicture as bad:
+        status = 413 if bad.reason == "too large" else 422
+        raise Problem(status, f"{field}: {bad.problem}") from None
+    return width * height

@@ -14,8 +14,9 @@ from functools import cache
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datasets_manifest.stream.images import BadPicture, read_picture_bytes
+from datasets_manifest.stream.images import read_picture_bytes
 from datasets_manifest.stream.images import thumbnail as small_picture
+from datasets_manifest.stream.picture_files import BadPicture
 from trainers.reports.charts import COLOURS, look, percent, plain
 
 REPORT = "report.html"  # where a run, a sweep or a comparison keeps its page
@@ -58,7 +59,7 @@ def thumbnail(path: str) -> str:
     try:
         small = small_picture(read_picture_bytes(path), THUMBNAIL)
     except BadPicture as bad:
-        return bad.reason
+        return bad.problem
     return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
 
 

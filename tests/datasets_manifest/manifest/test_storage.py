@@ -25,6 +25,7 @@ from datasets_manifest.records.corpus import load_corpus, require_pictures
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream import images
 from datasets_manifest.stream.encode import Encoding, Vocabulary, encode_samples, index_table
+from datasets_manifest.stream.picture_files import BadPicture
 from datasets_manifest.stream.text import build_tokenizer
 
 Put = Callable[[str, bytes], None]
@@ -92,7 +93,7 @@ def test_a_set_in_a_bucket_reads_as_a_local_one(s3: Put) -> None:
     assert corpus.labels.tolist() == [0, 1, 0, 1]
     data = images.read_picture_bytes("s3://photos/one/p/ü%20.png")
     assert images.decode_views(data, images.PictureViews(resize=8, crop=8), None)[0].mean() == 100
-    with pytest.raises(images.BadPicture, match="missing"):
+    with pytest.raises(BadPicture, match="missing"):
         images.read_picture_bytes("s3://photos/one/gone.png")
     assert "1 of 2 records" in require_pictures(corpus, 0.5)[0]
     with pytest.raises(InputError, match=r"s3://photos/one/gone\.png"):
@@ -152,7 +153,7 @@ def test_places_that_cannot_be_read_are_named(s3: Put, tmp_path: Path, monkeypat
     assert caught.value.problem.startswith("cannot be reached")
     with pytest.raises(InputError, match="cannot be read"):
         load_manifest("s3://photos/one/manifest.yaml")
-    with pytest.raises(images.BadPicture, match="unreadable"):
+    with pytest.raises(BadPicture, match="unreadable"):
         images.read_picture_bytes("s3://photos/one/p/a.png")
 
 

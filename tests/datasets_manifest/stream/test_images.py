@@ -18,8 +18,9 @@ from scipy.stats import ks_2samp
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from datasets_manifest.stream import images
-from datasets_manifest.stream.images import BadPicture, PictureViews, StrongView, decode_views, draw_crop, draw_strong
+from datasets_manifest.stream import images, picture_files
+from datasets_manifest.stream.images import PictureViews, StrongView, decode_views, draw_crop, draw_strong
+from datasets_manifest.stream.picture_files import BadPicture
 
 Pixels = npt.NDArray[np.uint8]
 SPEC = PictureViews()
@@ -249,7 +250,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(BadPicture) as caught:
             images.read_picture_bytes(str(tmp_path / name))
         error = pickle.loads(pickle.dumps(caught.value))  # as it comes out of another process
-        assert (error.reason, error.path, str(error)) == (wanted, str(tmp_path / name), f"{tmp_path / name}: {wanted}")
+        assert (error.reason, error.path, str(error)) == (
+            wanted,
+            str(tmp_path / name),
+            f"{tmp_path / name}: {error.problem}",
+        )
 
 
 def test_what_is_not_an_image_is_called_so() -> None:
@@ -309,15 +314,15 @@ def test_bombs_are_refused_by_their_header(form: str, side: int, monkeypatch: py
         raise AssertionError("a pixel was decoded")
 
     monkeypatch.setattr(cv2, "imdecode", decoded)
-    monkeypatch.setattr(images, "_decode_with_pillow", decoded)
+    monkeypatch.setattr(picture_files, "_decode_with_pillow", decoded)
     assert reason(claims((side, side))[form]) == "too large"
 
 
 def test_max_pixels_is_the_largest_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(100, 120))
-    monkeypatch.setattr(images, "MAX_PIXELS", 12_000)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 12_000)
     assert weak(data, PictureViews()).shape == (224, 224, 3)
-    monkeypatch.setattr(images, "MAX_PIXELS", 11_999)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 11_999)
     assert reason(data, PictureViews()) == "too large"
 
 

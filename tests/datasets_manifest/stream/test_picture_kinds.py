@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets_manifest.stream.images import BadPicture, PictureViews, decode_views, inspect_picture, thumbnail
+from datasets_manifest.stream.images import PictureViews, decode_views, inspect_picture, thumbnail
+from datasets_manifest.stream.picture_files import BadPicture
 
 SPEC = PictureViews(resize=40, crop=32)
 RED = (200, 30, 40)

@@ -122,6 +122,32 @@ def test_json_and_forms_give_the_probabilities_of_predict(
     np.testing.assert_allclose(probs_of(one)[0], wanted[rows.index(row)], atol=1e-5)
 
 
+def test_requests_have_the_names_of_records_and_their_plurals(
+    registered: Registered, backend: LocalBackend, tokens: Tokens
+) -> None:
+    row = next(row for row in records(registered) if row["texts"] and len(row["images"]) == 1)
+    content, encoded = Path(row["images"][0]).read_bytes(), as_json(row)["images"]
+    wanted = backend.predictor.predict([row["texts"]], [row["images"]]).probs
+    bodies: list[dict[str, Any]] = [
+        {"json": {"text": row["texts"], "image": encoded}},
+        {"json": {"texts": row["texts"], "image": encoded[0]}},
+        {"json": {"text": row["texts"], "images": encoded[0]}},
+        {"data": {"text": row["texts"]}, "files": [("image", ("p", content))]},
+        {"data": {"texts": row["texts"]}, "files": [("images", ("p", content))]},
+    ]
+    for body in bodies:
+        np.testing.assert_allclose(probs_of(ask(backend, tokens, **body)), wanted, atol=1e-5)
+    for body, nearest in (({"imag": encoded}, "image"), ({"sample": []}, "samples")):
+        assert f"(nearest: {nearest}" in ask(backend, tokens, json=body).json()["detail"]
+
+
+def test_a_picture_that_is_not_read_here_is_told_as_training_tells_it(backend: LocalBackend, tokens: Tokens) -> None:
+    heic = base64.b64encode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)).decode()
+    answer = ask(backend, tokens, json={"text": "x", "image": heic})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "samples.0.images.0: not read here (HEIC)"
+
+
 def bomb() -> bytes:
     """A PNG of a few hundred bytes whose header claims 30,000 × 30,000 pixels."""
 
@@ -169,7 +195,12 @@ SMALL = Limits(body_bytes=4000, samples=2, pictures=2, text_chars=50)
         (422, {"json": {}}),
         (422, {"json": {"samples": []}}),
         (422, {"json": {"text": "  "}}),
+        (400, {"content": b'{"text": "x", "text": "y"}', "headers": JSON_TYPE}),
         (422, {"json": {"text": "x", "image": "y"}}),
+        (422, {"json": {"text": "x", "picture": "y"}}),
+        (422, {"json": {"text": "x", "image": [], "images": []}}),
+        (422, {"files": [("text", (None, "x")), ("image", (None, "words"))]}),
+        (422, {"files": [("caption", (None, "x"))]}),
         (422, {"json": {"text": "x", "images": ["***"]}}),
         (422, {"json": {"text": "x", "images": [base64.b64encode(b"no picture").decode()]}}),
     ],
