@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from datasets_manifest.checks.data_check import check
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing import pack as packing
@@ -133,3 +135,23 @@ def test_altered_shards_and_lost_pictures_are_bad_pictures(manifests: dict[str, 
     corpus = load_corpus([str(others[0]), str(found.manifest)], str(others[1]))
     assert "1 of 24 records lack a picture file" in require_pictures(corpus, 0.1)[0]
     assert isinstance(corpus.table, pa.Table)
+
+
+def test_packing_counts_the_pictures_bad_that_the_check_does(tmp_path: Path) -> None:
+    contents = {
+        "cut.png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "photo.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
+        "page.jpg": b"<!doctype html>",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    records = [{"text": "a", "image": [*contents, "gone.jpg"], "label": n} for n in (0, 1)]
+    (tmp_path / "r.json").write_text(json.dumps(records))
+    (tmp_path / "m.json").write_text(
+        json.dumps({"name": "t", "classes": ["a", "b"], "splits": {"train": {"records": "r.json"}}})
+    )
+    manifest = load_manifest(tmp_path / "m.json")
+    found = {f.kind: f.count for f in check([manifest]).findings}
+    assert found["truncated"] == found["not-read-here"] == found["not-an-image"] == found["missing"] == 2
+    for number, side in enumerate((None, 64)):
+        assert pack(manifest, tmp_path / f"packed{number}", Packing(side)).bad == 8

@@ -202,3 +202,52 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path: Path, monkeypat
     nulls = pa.table({"text": pa.nulls(5_000_000, pa.string()), "image": pa.nulls(5_000_000, pa.string())})
     pq.write_table(nulls, tmp_path / "n.parquet")
     assert refusal(tmp_path, "n.parquet", (tmp_path / "n.parquet").read_bytes()).problem.startswith("unpacks")
+
+
+def folders(root: Path, **split: Any) -> Any:
+    content = {
+        "name": "t",
+        "classes": ["cat", "dog"],
+        "splits": {"train": {"records": "set", "format": "folders", **split}},
+    }
+    (root / "m.json").write_text(json.dumps(content))
+    return read_split(load_manifest(root / "m.json"), "train")
+
+
+def test_a_class_folder_may_be_a_link_inside_the_root(tmp_path: Path) -> None:
+    touch(tmp_path / "set" / "cat" / "a.png")
+    touch(tmp_path / "set" / ".store" / "b.png")
+    (tmp_path / "set" / "dog").symlink_to(".store")
+    (tmp_path / "set" / "cat" / "again").symlink_to(tmp_path / "set")  # a circle
+    result = folders(tmp_path)
+    assert column(result, "id") == ["cat/a.png", "dog/b.png"]
+    assert column(result, "label") == [0, 1]
+    assert result.left_alone == ("1 file is left alone (neither pictures nor texts), e.g. cat/again",)
+
+
+def test_a_class_folder_that_leads_out_of_the_root_is_named_or_allowed(tmp_path: Path) -> None:
+    touch(tmp_path / "set" / "cat" / "a.png")
+    touch(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"a symbolic link leads out of the folder; found 'dog'.*allow_outside_root"):
+        folders(tmp_path)
+    assert column(folders(tmp_path, allow_outside_root=True), "id") == ["cat/a.png", "dog/b.png"]
+
+
+def test_files_of_class_folders_that_are_left_alone_are_named(tmp_path: Path) -> None:
+    for path in ("cat/a.png", "cat/b.HEIC", "cat/c.svg", "dog/n.db", "dog/p.jfif"):
+        touch(tmp_path / "set" / path)
+    touch(tmp_path / "set" / "cat" / "lost.txt", b"No picture.")
+    touch(tmp_path / "set" / "dog" / "p.TXT", b"A dog.")
+    (tmp_path / "set" / "bird").symlink_to(tmp_path / "nowhere")
+    result = folders(tmp_path)
+    assert column(result, "texts") == [[], ["A dog."]]
+    assert result.left_alone == (
+        "2 files are left alone (of a picture format that is not read here), e.g. cat/b.HEIC",
+        "1 file is left alone (texts without a picture of their name), e.g. cat/lost.txt",
+        "2 files are left alone (neither pictures nor texts), e.g. bird",
+    )
+    (tmp_path / "set" / "cat" / "a.png").unlink()
+    (tmp_path / "set" / "dog" / "p.jfif").unlink()
+    with pytest.raises(InputError, match=r"no picture in the folder; found .*1 of \.heic"):
+        folders(tmp_path)
