@@ -123,7 +123,7 @@ def test_json_and_forms_give_the_probabilities_of_predict(
 
 
 def test_requests_have_the_names_of_records_and_their_plurals(
-    registered: Registered, backend: LocalBackend, tokens: Tokens
+    registered: Registered, backend: Here, tokens: Tokens
 ) -> None:
     row = next(row for row in records(registered) if row["texts"] and len(row["images"]) == 1)
     content, encoded = Path(row["images"][0]).read_bytes(), as_json(row)["images"]
@@ -141,7 +141,7 @@ def test_requests_have_the_names_of_records_and_their_plurals(
         assert f"(nearest: {nearest}" in ask(backend, tokens, json=body).json()["detail"]
 
 
-def test_a_picture_that_is_not_read_here_is_told_as_training_tells_it(backend: LocalBackend, tokens: Tokens) -> None:
+def test_a_picture_that_is_not_read_here_is_told_as_training_tells_it(backend: Here, tokens: Tokens) -> None:
     heic = base64.b64encode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)).decode()
     answer = ask(backend, tokens, json={"text": "x", "image": heic})
     assert answer.status_code == 422
