@@ -21,7 +21,7 @@ from trainers.recipe.run_sections import Checkpoints
 class StateSizes:
     """Bytes that do not depend on the batch.
 
-    files: a checkpoint's files but for what depends on the number of rows (cluster.disk adds that).
+    files: a checkpoint's files but for what depends on the number of rows (disk.py adds that).
     memory: on each worker: weights, gradients, optimizer state, and SAM's perturbation.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
-from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from trainers.loop.loop import Loop, Observer, Passes
@@ -40,45 +38,6 @@ class StopRequested(Exception):
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(f"epoch {epoch}, step {step}")
         self.epoch, self.step = epoch, step
-
-
-def resume(loop: Loop, monitor: Any) -> None:
-    """Load the newest reported checkpoint that is whole, if there is any.
-
-    Raises:
-        InputError: there are checkpoints, and all of them are damaged.
-    """
-    if loop.rank == 0:
-        remove_drafts(Path(ray.train.get_context().get_storage().experiment_fs_path))
-    last = ray.train.get_checkpoint()
-    if last is None:
-        return
-    problems = []
-    for checkpoint in [last, *earlier(last)]:
-        try:
-            with checkpoint.as_directory() as folder:
-                loop.load(Path(folder))
-                _log.info(
-                    "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
-                )
-                return
-        except InputError as error:
-            problems.append(str(error))
-            _log.warning("a checkpoint is left out: %s", error)
-            monitor.post.remote("note", f"a checkpoint is left out: {error}")
-    raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
-
-
-def remove_drafts(run: Path) -> None:
-    """What a process that was killed had not finished writing."""
-    for draft in run.glob(".checkpoint_*"):
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
-    """The run's other reported checkpoints, newest first."""
-    known = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
-    return [found for found in reversed(known) if found.path != last.path]
 
 
 def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor], monitor: Any) -> None:

@@ -38,7 +38,8 @@ from trainers.model.device_batches import picture_memory
 from trainers.model.precision import described, require_device, with_chosen_precision
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
 from trainers.worker.log_context import LogContext, worker_log
-from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report, resume
+from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
+from trainers.worker.resume import resume
 
 _log = logging.getLogger(__name__)
 

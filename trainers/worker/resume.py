@@ -1,0 +1,54 @@
+"""Where a run goes on after its workers were restarted, or after its command was: the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from datasets_manifest.errors import InputError
+from trainers.loop.loop import Loop
+
+_log = logging.getLogger(__name__)
+
+
+def resume(loop: Loop, monitor: Any) -> None:
+    """Load the newest reported checkpoint that is whole, if there is any.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    if loop.rank == 0:
+        remove_drafts(Path(ray.train.get_context().get_storage().experiment_fs_path))
+    last = ray.train.get_checkpoint()
+    if last is None:
+        return
+    problems = []
+    for checkpoint in [last, *earlier(last)]:
+        try:
+            with checkpoint.as_directory() as folder:
+                loop.load(Path(folder))
+                _log.info(
+                    "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
+                )
+                return
+        except InputError as error:
+            problems.append(str(error))
+            _log.warning("a checkpoint is left out: %s", error)
+            monitor.post.remote("note", f"a checkpoint is left out: {error}")
+    raise InputError(f"no checkpoint is whole; the newest: {problems[0]}", file=last.path)
+
+
+def remove_drafts(run: Path) -> None:
+    """What a process that was killed had not finished writing."""
+    for draft in run.glob(".checkpoint_*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
+    """The run's other reported checkpoints, newest first."""
+    known = [found.checkpoint for found in ray.train.get_all_reported_checkpoints()]
+    return [found for found in reversed(known) if found.path != last.path]
