@@ -75,8 +75,8 @@ def test_runs_are_listed_newest_first_without_mlflow(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("first") and "epoch 3/3  city + sea → mountain  target accuracy 75.0 %" in lines[1]
     assert runs.show_run("first", storage).models == []  # there is no store
-    with pytest.raises(InputError, match=r"no such run; found 'frist'.*nearest: first"):
-        runs.show_run("frist", storage)
+    with pytest.raises(InputError, match=r"no such run; found 'firsts'.*nearest: first"):
+        runs.show_run("firsts", storage)
 
 
 def test_a_run_is_removed_with_all_that_belongs_to_it_and_nothing_else(
