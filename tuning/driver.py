@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray import tune
 
 from datasets_manifest.errors import InputError, without_password
@@ -21,7 +23,7 @@ from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 from trainers.model.checkpoint import load_card, model_folder, read_json
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, stated_values
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
 from trainers.tracking.journal import Journal
@@ -31,7 +33,8 @@ from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
 from trainers.tracking.sender import CLOSED_WITHIN_S, Sender, TrackedRun
 from trainers.validators import choose_candidate
-from tuning.report import draw_report, table
+from tuning.progress import Progress, live_table, settings
+from tuning.report import draw_report, idle_lines, table
 from tuning.search import METRIC, scheduler, search_space
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
 from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, train_run
@@ -61,8 +64,8 @@ class SweepResult:
         return self.report / REPORT
 
     def table(self) -> str:
-        """The trials and what was chosen, as text."""
-        return table(self.plan.sweep, self.trials, self.best)
+        """The trials and what was chosen, as text, and searched keys that cannot have acted."""
+        return "\n".join([table(self.plan.sweep, self.trials, self.best), *idle_lines(self.plan, self.trials)])
 
     def to_dict(self) -> dict[str, Any]:
         """The `end` event that `m2can tune --json` prints."""
@@ -79,32 +82,6 @@ class SweepResult:
             "report": str(self.report),
             "report_page": str(self.report_page),
         }
-
-
-class Progress(tune.Callback):
-    """Prints a line on standard error for each report of a trial."""
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        ended = sum(other.is_finished() for other in trials)
-        if not result.get("finished"):
-            print(
-                f"trial {trial.trial_id} epoch {result['epoch']}  score {result[METRIC]:.4f}  "
-                f"({ended} of {len(trials)} begun trials ended)  {settings(trial.config)}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        print(f"trial {trial.trial_id} failed  {settings(trial.config)}", file=sys.stderr, flush=True)
-
-
-def settings(config: Mapping[str, Any]) -> str:
-    """A trial's values in one line."""
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()
-    )
 
 
 def run_sweep(plan: SweepPlan) -> SweepResult:
@@ -226,9 +203,10 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
                 scheduler=scheduler(plan, job.folder),
                 num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
             ),
-            run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress()]),
+            run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress(plan)]),
         )
-    grid = tuner.fit()
+    with live_table():
+        grid = tuner.fit()
     failed = [result for result in grid if result.error is not None]
     return {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in failed}
 
@@ -248,12 +226,12 @@ def _sender(plan: SweepPlan, base: Recipe, uri: str, storage: Path, folder: Path
 
 
 def _write_best(plan: SweepPlan, base: Recipe, best: Trial, folder: Path) -> Path:
-    """The best recipe, whole, with absolute paths; run name and place are those of the sweep's recipe."""
-    found = plan.recipe(best.overrides)
-    content = found.model_copy(update={"run": base.run}).model_dump(mode="json")
+    """The best recipe, with absolute paths; run name and place are those of the sweep's recipe."""
+    found = plan.recipe(best.overrides).model_copy(update={"run": base.run})
     head = f"# The best of {plan.sweep.name}: trial {best.name}, {settings(best.config)}\n"
+    head += f"# What differs from the preset {found.preset}; m2can {version('m2can')}\n"
     file = folder / "best.yaml"
-    write_atomically(file, head + json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(file, head + yaml.safe_dump(stated_values(found), sort_keys=False, allow_unicode=True))
     return file
 
 

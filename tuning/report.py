@@ -12,9 +12,12 @@ import optuna
 
 from trainers.reports.page import REPORT
 from tuning import report_pictures as pictures
+from tuning.idle_keys import idle_keys
 from tuning.report_page import sweep_page, trials_table, variants_table
 from tuning.sweep import Choices, Sweep, SweepPlan
 from tuning.trial_results import Trial, result_tree, variant_rows
+
+IMPORTANCE_TRIALS = 10
 
 
 def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path) -> None:
@@ -37,10 +40,18 @@ def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder
         wide = pictures.comparison(variant_rows(sweep, trials), folder / "comparison.png")
     elif finished:
         wide = pictures.parallel_coordinates(sweep, finished, best, folder / "parallel_coordinates.png")
-        shares = importances(sweep, finished)
+        idle = idle_keys(plan, finished)
+        shares = {key: share for key, share in importances(sweep, finished).items() if key not in idle}
         if shares:
             pictures.importance(shares, folder / "importance.png")
-    (folder / REPORT).write_text(sweep_page(plan, trials, best, shares, wide), encoding="utf-8")
+    (folder / REPORT).write_text(
+        sweep_page(plan, trials, best, shares, wide, idle_lines(plan, finished)), encoding="utf-8"
+    )
+
+
+def idle_lines(plan: SweepPlan, trials: list[Trial]) -> list[str]:
+    """A sentence for each searched key that cannot have acted."""
+    return [f"{key} cannot have acted: {why}" for key, why in idle_keys(plan, trials).items()]
 
 
 def table(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
@@ -56,10 +67,10 @@ def importances(sweep: Sweep, finished: list[Trial]) -> dict[str, float]:
     """Share of the scores' variance that each key explains by itself (fANOVA, Hutter et al., ICML 2014).
 
     Returns:
-        key → share; empty for fewer than four trials, or scores that are all the same.
+        key → share; empty for fewer than ten trials, in which chance decides, or scores that are all the same.
     """
     known = [trial for trial in finished if np.isfinite(trial.score)]
-    if len(known) < 4 or len({trial.score for trial in known}) < 2:
+    if len(known) < IMPORTANCE_TRIALS or len({trial.score for trial in known}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
     for trial in known:

@@ -25,13 +25,19 @@ _ACCURACIES = {
 
 
 def sweep_page(
-    plan: SweepPlan, trials: list[Trial], best: Trial | None, shares: dict[str, float], wide: Chart | None
+    plan: SweepPlan,
+    trials: list[Trial],
+    best: Trial | None,
+    shares: dict[str, float],
+    wide: Chart | None,
+    idle: list[str],
 ) -> str:
     """The whole page.
 
     Args:
         best: None in a comparison, or where no trial finished.
         shares: importance of the searched keys, {} where it is not known.
+        idle: a sentence for each searched key that cannot have acted.
         wide: the comparison, or the parallel coordinates of a search; None where no trial finished.
     """
     sweep = plan.sweep
@@ -54,6 +60,7 @@ def sweep_page(
         values=score_by_value(sweep, finished, best),
         wide=wide,
         importance=sorted(shares.items(), key=lambda pair: -pair[1]),
+        idle=idle,
         learning=_learning(sweep, trials, best),
         trials=trials_table(sweep, trials, best),
         errors=[(t.name, without_password(t.content["error"])) for t in trials if t.content.get("error")],

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.tuning.sweeps import plan_of, write_sweep
 from trainers.recipe import load_recipe
@@ -30,6 +31,8 @@ def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch)
     assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
     assert outcome.best is not None and outcome.best.score == max(trial.score for trial in outcome.trials)
 
+    stated = yaml.safe_load(outcome.best_recipe.read_text())
+    assert "network" not in stated and list(stated["optimizer"]["lr"]) == ["encoders"]
     best = load_recipe(outcome.best_recipe)
     assert best.optimizer.lr.encoders == outcome.best.config["optimizer.lr.encoders"] and best.run.name is None
 

@@ -19,7 +19,7 @@ from datasets_manifest.errors import InputError, first_line, from_validation_err
 from datasets_manifest.manifest.catalog import is_reference
 from trainers.published.configuration import is_published_form, recipe_tree
 from trainers.recipe.from_version_1 import SCHEMA_VERSION, refuse_removed, to_version_2
-from trainers.recipe.overrides import apply_override, merge
+from trainers.recipe.overrides import apply_override, merge, put
 from trainers.recipe.presets import PRESETS
 from trainers.recipe.recipe import Recipe
 from trainers.recipe.schema_versions import Migration, migrate
@@ -74,6 +74,21 @@ def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
     except ValidationError as error:
         raise from_validation_error(error, Recipe, file) from None
     return _anchored(recipe, Path(file).resolve().parent) if isinstance(file, Path) else recipe
+
+
+def stated_values(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe file has to state to give `recipe`: its preset, sources and target, and what differs from the preset."""
+    data = {"sources": list(recipe.data.sources), "target": recipe.data.target}
+    stated: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "preset": recipe.preset, "data": data}
+    wanted = recipe.flat()
+    for _ in range(
+        2
+    ):  # a value that follows from another one (schedule.lowest_lr) differs only once that one is stated
+        found = make_recipe(stated).flat()
+        for key, value in wanted.items():
+            if found[key] != value:
+                put(stated, key, value)
+    return stated
 
 
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:

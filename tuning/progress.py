@@ -1,0 +1,148 @@
+"""What a sweep shows on standard error while it goes on: a live table on a terminal, a line for each report elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tuning.search import METRIC, planned_trials
+from tuning.sweep import SweepPlan
+
+_SHOWN_ROWS = 20
+_live: Live | None = None  # not in the callback, which Tune pickles
+
+
+@contextmanager
+def live_table() -> Iterator[None]:
+    """While it is entered, `Progress` draws a table in place of lines, if standard error is a terminal."""
+    global _live
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with Live(console=console, auto_refresh=False) as _live:
+        try:
+            yield
+        finally:
+            _live = None
+
+
+class Progress(tune.Callback):
+    """Each trial's epoch, score and searched values; the best so far; how many trials have ended and how long the rest takes."""
+
+    keys: tuple[str, ...] = ()
+    count, epochs = 0, 0
+
+    def __init__(self, plan: SweepPlan) -> None:
+        sweep = plan.sweep
+        self.keys = ("variant", "seed") if sweep.is_comparison else tuple(sweep.space)
+        self.count, self.epochs = planned_trials(plan), plan.recipe([]).train.epochs
+        self.began: float | None = None
+        self.before = 0.0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        epoch = "" if result.get("finished") else f"epoch {result['epoch']}/{self.epochs}  "
+        self._tell(
+            trials, trial, f"{epoch}score {result[METRIC]:.4f}" if epoch else f"ended, score {result[METRIC]:.4f}"
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell(trials, trial, "failed")
+
+    def _tell(self, trials: list[Any], trial: Any = None, said: str = "") -> None:
+        if self.began is None:
+            self.began, self.before = time.monotonic(), self._done(trials)
+        if _live is not None:
+            _live.update(self.table(trials), refresh=True)
+        elif trial is not None:
+            number = trials.index(trial) + 1
+            line = f"trial {number} of {self.count}  {said}  {self.summary(trials)}  {self.values(trial.config)}"
+            print(line, file=sys.stderr, flush=True)
+
+    def values(self, config: Mapping[str, Any]) -> str:
+        """The searched values of a trial in one line."""
+        return settings({key: config[key] for key in self.keys if key in config})
+
+    def summary(self, trials: list[Any]) -> str:
+        """The best so far, how many have ended, how long the rest takes."""
+        ended = sum(trial.is_finished() for trial in trials)
+        parts = [f"{ended} of {self.count} ended"]
+        if (best := best_so_far(trials)) is not None:
+            parts.insert(0, f"best {best[0]:.4f} (trial {best[1]})")
+        if (left := self.seconds_left(trials)) is not None:
+            minutes, seconds = divmod(round(left), 60)
+            parts.append(
+                f"{minutes // 60} h {minutes % 60:02d} min left"
+                if minutes >= 60
+                else f"{minutes}:{seconds:02d} min left"
+            )
+        return ", ".join(parts)
+
+    def seconds_left(self, trials: list[Any]) -> float | None:
+        """By the epochs done since this command began; None before the first."""
+        done = self._done(trials)
+        if self.began is None or done <= self.before:
+            return None
+        return (time.monotonic() - self.began) * (self.count - done) / (done - self.before)
+
+    def _done(self, trials: list[Any]) -> float:
+        """Trials' worth of work: an ended trial counts one, one under way the part of its epochs that it has done."""
+        parts = (1.0 if t.is_finished() else _last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
+        return float(sum(min(1.0, part) for part in parts))
+
+    def table(self, trials: list[Any]) -> Table:
+        """The trials under way and the best of the others, by number."""
+        best = best_so_far(trials)
+        table = Table(title=self.summary(trials), title_justify="left")
+        for heading in ("trial", "status", "epoch", "score", *self.keys):
+            table.add_column(heading, justify="right" if heading in ("trial", "epoch", "score") else "left")
+        numbered = list(enumerate(trials, start=1))
+        ranked = sorted(numbered, key=lambda pair: (pair[1].is_finished(), -_score(pair[1])))
+        for number, trial in sorted(ranked[:_SHOWN_ROWS], key=lambda pair: pair[0]):
+            score = _score(trial)
+            cells = [f"{number}", str(trial.status).lower(), f"{_last(trial, 'epoch', '–')}"]
+            cells += [f"{score:.4f}" if math.isfinite(score) else "–"]
+            cells += [
+                settings({key: trial.config[key]}, named=False) if key in trial.config else "–" for key in self.keys
+            ]
+            table.add_row(*cells, style="bold" if best is not None and number == best[1] else None)
+        if len(numbered) > _SHOWN_ROWS:
+            table.caption = f"and {len(numbered) - _SHOWN_ROWS} more with lower scores"
+        return table
+
+
+def settings(config: Mapping[str, Any], *, named: bool = True) -> str:
+    """Values in one line, with their keys if they are to be named."""
+    return ", ".join(
+        (f"{key} " if named else "") + (f"{value:.4g}" if isinstance(value, float) else f"{value}")
+        for key, value in config.items()
+    )
+
+
+def best_so_far(trials: list[Any]) -> tuple[float, int] | None:
+    """The highest score that a trial reported last, and the trial's number, from 1."""
+    scores = [(_score(trial), number) for number, trial in enumerate(trials, start=1)]
+    return max((pair for pair in scores if math.isfinite(pair[0])), default=None, key=lambda pair: (pair[0], -pair[1]))
+
+
+def _score(trial: Any) -> float:
+    score = _last(trial, METRIC, None)
+    return -math.inf if score is None or math.isnan(score) else float(score)
+
+
+def _last(trial: Any, name: str, absent: Any) -> Any:
+    return (trial.last_result or {}).get(name, absent)
