@@ -48,6 +48,12 @@ class Progress(tune.Callback):
         self.count, self.epochs = planned_trials(plan), plan.recipe([]).train.epochs
         self.began: float | None = None
         self.before = 0.0
+        # By trial id. Tune updates a trial's own last result after it has told the callbacks.
+        self.reports: dict[str, dict[str, Any]] = {}
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """A sweep that goes on has the callback of the command before it."""
+        self.began, self.before, self.reports = None, 0.0, {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._tell(trials)
@@ -55,6 +61,7 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        self.reports[trial.trial_id] = {name: result.get(name) for name in ("epoch", METRIC)}
         epoch = "" if result.get("finished") else f"epoch {result['epoch']}/{self.epochs}  "
         self._tell(
             trials, trial, f"{epoch}score {result[METRIC]:.4f}" if epoch else f"ended, score {result[METRIC]:.4f}"
@@ -81,7 +88,7 @@ class Progress(tune.Callback):
         """The best so far, how many have ended, how long the rest takes."""
         ended = sum(trial.is_finished() for trial in trials)
         parts = [f"{ended} of {self.count} ended"]
-        if (best := best_so_far(trials)) is not None:
+        if (best := self.best_so_far(trials)) is not None:
             parts.insert(0, f"best {best[0]:.4f} (trial {best[1]})")
         if (left := self.seconds_left(trials)) is not None:
             minutes, seconds = divmod(round(left), 60)
@@ -101,20 +108,20 @@ class Progress(tune.Callback):
 
     def _done(self, trials: list[Any]) -> float:
         """Trials' worth of work: an ended trial counts one, one under way the part of its epochs that it has done."""
-        parts = (1.0 if t.is_finished() else _last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
+        parts = (1.0 if t.is_finished() else self._last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
         return float(sum(min(1.0, part) for part in parts))
 
     def table(self, trials: list[Any]) -> Table:
         """The trials under way and the best of the others, by number."""
-        best = best_so_far(trials)
+        best = self.best_so_far(trials)
         table = Table(title=self.summary(trials), title_justify="left")
         for heading in ("trial", "status", "epoch", "score", *self.keys):
             table.add_column(heading, justify="right" if heading in ("trial", "epoch", "score") else "left")
         numbered = list(enumerate(trials, start=1))
-        ranked = sorted(numbered, key=lambda pair: (pair[1].is_finished(), -_score(pair[1])))
+        ranked = sorted(numbered, key=lambda pair: (pair[1].is_finished(), -self._score(pair[1])))
         for number, trial in sorted(ranked[:_SHOWN_ROWS], key=lambda pair: pair[0]):
-            score = _score(trial)
-            cells = [f"{number}", str(trial.status).lower(), f"{_last(trial, 'epoch', '–')}"]
+            score = self._score(trial)
+            cells = [f"{number}", str(trial.status).lower(), f"{self._last(trial, 'epoch', '–')}"]
             cells += [f"{score:.4f}" if math.isfinite(score) else "–"]
             cells += [
                 settings({key: trial.config[key]}, named=False) if key in trial.config else "–" for key in self.keys
@@ -124,6 +131,20 @@ class Progress(tune.Callback):
             table.caption = f"and {len(numbered) - _SHOWN_ROWS} more with lower scores"
         return table
 
+    def best_so_far(self, trials: list[Any]) -> tuple[float, int] | None:
+        """The highest score that a trial reported last, and the trial's number, from 1."""
+        scores = [(self._score(trial), number) for number, trial in enumerate(trials, start=1)]
+        known = [pair for pair in scores if math.isfinite(pair[0])]
+        return max(known, default=None, key=lambda pair: (pair[0], -pair[1]))
+
+    def _score(self, trial: Any) -> float:
+        score = self._last(trial, METRIC, None)
+        return -math.inf if score is None or math.isnan(score) else float(score)
+
+    def _last(self, trial: Any, name: str, absent: Any) -> Any:
+        found = self.reports.get(trial.trial_id, trial.last_result or {}).get(name)
+        return absent if found is None else found
+
 
 def settings(config: Mapping[str, Any], *, named: bool = True) -> str:
     """Values in one line, with their keys if they are to be named."""
@@ -131,18 +152,3 @@ def settings(config: Mapping[str, Any], *, named: bool = True) -> str:
         (f"{key} " if named else "") + (f"{value:.4g}" if isinstance(value, float) else f"{value}")
         for key, value in config.items()
     )
-
-
-def best_so_far(trials: list[Any]) -> tuple[float, int] | None:
-    """The highest score that a trial reported last, and the trial's number, from 1."""
-    scores = [(_score(trial), number) for number, trial in enumerate(trials, start=1)]
-    return max((pair for pair in scores if math.isfinite(pair[0])), default=None, key=lambda pair: (pair[0], -pair[1]))
-
-
-def _score(trial: Any) -> float:
-    score = _last(trial, METRIC, None)
-    return -math.inf if score is None or math.isnan(score) else float(score)
-
-
-def _last(trial: Any, name: str, absent: Any) -> Any:
-    return (trial.last_result or {}).get(name, absent)

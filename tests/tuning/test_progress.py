@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from rich.console import Console
 
 from tests.tuning.sweeps import plan_of
 from tuning import progress as shown
-from tuning.progress import Progress, best_so_far, live_table
+from tuning.progress import Progress, live_table
 
 
 @dataclass
@@ -22,6 +23,7 @@ class TuneTrial:
     config: dict[str, Any]
     status: str = "RUNNING"
     last_result: dict[str, Any] | None = None
+    trial_id: str = field(default_factory=lambda: uuid4().hex)
 
     def is_finished(self) -> bool:
         return self.status in ("TERMINATED", "ERROR")
@@ -42,8 +44,8 @@ def progress(tmp_path, monkeypatch):
 
 def report(progress, trials, number, seconds, **result):
     progress.clock["now"] = seconds
-    trials[number].last_result = result
     progress.on_trial_result(1, trials, trials[number], result)
+    trials[number].last_result = result  # Tune does this afterwards
 
 
 def test_lines_name_the_trial_its_values_the_best_and_the_time_left(progress, capsys):
@@ -92,6 +94,6 @@ def test_a_terminal_shows_a_table(progress, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("trial 31 of 4  epoch 1/2  score 0.5000")
 
 
-def test_the_best_is_the_first_of_equals():
+def test_the_best_is_the_first_of_equals(progress):
     trials = [TuneTrial({}, last_result={"score": score}) for score in (float("nan"), 0.5, 0.5)]
-    assert best_so_far(trials) == (0.5, 2) and best_so_far([TuneTrial({})]) is None
+    assert progress.best_so_far(trials) == (0.5, 2) and progress.best_so_far([TuneTrial({})]) is None
