@@ -36,6 +36,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "EXPERIMENT_KIND",
     "MAX_ENTITY_KEY_LENGTH",
     "MAX_METRICS_PER_BATCH",
     "MAX_PARAMS_TAGS_PER_BATCH",
@@ -50,6 +51,8 @@ __all__ = [
     "set_defaults",
 ]
 
+# Tags of an experiment: MLflow's pages guess what it is for, unless they are told.
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 PARENT_TAG = MLFLOW_PARENT_RUN_ID  # of a run: the id of the run above it
 VERSIONS_TAG = MLFLOW_MODEL_VERSIONS  # of a logged model: JSON [{"name", "version"}] of the versions made of it
 

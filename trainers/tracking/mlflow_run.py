@@ -17,6 +17,7 @@ from datasets_manifest.errors import InputError, without_password
 from trainers.tracking.address import SERVERS, scheme, sqlite_file
 from trainers.tracking.journal import EpochRecord
 from trainers.tracking.mlflow_compat import (
+    EXPERIMENT_KIND,
     MAX_ENTITY_KEY_LENGTH,
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_VAL_LENGTH,
@@ -65,7 +66,7 @@ def open_experiment(uri: str, experiment: str, storage: Path) -> str:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         try:
-            return client.create_experiment(experiment, artifact_location=place)
+            return client.create_experiment(experiment, artifact_location=place, tags=EXPERIMENT_KIND)
         except MlflowException as error:
             # Another process created it first.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -57,6 +57,15 @@ def test_the_inner_names_mean_what_they_did() -> None:
     assert mlflow_compat.MAX_PARAM_VAL_LENGTH >= 6000
 
 
+def test_mlflow_s_pages_are_told_that_models_are_trained(tmp_path: Path) -> None:
+    uri = resolve_tracking_uri(None, tmp_path)
+    tags = open_client(uri).get_experiment(open_experiment(uri, "m2can", tmp_path)).tags
+    ((key, kind),) = mlflow_compat.EXPERIMENT_KIND.items()
+    assert tags[key] == kind
+    pages = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("main.*.js")
+    assert any(key in text and f'"{kind}"' in text for text in (page.read_text(encoding="utf-8") for page in pages))
+
+
 def test_a_name_that_is_gone_is_told_with_the_release_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.utils.mlflow_tags", SimpleNamespace(MLFLOW_PARENT_RUN_ID=""))
     with pytest.raises(ImportError, match=r"MLFLOW_MODEL_VERSIONS.*wanted mlflow>=3\.17,<3\.18"):
