@@ -26,6 +26,7 @@ from trainers.model.checkpoint import ModelCard
 from trainers.model.device_batches import make_encoding, to_batch
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe, make_recipe
+from trainers.recipe.training_rule import decide
 
 PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them
@@ -59,7 +60,7 @@ def frozen_encoders(folder: Path) -> dict[str, Any]:
         # The same layers in the same order under other names; the classifier comes last and stays away.
         named = {
             name: x.contiguous()
-            for (name, like), x in zip(wanted.items(), given.values(), strict=True)
+            for (name, like), x in zip(wanted.items(), given.values(), strict=False)
             if x.shape == like.shape
         }
         assert len(named) == len(wanted)
@@ -177,8 +178,14 @@ class CachedLoop(Loop):
         return M2CAN(text, picture, len(recipe.data.sources), len(self.corpus.classes), **recipe.network.model_dump())
 
 
+def with_all_values(features: CachedFeatures, recipe: Recipe) -> Recipe:
+    """The recipe with what it leaves to the rule of rates, epochs and pseudo labels."""
+    return decide(recipe, max(len(part) for part in features.corpus.train[:-1]))[0]
+
+
 def cached_loop(features: CachedFeatures, recipe: Recipe) -> CachedLoop:
     """A loop on one worker; sources of the corpus that the recipe does not name are left out."""
+    recipe = with_all_values(features, recipe)
     corpus, domains = features.corpus, [Path(path).parent.name for path in [*recipe.data.sources, recipe.data.target]]
     kept = [index for index, part in enumerate(corpus.train) if part.domain in domains]
     corpus = replace(corpus, train=[corpus.train[i] for i in kept], val=[corpus.val[i] for i in kept])

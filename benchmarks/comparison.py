@@ -79,7 +79,7 @@ def run_variant(features: Any, name: str, seed: int) -> dict[str, Any]:
     recipe = recipe_of(features, name, seed)
     loop = cached_loop(features, recipe)
     evidence, epochs, probs = [], [], []
-    while loop.epoch < recipe.train.epochs:
+    while loop.epoch < loop.epochs:
         metrics, scored = loop.run_epoch()
         evidence.append(scored.evidence)
         epochs.append(metrics)

@@ -20,6 +20,7 @@ from trainers.m2can.network import M2CAN
 from trainers.model import build, encoders, optimizers
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout
 from trainers.recipe import Recipe, make_recipe
+from trainers.recipe.training_rule import decide
 
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 
@@ -68,7 +69,7 @@ def recipe_of(size: Size, preset: str, *overrides: str) -> Recipe:
         tree["encoders"]["picture"]["head"] = "none"
     for override in overrides:
         apply_override(tree, override)
-    return make_recipe(tree)
+    return decide(make_recipe(tree), size.batch)[0]
 
 
 def make_network(size: Size, recipe: Recipe) -> M2CAN:

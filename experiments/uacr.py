@@ -19,6 +19,7 @@ from trainers.loop.scoring import Scored
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import make_encoding, to_batch
+from trainers.recipe.base import decided
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ExperimentalUacr:
         if not loop.recipe.uacr.enabled or loop.recipe.train.target_labels == "oracle":
             return {}
         view, columns = self._look(self.teacher or loop.network)
-        if options.estimate and (loop.epoch + 1 <= loop.recipe.uacr.warmup or self.estimated is None):
+        if options.estimate and (loop.epoch + 1 <= decided(loop.recipe.uacr.warmup) or self.estimated is None):
             self.estimated = self._estimate(view, scored)
         if self.estimated is not None:
             prior = self.estimated

@@ -119,7 +119,7 @@ def train(
     changes = {**(overrides or {}), **{key: value for key, value in places.items() if value is not None}}
     with _data_of(recipe, changes, sources, target, classes) as named:
         loaded = load_recipe(recipe, overrides={**changes, **named})
-        observer = RunProgress(loaded.train.epochs, as_json=False) if progress else None
+        observer = RunProgress(as_json=False) if progress else None
         place = Path(trace) if trace else None
         return run(loaded, observer=observer, stop=nullcontext(), trace=place, profile=profile, candidate=candidate)
 

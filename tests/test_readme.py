@@ -61,6 +61,9 @@ def test_python_example_runs(folder: Path, ray_cluster: None, monkeypatch: pytes
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, object] = {}
-    exec(compile(block("python", "m2can.train"), str(README), "exec"), names)
+    written = block("python", "m2can.train")
+    shorter = written.replace('"train.seed": 1', '"train.epochs": 2')  # that it learns: tests/test_recipes_learn.py
+    assert shorter != written
+    exec(compile(shorter, str(README), "exec"), names)
     result = names["result"]
-    assert isinstance(result, m2can.Result) and result.last_epoch == 5 and result.target == "shop"
+    assert isinstance(result, m2can.Result) and result.last_epoch == 2 and result.target == "shop"

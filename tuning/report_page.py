@@ -75,7 +75,7 @@ def _overview(plan: SweepPlan, trials: list[Trial]) -> list[tuple[str, str]]:
         ("domains", f"{sources} → {_domain(recipe.data.target)}"),
         ("preset", recipe.preset),
         ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
-        ("epochs, at most", f"{recipe.train.epochs}"),
+        ("epochs, at most", f"{recipe.train.epochs or 'by the data'}"),
         ("kind", "comparison of variants" if sweep.is_comparison else f"search, {sweep.algorithm}"),
         ("trials", ", ".join(f"{number} {status}" for status, number in count.items() if number) or "none"),
         ("scored by", sweep.objective),

@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from datasets_manifest.files import write_atomically
+from trainers.recipe.training_rule import MOST_EPOCHS
 from tuning.sweep import Choices, Range, SweepPlan
 from tuning.trial import stop_file
 
@@ -71,7 +72,7 @@ def scheduler(plan: SweepPlan, folder: Path) -> TrialScheduler:
     asha = plan.sweep.asha
     if asha is None:
         return FIFOScheduler()
-    epochs = plan.recipe([]).train.epochs
+    epochs = plan.recipe([]).train.epochs or MOST_EPOCHS
     return Halving(
         plan.sweep.name,
         folder,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from trainers.m2can.losses import TERMS
+from trainers.recipe.base import decided
 from trainers.training_run import RunObserver
 
 if TYPE_CHECKING:
@@ -35,12 +36,11 @@ class RunProgress(RunObserver):
     """Progress of a run on standard error: a bar on a terminal, plain lines elsewhere.
 
     Args:
-        epochs: of the whole run.
         as_json: whether epochs go to standard output as JSON lines.
     """
 
-    def __init__(self, epochs: int, as_json: bool) -> None:
-        self.epochs, self.as_json = epochs, as_json
+    def __init__(self, as_json: bool) -> None:
+        self.epochs, self.as_json = 0, as_json
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
         # Off a terminal it draws nothing, but still measures the speed.
@@ -55,6 +55,7 @@ class RunProgress(RunObserver):
         self._printed = 0.0
 
     def on_start(self, prepared: Prepared) -> None:
+        self.epochs = decided(prepared.recipe.train.epochs)
         for note in prepared.notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"run {prepared.name}: {' + '.join(prepared.card.sources)} → {prepared.card.target}", file=sys.stderr)

@@ -73,6 +73,7 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     """What a run of the recipe would take, from a few of its steps."""
     from trainers.cluster.dry_run import dry_run
     from trainers.preflight.disk import megabytes
+    from trainers.recipe.base import decided
     from trainers.tracking.address import tracking_uri
     from trainers.training_run import prepare_and_start_ray
 
@@ -81,19 +82,17 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     prepared = prepare_and_start_ray(recipe)
     for note in prepared.notes:
         typer.echo(f"note: {note}", err=True)
-    found = dry_run(prepared)
+    found, epochs = dry_run(prepared), decided(prepared.recipe.train.epochs)
     if as_json:
         print_json({"event": "dry-run", **asdict(found)})
         return
     memory = ", ".join(f"{kind} {mib:,.0f} MiB" for kind, mib in found.memory_mib.items())
-    hours, minutes = divmod(found.epoch_s * recipe.train.epochs / 60, 60)
+    hours, minutes = divmod(found.epoch_s * epochs / 60, 60)
     typer.echo(f"workers      {found.workers} on {found.device}, in {found.precision}; {found.steps} steps tried")
     typer.echo(f"peak memory  {memory} (the largest worker; its data is prepared in processes of their own)")
     typer.echo(f"an epoch     {found.epoch_s:,.1f} s: {found.steps_per_epoch} steps of {found.step_s:.3f} s, "
                f"{found.eval_batches} batches scored in {found.eval_batch_s:.3f} s each")  # fmt: skip
-    typer.echo(
-        f"the run      {int(hours)} h {minutes:.0f} min for {recipe.train.epochs} epochs, without start and report"
-    )
+    typer.echo(f"the run      {int(hours)} h {minutes:.0f} min for {epochs} epochs, without start and report")
     typer.echo(f"checkpoints  {megabytes(found.checkpoint_bytes)} each, at most {found.checkpoints} at a time: "
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
@@ -109,7 +108,7 @@ def run_recipe(
     """Train as `m2can train` does: with progress on standard error, and stopped by SIGTERM."""
     from trainers.training_run import run
 
-    progress, stop = RunProgress(recipe.train.epochs, as_json), stop_on_sigterm(recipe.cluster.grace_s)
+    progress, stop = RunProgress(as_json), stop_on_sigterm(recipe.cluster.grace_s)
     return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
 
 

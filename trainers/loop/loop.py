@@ -35,6 +35,7 @@ from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.model.trained_parts import build_trained_parts
+from trainers.recipe.base import decided
 from trainers.validators import epoch_score
 
 
@@ -80,6 +81,7 @@ class Loop:
         self.dtype = dtype_of(self.recipe)
         self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
         self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
+        self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
         max_bad_fraction = self.recipe.data.max_bad_fraction
@@ -107,7 +109,7 @@ class Loop:
             objective=build_objective(recipe),
             optimizer=self.optimizers["network"],
             discriminator_optimizer=self.optimizers["discriminators"],
-            schedule=build_schedule(recipe.schedule, recipe.train.epochs, self.steps_per_epoch),
+            schedule=build_schedule(recipe.schedule, self.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
             collective=self.collective,
             autocast=autocast_of(recipe, self.device),
@@ -218,7 +220,7 @@ class Loop:
 
     def _ask_for(self, plan: EpochPlan) -> None:
         """The first batches of the next epoch are made while this one is scored and its checkpoint written."""
-        if plan.epoch < self.recipe.train.epochs:
+        if plan.epoch < self.epochs:
             self._next = plan, self._feed_of(plan)
 
     def _feed_of(self, plan: EpochPlan) -> Feed:

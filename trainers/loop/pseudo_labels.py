@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets_manifest.records.corpus import Part
 from datasets_manifest.stream.plan import DomainPool
 from trainers.m2can.pseudo_labels import select, selection_rate, uniform_prior
+from trainers.recipe.base import decided
 from trainers.recipe.method_sections import Uacr
 
 
@@ -41,8 +42,8 @@ class PseudoLabels:
         Returns:
             metrics by name.
         """
-        since = epoch - self.uacr.warmup  # epochs since the end of the warm-up
-        rate = selection_rate(since, self.uacr.start, self.uacr.update) if since >= 0 else 0.0
+        since = epoch - decided(self.uacr.warmup)  # epochs since the end of the warm-up
+        rate = selection_rate(since, self.uacr.start, decided(self.uacr.update)) if since >= 0 else 0.0
         prior = self.prior()
         score_N = columns["prob"] * np.exp(-columns["variance"])
         selected = select(columns["label"], score_N, rate, prior, self.uacr.threshold)
@@ -52,7 +53,7 @@ class PseudoLabels:
 
     def selects_after(self, epoch: int) -> bool:
         """Whether so many completed epochs are the warm-up or more: what `update` selects then follows from the scores."""
-        return epoch >= self.uacr.warmup
+        return epoch >= decided(self.uacr.warmup)
 
     def prior(self) -> np.ndarray:
         """The class shares that quotas follow, [C]."""

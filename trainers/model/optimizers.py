@@ -10,6 +10,7 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from trainers.m2can import learning_rates
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.network import M2CAN
+from trainers.recipe.base import decided
 from trainers.recipe.method_sections import OptimizerSection, ScheduleSection
 
 
@@ -18,7 +19,7 @@ def build_optimizers(
 ) -> tuple[Optimizer, Optimizer]:
     """The network's optimizer and the discriminators', with a group and a rate for each part."""
     lr = section.lr
-    parts: list[tuple[str, nn.Module | None, float]] = [
+    parts: list[tuple[str, nn.Module | None, float | None]] = [
         ("text_encoder", network.text_encoder, lr.encoders),
         ("picture_encoder", network.picture_encoder, lr.encoders),
         ("text_projection", network.text_projection, lr.projections),
@@ -28,7 +29,7 @@ def build_optimizers(
         ("picture_head", network.picture_head, lr.heads),
         ("text_head", network.text_head, lr.heads),
     ]
-    pairs: list[tuple[str, nn.Module | None, float]] = [
+    pairs: list[tuple[str, nn.Module | None, float | None]] = [
         (
             f"discriminator_{a}_{b}",
             module,
@@ -61,11 +62,16 @@ def build_schedule(section: ScheduleSection, epochs: int, steps_per_epoch: int) 
     return learning_rates.multistep(milestones)
 
 
-def parameter_groups(modules: list[tuple[str, nn.Module | None, float]]) -> list[dict[str, Any]]:
-    """Optimizer groups (name, parameters, lr, base_lr) of the modules that have something to train."""
+def parameter_groups(modules: list[tuple[str, nn.Module | None, float | None]]) -> list[dict[str, Any]]:
+    """Optimizer groups (name, parameters, lr, base_lr) of the modules that have something to train.
+
+    Raises:
+        ValueError: one of them has no rate yet.
+    """
     groups: list[dict[str, Any]] = []
     for name, module, lr in modules:
         trainable = [p for p in module.parameters() if p.requires_grad] if module is not None else []
         if trainable:
-            groups.append({"params": trainable, "lr": lr, "base_lr": lr, "name": name})
+            rate = decided(lr)
+            groups.append({"params": trainable, "lr": rate, "base_lr": rate, "name": name})
     return groups

@@ -12,6 +12,7 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import FUSED
 from trainers.model.precision import dtype_of
 from trainers.recipe import Recipe
+from trainers.recipe.base import decided
 from trainers.validators.inputs import MOST_ROWS
 
 # Beside what stays by rank: the newest, which Ray keeps whatever its rank, and the one that is being written.
@@ -33,7 +34,7 @@ def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
 
 def most_at_once(recipe: Recipe, size: int) -> int:
     """The most checkpoints that lie in the run's folder at a time."""
-    return (_to_keep(recipe, size) or recipe.train.epochs) + BESIDE_THE_BEST
+    return (_to_keep(recipe, size) or decided(recipe.train.epochs)) + BESIDE_THE_BEST
 
 
 def retention(recipe: Recipe, size: int) -> CheckpointConfig:
@@ -50,7 +51,7 @@ def _to_keep(recipe: Recipe, size: int) -> int | None:
     wanted = recipe.checkpoint
     if wanted.keep is None and wanted.every_steps is None and wanted.max_disk is None:
         return None
-    keep = wanted.keep or recipe.train.epochs + 1
+    keep = wanted.keep or decided(recipe.train.epochs) + 1
     return keep if wanted.max_disk is None else min(keep, wanted.max_disk // size - BESIDE_THE_BEST)
 
 

@@ -11,6 +11,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
 from trainers.preflight.run_lock import require_free
 from trainers.recipe import Recipe, make_recipe
+from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
 from trainers.validators import NEED_SOURCE_VALIDATION
 
@@ -20,8 +21,9 @@ _FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a recipe, and what its user should know of them."""
+    """A recipe with all its values, its data, and what its user should know of them."""
 
+    recipe: Recipe
     corpus: Corpus
     notes: list[str]
 
@@ -39,7 +41,9 @@ def read_inputs(recipe: Recipe) -> Inputs:
         require_free(storage / recipe.run.name)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
-    return Inputs(corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction))
+    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
+    decided, chosen = decide(recipe, max(len(part) for part in corpus.train[:-1]), before)
+    return Inputs(decided, corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen)
 
 
 def require_folder(storage: Path) -> None:
@@ -56,20 +60,30 @@ def require_folder(storage: Path) -> None:
         raise InputError("cannot be written", field="run.storage", value=str(place), wanted=wanted)
 
 
+def recipe_of_run(folder: Path) -> Recipe | None:
+    """The recipe with which a run's folder was begun; None if there is none. Raises InputError: it is damaged."""
+    file = folder / "recipe.json"
+    if not file.is_file():
+        return None
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError("is not JSON", file=file, wanted="the run's recipe, or another run.name") from None
+    return make_recipe(tree, str(file))
+
+
 def require_own_name(recipe: Recipe, folder: Path) -> None:
     """A run's folder that is there belongs to this run only if the recipe is the same.
 
     Raises:
         InputError: the name is another recipe's.
     """
-    file = folder / "recipe.json"
-    if file.is_file():
-        try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError("is not JSON", file=file, wanted="the run's recipe, or another run.name") from None
-        before, now = make_recipe(tree, str(file)).flat(), recipe.flat()
-        changed = [key for key in now if now[key] != before.get(key) and not key.startswith(_FREE)]
+    found = recipe_of_run(folder)
+    if found is not None:
+        before, now, open_keys = found.flat(), recipe.flat(), left_to_the_rule(recipe)
+        changed = [
+            key for key in now if now[key] != before.get(key) and not key.startswith(_FREE) and key not in open_keys
+        ]
         if changed:
             raise InputError(
                 f"is the name of a run with another recipe (it differs in {', '.join(changed[:3])})",

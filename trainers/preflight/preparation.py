@@ -30,7 +30,10 @@ from trainers.tracking.address import run_storage
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe whose inputs were all looked at: what is wrong is found here, before anything of a cluster is taken."""
+    """A recipe whose inputs were all looked at: what is wrong is found here, before anything of a cluster is taken.
+
+    recipe: with all values that the given one left to trainers.recipe.training_rule.
+    """
 
     recipe: Recipe
     name: str
@@ -52,6 +55,7 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         InputError: what is wrong with the recipe or the data.
     """
     inputs = inputs or read_inputs(recipe)
+    recipe = inputs.recipe
     data, storage, corpus, notes = recipe.data, run_storage(recipe), inputs.corpus, list(inputs.notes)
     vocabulary = make_vocabulary(recipe, corpus)
     card = ModelCard(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -25,3 +26,10 @@ class Section(BaseModel):
 
 def _takes_booleans(annotation: Any) -> bool:
     return bool in (annotation, *get_args(annotation))
+
+
+def decided(value: T | None) -> T:
+    """A value that a recipe may leave to trainers.recipe.training_rule. Raises ValueError: the rule was not applied yet."""
+    if value is None:
+        raise ValueError("the recipe leaves a value to the rule, and the rule was not applied")
+    return value

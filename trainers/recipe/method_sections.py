@@ -58,13 +58,18 @@ class Uacr(Section):
         0.0,
         description="Lowest score of a pseudo label. Target samples with a lower score are left out, whatever the rate.",
     )
-    warmup: Count = Field(1, description="Epochs before the first pseudo labels.")
+    warmup: Count | None = Field(
+        1, description="Epochs before the first pseudo labels. `null`: three tenths of `train.epochs`."
+    )
     start: Fraction = Field(
         0.3,
         description="Fraction of the target that gets pseudo labels in the first epoch after the warm-up. The rate is "
         "min(start + n · update, 1), n epochs later.",
     )
-    update: Fraction = Field(0.3, description="What the rate grows by in each epoch; see `uacr.start`.")
+    update: Fraction | None = Field(
+        0.3,
+        description="What the rate grows by in each epoch; see `uacr.start`. `null`: 0.7 over the epochs after the warm-up.",
+    )
     prior: Literal["uniform"] | list[Positive] = Field(
         "uniform",
         description="Class shares of the target, which the numbers of pseudo labels follow: `uniform`, or one number for "
@@ -81,14 +86,14 @@ class Sam(Section):
 
 
 class LearningRates(Section):
-    """Learning rates of the network's parts, before the schedule."""
+    """Learning rates of the network's parts, before the schedule. `null`: by what is trained, see [Method](method.md)."""
 
-    encoders: NotNegative = Field(2e-5, description="Of both encoders.")
-    projections: NotNegative = Field(2e-5, description="Of both projections.")
-    fusion: NotNegative = Field(5e-4, description="Of the fusion.")
-    heads: NotNegative = Field(5e-4, description="Of all classifier heads.")
-    discriminators_source: NotNegative = Field(2e-4, description="Of the discriminators between two sources.")
-    discriminators_target: NotNegative = Field(
+    encoders: NotNegative | None = Field(2e-5, description="Of both encoders.")
+    projections: NotNegative | None = Field(2e-5, description="Of both projections.")
+    fusion: NotNegative | None = Field(5e-4, description="Of the fusion.")
+    heads: NotNegative | None = Field(5e-4, description="Of all classifier heads.")
+    discriminators_source: NotNegative | None = Field(2e-4, description="Of the discriminators between two sources.")
+    discriminators_target: NotNegative | None = Field(
         3e-4, description="Of the discriminators between a source and the target."
     )
 

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainers.recipe.overrides import put
+
+# What `recommended` leaves to trainers.recipe.training_rule.
+DECIDED_BY_RULE = (
+    *(f"optimizer.lr.{part}" for part in ("encoders", "projections", "fusion", "heads")),
+    *(f"optimizer.lr.discriminators_{kind}" for kind in ("source", "target")),
+    "train.epochs",
+    "uacr.warmup",
+    "uacr.update",
+)
+
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "data": {"texts": {"cleaning": "published"}},
@@ -14,8 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What helped on both data sets of benchmarks/comparison.py; SAM, which doubles a step's cost, did not.
     "recommended": {
-        "uacr": {"warmup": 3, "update": 0.1, "threshold": 0.8},
+        "uacr": {"threshold": 0.8},
         "sam": {"rho": 0.0},
         "train": {"precision": "auto"},
     },
 }
+for _key in DECIDED_BY_RULE:
+    put(PRESETS["recommended"], _key, None)

@@ -12,7 +12,11 @@ from trainers.recipe.base import Count, Positive, Section
 class Train(Section):
     """How it trains."""
 
-    epochs: Count = Field(10, description="Number of epochs; see `data.samples_per_epoch`.")
+    epochs: Count | None = Field(
+        10,
+        description="Number of epochs; see `data.samples_per_epoch`. `null`: as many as make enough steps, see "
+        "[Method](method.md).",
+    )
     batch_size: Count = Field(8, description="Samples of each domain in a step, over all workers.")
     eval_batch_size: Count = Field(64, description="Samples at a time, on each worker, when the network only predicts.")
     seed: int = Field(

@@ -82,7 +82,7 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
         contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
         resume(loop, given.monitor)
-        while loop.epoch < loop.recipe.train.epochs:
+        while loop.epoch < loop.epochs:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))

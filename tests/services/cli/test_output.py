@@ -17,7 +17,8 @@ def test_plain_lines_of_progress(capsys: CaptureFixture[str], monkeypatch: pytes
     clock = {"now": 0.0}
     monkeypatch.setattr(output.time, "monotonic", lambda: clock["now"])
     content = {"epoch": 2, "steps": 10, "samples": 40, "passes": {"second": {"task": 1.5, "total": 1.25}}}
-    with output.RunProgress(4, as_json=False) as progress:
+    with output.RunProgress(as_json=False) as progress:
+        progress.epochs = 4
         for step, clock["now"] in ((5, 100.0), (6, 105.0), (7, 120.0)):  # the second comes too soon to be shown
             progress.on_step({**content, "step": step})
     shown = capsys.readouterr()

@@ -21,6 +21,7 @@ from trainers.model import build
 from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe import Recipe, apply_override, make_recipe
+from trainers.recipe.training_rule import decide
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
 
@@ -69,7 +70,7 @@ class Scenario:
         }
         for option in self.options:
             apply_override(tree, option)
-        return make_recipe(tree)
+        return decide(make_recipe(tree), ROWS)[0]
 
     def slice(self, step: int, offset: int, size: int) -> Batch:
         """Rows offset … offset+size of each domain's global batch. The random numbers are drawn for all rows."""

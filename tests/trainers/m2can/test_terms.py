@@ -74,5 +74,5 @@ def test_a_new_term_has_its_curve_and_its_place_in_progress(toy: Term) -> None:
     record = EpochRecord(1, 10, 0.0, {"loss/toy": 3.0, "loss/task": 1.0, "loss/total": 4.0})
     assert [panel.title for panel in figures.loss_panels([record])][-1] == toy.label
     content = {"step": 1, "steps": 2, "passes": {"second": {"toy": 3.0, "task": 1.0, "total": 4.0}}}
-    progress = RunProgress(3, as_json=False)
+    progress = RunProgress(as_json=False)
     assert "task 1.000  toy 3.000  total 4.000" in progress._detail(content)

@@ -11,13 +11,15 @@ from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe import make_recipe
 from trainers.recipe.method_sections import ScheduleSection
+from trainers.recipe.training_rule import decide
 
 
 @pytest.fixture
 def recipe() -> Any:
     def made(sources: int = 2, **keys: Any) -> Any:
         encoders = {"text": {"name": "tiny:32"}, "picture": {"name": "tiny:4"}}
-        return make_recipe({"data": {"sources": ["s"] * sources, "target": "t"}, "encoders": encoders} | keys)
+        tree = {"data": {"sources": ["s"] * sources, "target": "t"}, "encoders": encoders} | keys
+        return decide(make_recipe(tree), rows=100)[0]
 
     return made
 

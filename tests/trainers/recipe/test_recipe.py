@@ -80,7 +80,7 @@ def test_recommended_is_the_default(load: Load) -> None:
     assert recipe.preset == "recommended"
     assert (recipe.data.texts.cleaning, recipe.encoders.text.pooling) == ("proper", "mean")
     published = load(preset="published")
-    assert (recipe.uacr.warmup, recipe.uacr.update, recipe.uacr.threshold) == (3, 0.1, 0.8)
+    assert (recipe.uacr.warmup, recipe.uacr.update, recipe.uacr.threshold) == (None, None, 0.8)
     assert (published.uacr.warmup, published.uacr.update, published.uacr.threshold) == (1, 0.3, 0.0)
 
 

@@ -1,0 +1,282 @@
+"""Do the defaults learn from little data?  python -m benchmarks.small_data [--data NAME …] [--out FILE]
+
+Five small generated data sets, two kinds of encoders, a recipe that names only data and encoders: the checkpoint that is
+chosen without target labels, against logistic regression on the same encoders' features before training (standardised,
+C = 1, fitted on the sources). The loop is the one that Ray Train's workers run. Features of frozen encoders are computed
+once: three of training views, with the encoders' own dropout, and those that are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from benchmarks.cached import frozen_encoders
+from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.records.corpus import Part
+from datasets_manifest.stream.encode import Encoding
+from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.plan import StepSlice
+from datasets_manifest.stream.source import FeatureBatch
+from trainers.loop.loop import Loop, Observer
+from trainers.m2can.collective import Collective
+from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.network import M2CAN
+from trainers.model.build import build_network
+from trainers.model.device_batches import make_encoding, to_batch, unlabelled
+from trainers.preflight.preparation import Prepared, prepare
+from trainers.recipe import make_recipe
+from trainers.validators import choose_candidate
+
+VAL = 100  # validation records of each domain
+VIEWS = 3  # training views of each row, weak and strong
+SHAPES = ("circle", "square", "triangle", "cross")
+
+
+def write_captions(folder: Path, train: int) -> list[Path]:
+    """Postcards without their pictures."""
+    manifests = list(write_postcards(folder, train=train, val=VAL).values())
+    for file in folder.glob("*/*.jsonl"):
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        file.write_text("".join(json.dumps(record | {"image": []}) + "\n" for record in records), encoding="utf-8")
+    return manifests
+
+
+def write_shapes(folder: Path, train: int) -> list[Path]:
+    """Drawings of four shapes, filled, outlined, and light on dark; the texts say nothing of them."""
+    draw = np.random.default_rng(0)
+    manifests = []
+    for domain, (paper, ink, width) in {"filled": (230, 40, -1), "lines": (210, 60, 3), "night": (40, 200, -1)}.items():
+        place = folder / domain
+        (place / "images").mkdir(parents=True, exist_ok=True)
+        for split, count in (("train", train), ("val", VAL)):
+            lines = []
+            for number in range(count):
+                shape = SHAPES[number % len(SHAPES)]
+                image = f"images/{split}-{number}.png"
+                cv2.imwrite(str(place / image), _drawn(draw, shape, paper, ink, width))
+                text = f"drawing {int(draw.integers(1000))} of the {domain} series"
+                lines.append(json.dumps({"id": f"{split}{number}", "text": text, "image": [image], "label": shape}))
+            (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        splits = {split: {"records": f"{split}.jsonl"} for split in ("train", "val")}
+        manifest = {"schema_version": 1, "name": domain, "classes": list(SHAPES), "splits": splits}
+        (place / "manifest.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
+        manifests.append(place / "manifest.yaml")
+    return manifests
+
+
+def _drawn(draw: np.random.Generator, shape: str, paper: int, ink: int, width: int) -> np.ndarray:
+    """One shape of any size, place and turn on a noisy 64 × 64 paper."""
+    picture = np.full((64, 64, 3), paper, np.uint8)
+    radius, (x, y) = int(draw.integers(12, 22)), draw.integers(24, 40, 2)
+    colour = (ink + draw.integers(-30, 30, 3)).tolist()
+    if shape == "circle":
+        cv2.circle(picture, (int(x), int(y)), radius, colour, width)
+    else:
+        turn = draw.uniform(0, 2 * np.pi)
+        corners = {"square": 4, "triangle": 3, "cross": 12}[shape]
+        angles = turn + 2 * np.pi * (np.arange(corners) + 0.5) / corners
+        reach = np.full(corners, float(radius))
+        if shape == "cross":
+            reach[2::3] *= 0.4
+        points = np.stack([x + reach * np.cos(angles), y + reach * np.sin(angles)], 1).astype(np.int32)
+        cv2.polylines(picture, [points], True, colour, width) if width > 0 else cv2.fillPoly(picture, [points], colour)
+    noise = draw.normal(0, 8, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def _postcards(folder: Path, train: int) -> list[Path]:
+    return list(write_postcards(folder, train=train, val=VAL).values())
+
+
+DATA: dict[str, tuple[Callable[[Path, int], list[Path]], int]] = {
+    "postcards-60": (_postcards, 60),
+    "postcards-200": (_postcards, 200),
+    "postcards-600": (_postcards, 600),
+    "captions-150": (write_captions, 150),
+    "shapes-300": (write_shapes, 300),
+}
+ENCODERS = ("tiny", "frozen")
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """A BatchSource of features. eval_RK: of the scored views, text then picture. train_NVRK: views of training, by draw."""
+
+    eval_RK: tuple[Tensor, Tensor]
+    train_NVRK: tuple[Tensor, Tensor]
+
+    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[FeatureBatch]:
+        for slice_ in slices:
+            rows = slice_.rows_DB.ravel()
+            number = (slice_.positions_DB.ravel() + rows + slice_.epoch) % VIEWS
+            text, picture = (x[number, :, rows].transpose(0, 1).flatten(0, 1).numpy() for x in self.train_NVRK)
+            yield FeatureBatch(text, picture, rows, [])
+
+    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[FeatureBatch]:
+        text, picture = self.eval_RK
+        return (FeatureBatch(text[rows].numpy(), picture[rows].numpy(), rows, []) for rows in batches)
+
+
+class FrozenLoop(Loop):
+    """The loop with a network that starts behind the encoders."""
+
+    def make_network(self) -> M2CAN:
+        source: Any = self.source
+        text, picture = (GivenFeatures(x.shape[-1]) for x in source.eval_RK)
+        return M2CAN(text, picture, len(self.recipe.data.sources), len(self.corpus.classes))
+
+
+@torch.inference_mode()
+def features(prepared: Prepared, *, training: bool) -> FrozenFeatures:
+    """Features of the encoders as the recipe builds them; of training views only if they are asked for."""
+    card, corpus = prepared.card, prepared.corpus
+    torch.manual_seed(card.recipe.train.seed)
+    network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True)
+    stream, rows = LocalStream(corpus.table), np.arange(corpus.table.num_rows)
+    chunks = np.array_split(rows, -(-len(rows) // 32))
+
+    def encode(batch: Any) -> tuple[Tensor, Tensor]:
+        text = network.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
+        return text, network.picture_encoder(batch.pictures, batch)
+
+    network.eval()
+    hosts = stream.evaluate(chunks, make_encoding(card.recipe, card.vocabulary))
+    scored = [encode(batch) for _, batch in unlabelled(hosts, torch.device("cpu"), torch.float32)]
+    scored_RK = tuple(torch.cat(same) for same in zip(*scored, strict=True))
+    network.train()
+    drawn: list[tuple[Tensor, ...]] = []
+    for draw in range(VIEWS if training else 0):
+        slices = [StepSlice(draw, 0, c[None], c[None], np.zeros_like(c)[None], 0, len(c)) for c in chunks]
+        encoding = make_encoding(card.recipe, card.vocabulary, epoch=draw, strong=True)
+        parts = []
+        for chunk, host in zip(chunks, stream.train(slices, encoding), strict=True):
+            unknown = np.full((1, len(chunk)), -1)
+            batch = to_batch(host, unknown, device=torch.device("cpu"), dtype=torch.float32)
+            parts.append([x.unflatten(0, (2, -1)) for x in encode(batch)])
+        drawn.append(tuple(torch.cat(same, 1) for same in zip(*parts, strict=True)))
+    train_NVRK = tuple(torch.stack(same) for same in zip(*drawn, strict=True)) if drawn else scored_RK
+    return FrozenFeatures((scored_RK[0], scored_RK[1]), (train_NVRK[0], train_NVRK[1]))
+
+
+def recipe_tree(manifests: list[Path], encoders: str, folder: Path) -> dict[str, Any]:
+    """Data, encoders and a size of pictures that a CPU can bear: nothing about how it trains."""
+    tiny = {"text": {"name": "tiny"}, "picture": {"name": "tiny"}}
+    return {
+        "preset": "recommended",
+        "data": {
+            "sources": [str(path) for path in manifests[:-1]],
+            "target": str(manifests[-1]),
+            "pictures": {"resize": 54, "crop": 48},
+            "texts": {"max_tokens": 64},
+        },
+        "encoders": tiny if encoders == "tiny" else frozen_encoders(folder),
+        "run": {"storage": str(folder / "runs")},
+    }
+
+
+def run_one(data: str, encoders: str, folder: Path, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Accuracies in percent of the chosen epoch and of logistic regression, on sources (mean) and target."""
+    from trainers.recipe.overrides import merge
+
+    write, train = DATA[data]
+    manifests = write(folder / data, train)
+    prepared = prepare(make_recipe(merge(recipe_tree(manifests, encoders, folder), extra or {})))
+    corpus, started = prepared.corpus, time.perf_counter()
+    given = features(prepared, training=encoders == "frozen")
+    loop = (FrozenLoop if encoders == "frozen" else Loop)(
+        prepared.card,
+        corpus,
+        labels=corpus.labels,
+        source=given if encoders == "frozen" else LocalStream(corpus.table),
+        collective=Collective(),
+        device=torch.device("cpu"),
+        observer=Observer(),
+    )
+    evidence, metrics = [], []
+    while loop.epoch < loop.epochs:
+        found, scored = loop.run_epoch()
+        evidence.append(scored.evidence)
+        metrics.append(found)
+    selection = loop.recipe.selection
+    chosen = metrics[choose_candidate(selection.validator, evidence, selection.gate)]
+    regression = logistic_regression(torch.cat(given.eval_RK, 1).numpy(), corpus.labels, corpus.train, corpus.val)
+    return {
+        "data": data,
+        "encoders": encoders,
+        "steps": loop.step.number,
+        "epochs": loop.epoch,
+        "source": 100 * chosen["source/val/accuracy"],
+        "target": 100 * chosen["target/val/accuracy"],
+        "regression_source": regression[0],
+        "regression_target": regression[1],
+        "curve": [[round(100 * m[f"{part}/val/accuracy"], 1) for m in metrics] for part in ("source", "target")],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def logistic_regression(
+    features_RK: np.ndarray, labels: np.ndarray, train: list[Part], val: list[Part | None]
+) -> tuple[float, float]:
+    """Accuracy in percent on the sources' validation records (mean) and on the target's."""
+    rows = np.concatenate([part.rows for part in train[:-1]])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features_RK[rows], labels[rows])
+    accuracies = [100 * model.score(features_RK[part.rows], labels[part.rows]) for part in val if part is not None]
+    return float(np.mean(accuracies[:-1])), float(accuracies[-1])
+
+
+HEAD = (
+    "| data | encoders | steps, epochs | sources | logistic regression | target | logistic regression |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['data']} | {row['encoders']} | {row['steps']}, {row['epochs']} | {row['source']:.1f} "
+        f"| {row['regression_source']:.1f} | {row['target']:.1f} | {row['regression_target']:.1f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
+    parser.add_argument("--out", type=Path, help="rows of other data and encoders that stand there are kept")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(HEAD)
+    with tempfile.TemporaryDirectory() as folder:
+        for data in arguments.data:
+            for encoders in arguments.encoders:
+                row = run_one(data, encoders, Path(folder))
+                print(line(row), flush=True)
+                if arguments.out:
+                    _keep(arguments.out, row)
+
+
+def _keep(file: Path, row: dict[str, Any]) -> None:
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = [other for other in rows if (other["data"], other["encoders"]) != (row["data"], row["encoders"])] + [row]
+    order = {(data, encoders): number for number, (data, encoders) in enumerate((d, e) for d in DATA for e in ENCODERS)}
+    rows.sort(key=lambda each: order[each["data"], each["encoders"]])
+    file.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
