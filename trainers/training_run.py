@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
+    from trainers.tracking.findings import Finding
     from trainers.tracking.journal import EpochRecord
     from trainers.tracking.outcome import Outcome
     from trainers.tracking.sender import Sender, TrackedRun
@@ -42,7 +43,7 @@ class Result:
     report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
-    to the version, None if it did. tags: of the MLflow run.
+    to the version, None if it did. findings: what went wrong, with what to change. tags: of the MLflow run.
     """
 
     run_name: str
@@ -67,6 +68,7 @@ class Result:
     model_version: str | None = None
     experiment_id: str | None = None
     not_candidate: str | None = None
+    findings: list[Finding] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -95,6 +97,7 @@ class Result:
             "last_epoch": self.last_epoch,
             "oracle_epoch": self.oracle_epoch,
             **self.accuracies(),
+            "warnings": [asdict(finding) for finding in self.findings],
             "report": str(self.report),
             "report_page": str(self.report_page),
         }
@@ -282,13 +285,15 @@ class _Tracking:
         from trainers.tracking.run_sender import model_to_log
 
         sender, model = self.sender(), None
+        names = [finding.name for finding in outcome.findings]
+        warning_tags = {"m2can.warnings": ", ".join(names)} if names else {}
         if register:
             model = model_to_log(
                 outcome.checkpoint,
                 outcome.chosen.epoch,
                 outcome.accuracies(),
                 outcome.name,
-                sender.tags,
+                sender.tags | warning_tags,
                 metrics=outcome.chosen.metrics,
                 candidate=self._candidate,
             )
@@ -326,5 +331,6 @@ def _result(
         model_version=tracked.model_version if tracked else None,
         experiment_id=tracked.experiment_id if tracked else None,
         not_candidate=tracked.not_candidate if tracked else None,
+        findings=outcome.findings,
         tags=dict(tags),
     )

@@ -177,3 +177,5 @@ def print_result(result: Result) -> None:
         typer.echo(f"MLflow run  {page}" + (f" after {command}" if command else ""))
     typer.echo(f"pictures    {result.report}")
     typer.echo(f"report      {result.report_page}")
+    for finding in result.findings:
+        typer.echo(f"warning     {finding.what}\n            {finding.change}")

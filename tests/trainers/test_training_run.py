@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.trainers.made_run import made_run
 from trainers import training_run
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 from trainers.preflight.preparation import Prepared
+from trainers.tracking.findings import Finding
 from trainers.tracking.outcome import Outcome
 from trainers.tracking.sender import TrackedRun
 
@@ -22,6 +24,7 @@ class FakeSender:
 
     def __init__(self, away: bool) -> None:
         self.away, self.statuses, self.models, self.tags = away, [], [], {"m2can.target": "sea"}
+        self.model_tags: dict[str, str] = {}
 
     def start(self) -> None:
         pass
@@ -67,7 +70,12 @@ def run(
     monkeypatch.setattr("trainers.cluster.driver.run_lock", lambda *_: nullcontext())
     monkeypatch.setattr("trainers.cluster.driver.train", train)
     monkeypatch.setattr("trainers.tracking.run_sender.make_sender", made)
-    monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", lambda *_, **__: "the model")
+
+    def model_to_log(*given: Any, **_: Any) -> str:
+        sender.model_tags = given[4]
+        return "the model"
+
+    monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", model_to_log)
     try:
         return training_run.run(recipe, register=register), sender
     except BaseException as raised:
@@ -108,6 +116,29 @@ def test_a_finished_run_is_reported_and_registered_if_wanted(
     assert result.chosen_metrics["source/hill/val/accuracy"] == 0.8
     shown = result._repr_html_()
     assert "hill + town → sea" in shown and "<td>60.0 %</td>" in shown and "data:image/" in shown
+
+
+def test_what_went_wrong_is_in_the_end_event_the_registry_and_the_last_lines(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from services.cli.train import print_result
+
+    found = [Finding("one-class", "all are `good`", "state uacr.prior"), Finding("few-steps", "4 steps", "more")]
+    result, sender = run(replace(outcome, findings=found), monkeypatch)
+    assert isinstance(result, training_run.Result)
+    assert [warning["name"] for warning in result.to_dict()["warnings"]] == ["one-class", "few-steps"]
+    assert sender.model_tags == {"m2can.target": "sea", "m2can.warnings": "one-class, few-steps"}
+    print_result(result)
+    last = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.strip() for line in last] == [
+        "warning     all are `good`",
+        "state uacr.prior",
+        "warning     4 steps",
+        "more",
+    ]
+    without, sender = run(outcome, monkeypatch)
+    assert isinstance(without, training_run.Result) and without.to_dict()["warnings"] == []
+    assert "m2can.warnings" not in sender.model_tags
 
 
 def test_mlflow_away_at_the_end_is_told(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:

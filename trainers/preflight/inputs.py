@@ -13,6 +13,7 @@ from trainers.preflight.run_lock import require_free
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
+from trainers.tracking.findings import before_start
 from trainers.validators import NEED_SOURCE_VALIDATION
 
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
@@ -42,8 +43,11 @@ def read_inputs(recipe: Recipe) -> Inputs:
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
     before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
-    decided, chosen = decide(recipe, max(len(part) for part in corpus.train[:-1]), before)
-    return Inputs(decided, corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen)
+    longest_source = max(len(part) for part in corpus.train[:-1])
+    recipe, chosen = decide(recipe, longest_source, before)
+    steps = -(-(data.samples_per_epoch or longest_source) // recipe.train.batch_size)
+    warnings = [str(finding) for finding in before_start(recipe, steps)]
+    return Inputs(recipe, corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings)
 
 
 def require_folder(storage: Path) -> None:

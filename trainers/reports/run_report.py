@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from trainers.loop.evaluation import calibration_error, confusion
@@ -35,6 +36,7 @@ def draw_report(outcome: Outcome) -> Path:
     found = read_tensors(outcome.checkpoint / "evaluation.safetensors")
     tensors = {name: tensor.numpy() for name, tensor in found.items()}
     numbers = outcome.numbers() | {"verdicts": outcome.verdicts}
+    numbers["warnings"] = [asdict(finding) for finding in outcome.findings]
     recipe, classes = outcome.card.recipe, outcome.card.classes
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
     figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
@@ -65,6 +67,7 @@ def _page(run: sections.Run) -> str:
         script="feature_map.js",
         kinds=max(len(outcome.corpus.train), len(outcome.card.classes)),
         verdict=_verdict(outcome),
+        findings=outcome.findings,
         contents=_CONTENTS,
         target=outcome.card.target,
         split=run.validation,

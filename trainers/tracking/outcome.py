@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from datasets_manifest.records.corpus import Corpus
 from trainers.failures import RunFailed
 from trainers.model.checkpoint import ModelCard, read_tensors
+from trainers.tracking.findings import Finding, after_run
 from trainers.tracking.journal import EpochRecord
 from trainers.validators import ValidatorInputs, choose_candidate, verdicts
 
@@ -22,6 +25,7 @@ class Outcome:
 
     chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
     checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
+    findings: what went wrong, with what to change.
     verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
     """
 
@@ -36,6 +40,7 @@ class Outcome:
     checkpoint: Path
     checkpoints: dict[int, Path]
     verdicts: list[dict[str, Any]]
+    findings: list[Finding] = field(default_factory=list)
 
     def accuracies(self) -> dict[str, float | None]:
         """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
@@ -79,6 +84,9 @@ def choose_epoch_of(
     inputs = [read_validator_inputs(kept[record.epoch]) for record in candidates]
     selection = card.recipe.selection
     chosen = candidates[choose_candidate(selection.validator, inputs, selection.gate)]
+    predicted = read_tensors(kept[chosen.epoch] / "evaluation.safetensors")
+    target = corpus.train[-1]
+    of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
     found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
     labelled = [record for record in records if TARGET_ACCURACY in record.metrics]
     return Outcome(
@@ -93,6 +101,14 @@ def choose_epoch_of(
         checkpoint=kept[chosen.epoch],
         checkpoints=dict(kept),
         verdicts=[{"epoch": candidates[row.pop("position")].epoch, **row} for row in found],
+        findings=after_run(
+            card.recipe,
+            records,
+            chosen,
+            classes=card.classes,
+            source_labels_N=np.concatenate(of_sources) if of_sources else np.empty(0, np.int64),
+            predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from trainers.loop.evaluation import reliability
 from trainers.reports.charts import Epochs, Series, curves, draw_curves, new_figure
 from trainers.reports.feature_map import principal_components, same_neighbour
 from trainers.reports.run_report import draw_report
+from trainers.tracking.findings import Finding
 from trainers.tracking.outcome import Outcome
 
 SECTIONS = ["overview", "choice", "learning", "pseudo-labels", "confusion", "calibration", "map", "samples", "data"]
@@ -290,3 +291,12 @@ def test_labels_of_small_differences_have_room_and_differ(values: tuple[float, f
     assert len({label.get_text() for label in labels}) == len(labels) > 3
     assert all(float(label.get_text()) == pytest.approx(label.get_position()[1], rel=1e-9) for label in labels)
     assert min(left) >= 0
+
+
+def test_what_went_wrong_stands_before_the_sections(tmp_path: Path) -> None:
+    wrong = Finding("one-class", "all 12 target records are predicted to be `good`", "state uacr.prior")
+    outcome = replace(made_run(tmp_path), findings=[wrong])
+    _, tree = drawn(outcome)
+    assert "all 12 target records are predicted to be `good` : state uacr.prior" in re.sub(r"\s+", " ", tree.words[""])
+    summary = json.loads((outcome.folder / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["warnings"] == [{"name": "one-class", "what": wrong.what, "change": wrong.change}]
