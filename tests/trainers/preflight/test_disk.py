@@ -76,7 +76,7 @@ def test_too_small_a_budget_is_refused(tmp_path: Path) -> None:
     size = prepared_run(tmp_path).checkpoint_bytes
     with pytest.raises(InputError, match=rf"checkpoint\.max_disk.*at least {3 * size}"):
         prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size - 1}"])
-    assert prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size}"]).notes == []
+    assert not any("disk" in note for note in prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size}"]).notes)
 
 
 def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pyte
     before = tmp_path / "runs" / "known" / "checkpoint_1"
     before.mkdir(parents=True)
     (before / "model.safetensors").write_bytes(b"\0" * 3 * run.checkpoint_bytes)  # a run that goes on has some already
-    assert prepared_run(tmp_path, named).notes == []
+    assert not any("disk" in note for note in prepared_run(tmp_path, named).notes)
 
 
 @pytest.mark.slow
