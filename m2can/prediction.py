@@ -23,7 +23,7 @@ class Predictor(predictor.Predictor):
         >>> list(found.columns[:3])
         ['label', 'confidence', 'prob_negative']
         >>> found["problem"].tolist()
-        [None, '1 of 1 pictures left out: gone.jpg: missing']
+        [None, '1 of 1 picture left out: gone.jpg: missing']
         >>> predictor.predict(["a lovely day"]).labels[0] in predictor.classes
         True
         >>> predictor.embed(frame).shape

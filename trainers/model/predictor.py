@@ -218,7 +218,8 @@ class Predictor:
                     continue
                 usable.append(place)
                 if messages:
-                    problems[place] = f"{len(messages)} of {tried} pictures left out: {'; '.join(messages)}"
+                    noun = "picture" if tried == 1 else "pictures"
+                    problems[place] = f"{len(messages)} of {tried} {noun} left out: {'; '.join(messages)}"
             chosen_U = torch.tensor([full.index(place) for place in usable], dtype=torch.long, device=self.device)
             yield _Scored(usable, logits_HFC[:, chosen_U], fused_FK[chosen_U], bad, problems)
 

@@ -95,7 +95,7 @@ def test_what_is_wrong_with_a_row_is_said(predictor: Predictor, cards: pd.DataFr
     found = predictor.predict(frame, batch_size=2)
     assert found["problem"].tolist() == [
         "1 of 2 pictures left out: gone.jpg: missing",
-        "1 of 1 pictures left out: gone.jpg: missing",
+        "1 of 1 picture left out: gone.jpg: missing",
         "no picture can be read: gone.jpg: missing",
         None,
         "has neither text nor picture",
