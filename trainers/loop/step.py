@@ -139,18 +139,26 @@ class Step:
 
     def _moved_by_passes(self) -> tuple[list[Tensor], list[int]]:
         """What passes move before the optimizers do. Without SAM the statistics move only after the check."""
-        statistics = [x.clone() for x in self._running_statistics()] if self.sharpness is not None else []
+        moving = self._running_statistics() if self.sharpness is not None else []
+        statistics = [torch.empty_like(x) for x in moving]
+        _copy(moving, statistics)
         return statistics, self.discriminators.counts()
 
     def _put_back(self, statistics: list[Tensor], calls: list[int]) -> None:
         self.groups.forget()
         if self.sharpness is not None:
-            for moved, before in zip(self._running_statistics(), statistics, strict=True):
-                moved.copy_(before)
+            _copy(statistics, self._running_statistics())
         self.discriminators.recount(calls)
 
     def _running_statistics(self) -> list[Tensor]:
         return [buffer for layer in self.groups.layers for buffer in layer.buffers()]
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """In one kernel for each type of theirs."""
+    for dtype in {x.dtype for x in sources}:
+        pairs = [(x, y) for x, y in zip(targets, sources, strict=True) if y.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 def _finite(passes: Passes) -> bool:

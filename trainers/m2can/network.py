@@ -90,6 +90,14 @@ class M2CAN(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
         picture_NK = self.picture_encoder(batch.pictures, batch)
+        device, dtype = text_NK.device.type, self.fusion.U.weight.dtype
+        if not torch.is_autocast_enabled(device):
+            return self._heads_of(text_NK, picture_NK, batch)
+        # What is left is small: in float32 it costs less than the casts of its weights.
+        with torch.autocast(device, enabled=False):
+            return self._heads_of(text_NK.to(dtype), picture_NK.to(dtype), batch)
+
+    def _heads_of(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
         text_VDBK = self.text_projection(text_NK).view(shape)
         picture_VDBK = self.picture_projection(picture_NK).view(shape)

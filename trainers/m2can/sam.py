@@ -26,14 +26,16 @@ class SharpnessAwareStep:
     @torch.no_grad()
     def perturb(self, grad_norm: Tensor) -> None:
         """Move by ρ along the gradients, given their common norm. Afterwards the gradients hold the perturbation."""
-        touched = [(p, p.grad) for p in self.parameters if p.grad is not None]
-        self._before = [(p, p.detach().clone()) for p, _ in touched]
+        touched = [p for p in self.parameters if p.grad is not None]
         if not touched:
             return
+        before = [torch.empty_like(p) for p in touched]
+        torch._foreach_copy_(before, touched)
+        self._before = list(zip(touched, before, strict=True))
         scale = self.rho / (grad_norm + 1e-12)
-        gradients = [grad for _, grad in touched]
+        gradients: list[Tensor] = [p.grad for p in touched]  # type: ignore[misc]
         torch._foreach_mul_(gradients, scale)
-        torch._foreach_add_([p for p, _ in touched], gradients)
+        torch._foreach_add_(touched, gradients)
 
     @torch.no_grad()
     def restore(self) -> None:

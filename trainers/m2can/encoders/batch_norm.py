@@ -37,6 +37,7 @@ class PictureGroups:
         self.part = 0  # first sample, in the worker's slice, of the part that the encoder computes now
         self._ordered: Batch | None = None  # the batch whose order of calls is known: a step with SAM asks twice
         self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # see group_weights
+        self._zeros: dict[nn.Module, Tensor] = {}  # see zeros_for
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -46,7 +47,7 @@ class PictureGroups:
     def begin(self, batch: Batch) -> None:
         """Set the groups of a pass. A picture whose owner is N is a placeholder and counts nowhere."""
         assert batch.picture_owner is not None
-        self._weights = {}
+        self._weights, self._zeros = {}, {}
         self.owner_P = batch.picture_owner
         self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
         count_G = batch.pictures_of_rows()
@@ -93,14 +94,23 @@ class PictureGroups:
     def _group_weights(self, momentum: float) -> Tensor:
         return momentum * (1 - momentum) ** self.calls_after_G * self.exists_G
 
+    def zeros_for(self, layer: GroupedBatchNorm2d) -> Tensor:
+        """Zeros for a layer's statistics in this pass, [2, C]; one tensor is filled for all layers."""
+        if not self._zeros:
+            sizes = [2 * other.num_features for other in self.layers]
+            parts = layer.weight.new_zeros(sum(sizes)).split(sizes)
+            self._zeros = {other: part.view(2, -1) for other, part in zip(self.layers, parts, strict=True)}
+        return self._zeros[layer]
+
     def shares(self) -> list[Tensor]:
         """What this worker's pass adds to the running statistics; to be summed over the workers and given to `commit`."""
         return self._added() if self.mode == "per_sample" else []
 
     def _added(self) -> list[Tensor]:
         """The layers' contributions in one tensor; an empty list if the pass moves nothing."""
-        added = [torch.stack(list(layer.pending.values())).sum(0).flatten() for layer in self.layers if layer.pending]
-        return [torch.cat(added)] if added else []
+        added = [list(layer.pending.values()) for layer in self.layers if layer.pending]
+        sums = [parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) for parts in added]
+        return [torch.cat([part.flatten() for part in sums])] if sums else []
 
     def commit(self, shares: list[Tensor] | None = None) -> None:
         """Move the running statistics, once a pass.
@@ -117,9 +127,12 @@ class PictureGroups:
         for momentum in {layer.momentum for layer in moved}:  # one for all layers, as a rule
             same = [(layer, part) for layer, part in zip(moved, parts, strict=True) if layer.momentum == momentum]
             running: list[Tensor] = [getattr(layer, f"running_{x}") for layer, _ in same for x in ("mean", "var")]
+            new = [x for _, part in same for x in part.unbind()]
+            if self.mode == "batch":
+                new = list(torch._foreach_mul(new, momentum))
             keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
             torch._foreach_mul_(running, keep)
-            torch._foreach_add_(running, [x for _, part in same for x in part.unbind()])
+            torch._foreach_add_(running, new)
         calls = self.total_calls.long()
         tracked: list[Tensor] = [getattr(layer, "num_batches_tracked") for layer in moved]  # noqa: B009
         torch._foreach_add_(tracked, [calls] * len(moved))
@@ -137,7 +150,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     """torch's BatchNorm2d, same parameters and buffers, that in training normalises by the encoder's PictureGroups."""
 
     groups: PictureGroups
-    pending: dict[int, Tensor]  # by PictureGroups.part: contribution to running mean and variance, [2, C]
+    # By PictureGroups.part: contribution to running mean and variance, [2, C]; in the mode `batch` still without momentum.
+    pending: dict[int, Tensor]
 
     @classmethod
     def convert(cls, module: nn.Module, groups: PictureGroups) -> nn.Module:
@@ -190,7 +204,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             # Total variance = variance inside the pictures + variance of their means.
             var_GC = zeros.index_add(0, owner_P, (var_PC + (mean_PC - mean_GC[owner_P]).square()) * share_P1)
         number_G1 = (groups.count_G[: len(var_GC)] * x.shape[2] * x.shape[3]).to(single).unsqueeze(1)
-        self._remember(mean_GC, var_GC * (number_G1 / (number_G1 - 1).clamp_min(1)))
+        unbiased_GC = var_GC * (number_G1 / (number_G1 - 1).clamp_min(1))
+        self._remember(torch.stack([mean_GC, unbiased_GC]))
         scale_GC = self.weight * (var_GC + self.eps).rsqrt()
         if centre_PC is None:
             shift_GC = self.bias - mean_GC * scale_GC
@@ -207,7 +222,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         )
         with torch.no_grad():
             var_PC = (rstd_PC**-2 - self.eps).clamp_min(0)
-        self._remember(mean_PC, var_PC * (number / (number - 1)))
+        self._remember(torch.stack([mean_PC, var_PC * (number / (number - 1))]))
         return y
 
     def _by_picture_in_half(self, x: Tensor) -> Tensor:
@@ -224,27 +239,28 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             1.0,
             self.eps,
         )
-        mean_PC, unbiased_PC = seen_2PC.view(2, pictures, channels)
-        self._remember(mean_PC, unbiased_PC)
-        return y.view_as(x)
+        self._remember(seen_2PC.view(2, pictures, channels))
+        # Not as a view: an activation that works in place would copy it and its gradient.
+        return torch.ops.aten._unsafe_view(y, x.shape)
 
     @torch.no_grad()
-    def _remember(self, mean_GC: Tensor, unbiased_GC: Tensor) -> None:
-        """Store a pass's contribution; a recomputed forward pass overwrites it with the same."""
+    def _remember(self, seen_2GC: Tensor) -> None:
+        """Store a pass's contribution; a recomputed forward pass overwrites it with the same.
+
+        Args:
+            seen_2GC: the groups' means and unbiased variances.
+        """
         groups = self.groups
         assert self.momentum is not None
         # Not a matrix product, which autocast would round.
-        weight_G1 = groups.group_weights(self.momentum, mean_GC.dtype)[: len(mean_GC)].unsqueeze(1)
-        self.pending[groups.part] = torch.stack([(weight_G1 * mean_GC).sum(0), (weight_G1 * unbiased_GC).sum(0)])
+        weight_G1 = groups.group_weights(self.momentum, seen_2GC.dtype)[: seen_2GC.shape[1]].unsqueeze(1)
+        self.pending[groups.part] = (weight_G1 * seen_2GC).sum(1)
 
     def _whole_batch(self, x: Tensor) -> Tensor:
         groups = self.groups
-        assert self.momentum is not None
         if groups.collective.world_size == 1 and groups.real_P is None:
-            seen_2C = self.weight.new_zeros(2, self.num_features)
-            y = F.batch_norm(x, seen_2C[0], seen_2C[1], self.weight, self.bias, True, 1.0, self.eps)  # fills both
-            self.pending[groups.part] = self.momentum * seen_2C
-            return y
+            seen_2C = self.pending[groups.part] = groups.zeros_for(self)
+            return F.batch_norm(x, seen_2C[0], seen_2C[1], self.weight, self.bias, True, 1.0, self.eps)  # fills both
         single = self.weight.dtype
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(single)
         # One exchange for both moments. Taken around the running mean, which all workers share, they keep their digits.
@@ -259,7 +275,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             unbiased_C = var_C * number / (number - 1).clamp_min(1)
             seen_2C = torch.stack([centre_C + offset_C, unbiased_C])
-            self.pending[groups.part] = seen_2C * (self.momentum * groups.total_calls.to(single))
+            self.pending[groups.part] = seen_2C * groups.total_calls.to(single)
         scale_C = self.weight * (var_C + self.eps).rsqrt()
         shift_C = self.bias - offset_C * scale_C
         return moved * scale_C.to(x.dtype)[:, None, None] + shift_C.to(x.dtype)[:, None, None]

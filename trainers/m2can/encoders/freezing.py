@@ -55,6 +55,7 @@ def checkpoint_activations(encoder: TextEncoder | PictureEncoder) -> None:
     Raises:
         ValueError: the architecture's blocks are not known here.
     """
+    encoder.half_weights.enabled = False  # the backward pass would find the parameters in the place of their copies
     model: Any = encoder.model
     if isinstance(encoder, TextEncoder) and getattr(model, "supports_gradient_checkpointing", False):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -104,7 +104,8 @@ class Group:
 class Packing:
     """Where the tokens of padded texts [N, longest] lie when they are packed, group after group; made by `pack`.
 
-    take_T: of each packed token, its place in N·longest. position_T: its position in its text. first_N: where the
+    take_T: of each packed token, its place in N·longest. position_T: its position in its text. text_T: its text, in the
+    given order. first_N: where the
     texts begin, in the given order. back_N: of each text, its place in the packed order. lengths_N: in that order.
     ends_N1: cumulative lengths from 0, int32 [N + 1]. longest: tokens of the longest text.
     """
@@ -112,6 +113,7 @@ class Packing:
     groups: list[Group]
     take_T: Tensor
     position_T: Tensor
+    text_T: Tensor
     first_N: Tensor
     back_N: Tensor
     lengths_N: Tensor
@@ -123,6 +125,11 @@ class Packing:
 
     def mean(self, x_TK: Tensor) -> Tensor:
         """Mean over each text's tokens, [T, K] → [N, K]."""
+        if _has_kernel(x_TK, 0.0):
+            # One product, whatever the lengths; it adds in float32.
+            mine_NT = torch.arange(len(self.lengths_N), device=x_TK.device)[:, None] == self.text_T
+            sums_NK = mine_NT.to(x_TK.dtype) @ x_TK
+            return sums_NK / self.lengths_N.index_select(0, self.back_N).to(sums_NK.dtype).unsqueeze(1)
         sums_NK = torch.cat([group.pad(x_tK).sum(1) for group, x_tK in self.by_group(x_TK)])
         return (sums_NK / self.lengths_N.to(sums_NK.dtype).unsqueeze(1)).index_select(0, self.back_N)
 
@@ -141,7 +148,8 @@ def pack(lengths_N: np.ndarray, longest: int, device: torch.device) -> Packing:
     ends = lengths.cumsum()
     first = ends - lengths
     position = np.arange(ends[-1]) - np.repeat(first, lengths)
-    arrays = [np.repeat(order_N * longest, lengths) + position, position, first[back_N], back_N, lengths]
+    text = np.repeat(order_N, lengths)
+    arrays = [text * longest + position, position, text, first[back_N], back_N, lengths]
     arrays += [np.append(0, ends)]
     shapes: list[tuple[int, tuple[int, int], bool]] = []
     for own in np.split(lengths, np.cumsum([len(rows) for rows, _ in parts])[:-1]):
@@ -153,9 +161,9 @@ def pack(lengths_N: np.ndarray, longest: int, device: torch.device) -> Packing:
     if device.type == "cuda":
         sent = sent.pin_memory()
     pieces = iter(sent.to(device, non_blocking=True).split([len(array) for array in arrays]))
-    take_T, position_T, first_N, back_N, lengths_N_, ends_N1 = (next(pieces) for _ in range(6))
+    take_T, position_T, text_T, first_N, back_N, lengths_N_, ends_N1 = (next(pieces) for _ in range(7))
     groups = [Group(size, shape, next(pieces) if ragged else None) for size, shape, ragged in shapes]
-    return Packing(groups, take_T, position_T, first_N, back_N, lengths_N_, ends_N1.int(), int(lengths.max()))
+    return Packing(groups, take_T, position_T, text_T, first_N, back_N, lengths_N_, ends_N1.int(), int(lengths.max()))
 
 
 def packed_attention(

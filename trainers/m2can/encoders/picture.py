@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1
 
 from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.batch_norm import BatchNormMode, GroupedBatchNorm2d, PictureGroups
+from trainers.m2can.encoders.half_weights import HalfWeights
 
 
 class PictureEncoder(nn.Module):
@@ -24,6 +25,7 @@ class PictureEncoder(nn.Module):
         super().__init__()
         self.groups = PictureGroups(batch_norm)
         self.model = GroupedBatchNorm2d.convert(model, self.groups)
+        self.half_weights = HalfWeights(self.model)
         self.width = width
 
     def forward(self, pictures_P: Tensor, batch: Batch) -> Tensor:
@@ -31,7 +33,7 @@ class PictureEncoder(nn.Module):
         assert batch.picture_owner is not None
         if self.training and self.groups.layers:
             self.groups.begin(batch)
-        features_PK = self.model(pictures_P)
+        features_PK = self.half_weights.call(pictures_P)
         # One more row than samples: it takes the placeholder of a batch without any picture, and is dropped.
         totals = features_PK.new_zeros(batch.num_rows + 1, self.width).index_add(0, batch.picture_owner, features_PK)
         counts_N1 = batch.pictures_of_rows()[:-1].clamp_min(1).unsqueeze(1)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.m2can.encoders.half_weights import HalfWeights
 from trainers.m2can.encoders.packing import group_by_length, pack
 from trainers.m2can.encoders.transformers_compat import encode_packed, use_packed_attention
 
@@ -40,6 +41,7 @@ class TextEncoder(nn.Module):
         config: Any = model.config
         self.width = int(config.hidden_size)
         self.packs = use_packed_attention(model)
+        self.half_weights = HalfWeights(model)
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
         if lengths_N is None:
@@ -57,14 +59,14 @@ class TextEncoder(nn.Module):
 
     def _packed(self, tokens_NL: Tensor, lengths_N: np.ndarray) -> Tensor:
         packing = pack(lengths_N, tokens_NL.shape[1], tokens_NL.device)
-        out = encode_packed(self.model, tokens_NL, packing)
+        out = encode_packed(self.model, tokens_NL, packing, self.half_weights.call)
         if self.pooling == "pooler":  # of every token, of which the texts' first ones are asked for
             return out.pooler_output.index_select(0, packing.first_N)
         hidden_TK = out.last_hidden_state.squeeze(1)
         return hidden_TK.index_select(0, packing.first_N) if self.pooling == "cls" else packing.mean(hidden_TK)
 
     def _padded(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
-        out = self.model(input_ids=tokens_NL, attention_mask=mask_NL)
+        out = self.half_weights.call(input_ids=tokens_NL, attention_mask=mask_NL)
         if self.pooling == "pooler":
             return out.pooler_output
         hidden_NLK = out.last_hidden_state

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,15 @@ def use_packed_attention(model: nn.Module) -> bool:
     return False
 
 
-def encode_packed(model: Any, tokens_NL: Tensor, packing: Packing) -> Any:
-    """The model's output for packed texts, each token as a text of its own: `last_hidden_state` is [T, 1, K]."""
+def encode_packed(model: Any, tokens_NL: Tensor, packing: Packing, call: Callable[..., Any] | None = None) -> Any:
+    """The model's output for packed texts, each token as a text of its own: `last_hidden_state` is [T, 1, K].
+
+    Args:
+        call: calls the model in place of the model itself.
+    """
     tokens_T1 = tokens_NL.flatten().index_select(0, packing.take_T).unsqueeze(1)
     positions_T1 = packing.position_T.unsqueeze(1) + _first_position(model)
-    return model(input_ids=tokens_T1, position_ids=positions_T1, packing=packing)
+    return (call or model)(input_ids=tokens_T1, position_ids=positions_T1, packing=packing)
 
 
 def text_layers(model: nn.Module) -> list[nn.Module] | None:
