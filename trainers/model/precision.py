@@ -14,6 +14,7 @@ from torch import nn
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.collective import Collective
+from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.recipe import Recipe
 
@@ -120,5 +121,7 @@ def compile_encoders(network: M2CAN, device: torch.device) -> None:
     network.text_encoder.packs = False  # what is compiled is the model as a whole
     encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)
     for encoder in encoders:
+        if not isinstance(encoder, GivenFeatures):
+            encoder.half_weights.enabled = False
         inside: nn.Module = getattr(encoder, "model", encoder)
         inside.compile(dynamic=True)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trainers.m2can.encoders import half_weights
+from trainers.m2can.encoders.freezing import checkpoint_activations
 from trainers.m2can.encoders.half_weights import HalfLayerNorm, HalfWeights
+from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
 
 
 def model() -> nn.Module:
@@ -84,6 +86,13 @@ def test_a_copy_of_a_network_casts_its_own_weights() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert other.call(torch.randn(2, 3, 9, 9)).eq(0).all()
         assert halves.call(torch.randn(2, 3, 9, 9)).ne(0).any()
+
+
+def test_blocks_that_are_computed_again_cast_by_themselves() -> None:
+    encoder = PictureEncoder(SmallResNet(4), 32, "frozen")
+    assert encoder.half_weights.enabled
+    checkpoint_activations(encoder)
+    assert not encoder.half_weights.enabled
 
 
 def test_layer_norm_stays_in_half_precision() -> None:
