@@ -24,6 +24,7 @@ from trainers.model.checkpoint import load_card, model_folder, read_json
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe, stated_values
+from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
 from trainers.tracking.journal import Journal
@@ -98,14 +99,14 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
     uri = resolve_tracking_uri(base.tracking.uri, storage) if base.tracking.enabled else None
     _require_own_name(plan, folder)
     require_free(folder, "name")
-    prepare(base)
+    epochs = decided(prepare(base).recipe.train.epochs)
     start_ray(base.cluster.address)
     worker_resources(base)
     with driver_lock(folder, "name", on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
         _claim(plan, folder)
         parent = _open_parent(plan, base, uri, storage, folder) if uri else None
         try:
-            return _run_claimed(plan, base, storage, folder, uri, parent)
+            return _run_claimed(plan, base, storage, folder, uri, parent, epochs)
         except BaseException as error:
             if uri:
                 asked = isinstance(error, (KeyboardInterrupt, RunStopped))
@@ -116,14 +117,14 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
 
 
 def _run_claimed(
-    plan: SweepPlan, base: Recipe, storage: Path, folder: Path, uri: str | None, parent: str | None
+    plan: SweepPlan, base: Recipe, storage: Path, folder: Path, uri: str | None, parent: str | None, epochs: int
 ) -> SweepResult:
     sweep = plan.sweep
     concurrent = sweep.max_concurrent or trials_at_once(base, most_resources())
     cpus = most_resources().get("CPU", 1.0)
     share = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
     job = TrialJob(plan, folder / "trials", share, uri, parent)
-    errors = _run_trials(plan, job, folder, concurrent)
+    errors = _run_trials(plan, job, folder, concurrent, epochs)
     trials = read_trials(folder / "trials", sweep)
     finished = [trial for trial in trials if trial.finished]
     if not finished:
@@ -183,7 +184,7 @@ def _description(plan: SweepPlan) -> dict[str, Any]:
     return dict(json.loads(json.dumps(tree, default=str)))
 
 
-def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -> dict[str, str]:
+def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int, epochs: int) -> dict[str, str]:
     """Errors by trial id."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # standard output is ours
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"cpu": TRIAL_CPUS})
@@ -203,7 +204,9 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int) -
                 scheduler=scheduler(plan, job.folder),
                 num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
             ),
-            run_config=tune.RunConfig(name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress(plan)]),
+            run_config=tune.RunConfig(
+                name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress(plan, epochs)]
+            ),
         )
     with live_table():
         grid = tuner.fit()

@@ -42,10 +42,10 @@ class Progress(tune.Callback):
     keys: tuple[str, ...] = ()
     count, epochs = 0, 0
 
-    def __init__(self, plan: SweepPlan) -> None:
+    def __init__(self, plan: SweepPlan, epochs: int) -> None:
         sweep = plan.sweep
         self.keys = ("variant", "seed") if sweep.is_comparison else tuple(sweep.space)
-        self.count, self.epochs = planned_trials(plan), plan.recipe([]).train.epochs
+        self.count, self.epochs = planned_trials(plan), epochs
         self.began: float | None = None
         self.before = 0.0
         # By trial id. Tune updates a trial's own last result after it has told the callbacks.

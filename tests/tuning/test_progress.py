@@ -37,7 +37,7 @@ def progress(tmp_path, monkeypatch):
     )
     clock = {"now": 0.0}
     monkeypatch.setattr(shown.time, "monotonic", lambda: clock["now"])
-    made = pickle.loads(pickle.dumps(Progress(plan)))  # as Tune does
+    made = pickle.loads(pickle.dumps(Progress(plan, epochs=2)))  # as Tune does
     made.clock = clock
     return made
 
