@@ -19,6 +19,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 _CONSTANT = re.compile(r"\{\{ *(\w+):([\w.]+) *\}\}")
+_CELL, _CODE = re.compile(r"<td.*?</td>", re.S), re.compile(r"<code>[^<]*</code>")
+_ELSEWHERE = 'src="https://unpkg.com/iframe-worker/shim"'
 _FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
 
 
@@ -35,6 +37,22 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     return _FORMULA.sub(lambda found: formula(found.group(1)), _CONSTANT.sub(constant, markdown))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Names in tables may break behind a dot or an underscore, and nowhere else."""
+    return _CELL.sub(
+        lambda cell: _CODE.sub(lambda code: re.sub(r"([._])(?=\w)", r"\1<wbr>", code.group()), cell.group()), html
+    )
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The plugin `offline` would load a script from elsewhere."""
+    return output.replace(_ELSEWHERE, f'src="{"../" * page.url.count("/")}pictures/search.js"')
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    return output.replace(_ELSEWHERE, 'src="pictures/search.js"')
 
 
 def constant(found: re.Match[str]) -> str:

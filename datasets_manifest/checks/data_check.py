@@ -36,6 +36,11 @@ class Finding:
     message: str
     examples: list[str]
 
+    @property
+    def place(self) -> str:
+        """`shop/train`."""
+        return f"{self.domain}/{self.split}".rstrip("/")
+
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -57,6 +62,13 @@ class SplitReport:
 class DataReport:
     splits: list[SplitReport]
     findings: list[Finding] = field(default_factory=list)
+
+    def grouped(self) -> list[list[Finding]]:
+        """The findings, those that say the same of several splits together."""
+        groups: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
+        for finding in self.findings:
+            groups[finding.severity, finding.kind, finding.message].append(finding)
+        return list(groups.values())
 
     @property
     def harmful(self) -> bool:

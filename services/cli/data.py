@@ -177,8 +177,8 @@ def _report_lines(report: DataReport) -> Iterator[str]:
         words = f"{split.words['median']:.0f} words (median)" if split.words else "no text"
         yield f"{split.domain}/{split.split}: {split.records:,} records ({', '.join(labels)})"
         yield f"    {words}, {split.pictures:,} pictures{size}, {split.picture_bytes / 1e6:,.1f} MB"
-    for finding in report.findings:
-        where = f"{finding.domain}/{finding.split}".rstrip("/")
-        yield f"{finding.severity:8} {where}: {finding.count:,} {finding.message}"
-        yield from (f"             {example}" for example in finding.examples)
+    for same in report.grouped():
+        where = ", ".join(f"{finding.place} {finding.count:,}" for finding in same)
+        yield f"{same[0].severity:8} {where}: {same[0].message}"
+        yield from (f"             {example}" for finding in same for example in finding.examples)
     yield "training would be harmed" if report.harmful else "nothing here would harm training"
