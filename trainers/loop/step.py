@@ -157,8 +157,7 @@ class Step:
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
     """In one kernel for each type of theirs."""
     for dtype in {x.dtype for x in sources}:
-        pairs = [(x, y) for x, y in zip(targets, sources, strict=True) if y.dtype == dtype]
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        torch._foreach_copy_([x for x in targets if x.dtype == dtype], [x for x in sources if x.dtype == dtype])
 
 
 def _finite(passes: Passes) -> bool:

@@ -21,12 +21,12 @@ class SharpnessAwareStep:
     def __init__(self, parameters: Iterable[nn.Parameter], rho: float) -> None:
         self.parameters = list(parameters)
         self.rho = rho
-        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def perturb(self, grad_norm: Tensor) -> None:
         """Move by ρ along the gradients, given their common norm. Afterwards the gradients hold the perturbation."""
-        touched = [p for p in self.parameters if p.grad is not None]
+        touched: list[Tensor] = [p for p in self.parameters if p.grad is not None]
         if not touched:
             return
         before = [torch.empty_like(p) for p in touched]

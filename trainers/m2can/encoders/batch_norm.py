@@ -129,7 +129,7 @@ class PictureGroups:
             running: list[Tensor] = [getattr(layer, f"running_{x}") for layer, _ in same for x in ("mean", "var")]
             new = [x for _, part in same for x in part.unbind()]
             if self.mode == "batch":
-                new = list(torch._foreach_mul(new, momentum))
+                new = list(torch._foreach_mul(new, momentum))  # type: ignore[arg-type]
             keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
             torch._foreach_mul_(running, keep)
             torch._foreach_add_(running, new)
