@@ -208,8 +208,10 @@ def _run_prepared(
         with observer, stop as stop_event:
             outcome = train(prepared, on_step=on_step, on_epoch=observer.on_epoch, stop=stop_event, **how)
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
+        from trainers.tracking.outcome import link_best
 
         report = draw_report(outcome)
+        link_best(outcome)
     except BaseException as error:
         # What is refused before the first step leaves nothing in MLflow: the name may be that of a finished run.
         if tracking is not None and (tracking.has_begun or not isinstance(error, InputError)):

@@ -108,6 +108,7 @@ def test_a_finished_run_is_reported_and_registered_if_wanted(
     result, sender = run(outcome, monkeypatch, register=register)
     assert isinstance(result, training_run.Result)
     assert (sender.statuses, sender.models) == (["FINISHED"], ["the model" if register else None])
+    assert (result.folder / "best").resolve() == result.checkpoint.resolve()
     assert result.report_page.is_file() and (result.report / "summary.json").is_file()
     end = result.to_dict()
     assert (end["event"], end["run_id"], end["model_version"]) == ("end", "id", "3" if register else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,14 @@ def choose_epoch_of(
             predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
         ),
     )
+
+
+def link_best(outcome: Outcome) -> None:
+    """Make `best` in the run's folder a link to the chosen checkpoint, where the file system has links."""
+    link = outcome.folder / "best"
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(outcome.checkpoint, outcome.folder), target_is_directory=True)
 
 
 def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
