@@ -129,7 +129,9 @@ def _without_metadata(data: bytes) -> tuple[bytes, list[bytes], list[bytes]]:
     Pillow refuses a PNG for a text of over 1 MiB in it, or for a damaged colour profile; and it looks for metadata before
     the pixels alone. Of an animation the first picture stays.
     """
-    kept, exifs, xmps, profiles = [_PNG], [], [], 0
+    kept, profiles = [_PNG], 0
+    exifs: list[bytes] = []
+    xmps: list[bytes] = []
     for kind, body, whole, sound in _chunks(data):
         needed = not kind or kind[:1].isupper()  # capital: needed for the pixels; so is transparency
         if needed or (kind == b"tRNS" and sound and len(body) in _TRANSPARENCY.get(data[25], ())):
@@ -265,7 +267,7 @@ def _tiff_kind(data: bytes) -> str:
     with suppress(Exception):  # a damaged directory
         stream = io.BytesIO(data)
         directory = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
-        stream.seek(directory.next)
+        stream.seek(directory.next or 8)
         directory.load(stream)
         channels, bits = directory.get(277, 1), max(directory.get(258, (1,)))
         numbers = {2: ", signed", 3: ", floating point"}.get(max(directory.get(339, (1,))), "")
