@@ -211,7 +211,7 @@ def _join(out: Path, table: pa.Table, classes: list[str], resumed: int, abstain_
         joined = pa.concat_tables(parts)
         write_predictions(joined if abstain_below is None else withhold(joined, abstain_below), final)
     summary = summary_of(pq.read_table(final), final, resumed)
-    (out / SUMMARY).write_text(json.dumps(asdict(summary), indent=1) + "\n")
+    write_atomically(out / SUMMARY, json.dumps(asdict(summary), indent=1) + "\n")
     shutil.rmtree(out / "parts", ignore_errors=True)
     return summary
 

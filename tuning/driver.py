@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ray
 import yaml
+from mlflow.exceptions import MlflowException
 from ray import tune
 
 from datasets_manifest.errors import InputError, without_password
@@ -28,7 +30,7 @@ from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
 from trainers.tracking.journal import Journal
-from trainers.tracking.mlflow_run import RunLink
+from trainers.tracking.mlflow_run import RunLink, close_children
 from trainers.tracking.outcome import read_validator_inputs
 from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
@@ -100,7 +102,7 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
     _require_own_name(plan, folder)
     require_free(folder, "name")
     epochs = decided(prepare(base).recipe.train.epochs)
-    start_ray(base.cluster.address)
+    own_ray = start_ray(base.cluster.address)
     worker_resources(base)
     with driver_lock(folder, "name", on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
         _claim(plan, folder)
@@ -108,9 +110,12 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
         try:
             return _run_claimed(plan, base, storage, folder, uri, parent, epochs)
         except BaseException as error:
-            if uri:
+            if own_ray:
+                ray.shutdown()  # ends the trials, whose runs are closed below
+            if uri and parent:
                 asked = isinstance(error, (KeyboardInterrupt, RunStopped))
-                with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
+                with contextlib.suppress(TrackingUnavailable, MlflowException):  # the first error is the one to report
+                    close_children(uri, parent, "KILLED" if asked else "FAILED")
                     sender = _sender(plan, base, uri, storage, folder)
                     sender.finish("KILLED" if asked else "FAILED", deadline_s=CLOSED_WITHIN_S)
             raise
@@ -187,6 +192,7 @@ def _description(plan: SweepPlan) -> dict[str, Any]:
 def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int, epochs: int) -> dict[str, str]:
     """Errors by trial id."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # standard output is ours
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if the sweep had ended
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"cpu": TRIAL_CPUS})
     place = folder / "tune"
     if tune.Tuner.can_restore(str(place)):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 
+from datasets_manifest.files import whole_folder
 from trainers.reports.page import REPORT
 from tuning import report_pictures as pictures
 from tuning.idle_keys import idle_keys
@@ -20,14 +20,17 @@ from tuning.trial_results import Trial, result_tree, variant_rows
 IMPORTANCE_TRIALS = 10
 
 
-def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path) -> None:
-    """Write table.md, sweep.json, the page and the pictures into a new folder.
+def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, report: Path) -> None:
+    """Write table.md, sweep.json, the page and the pictures into the folder `report`; one that is there is replaced.
 
     Args:
         best: None in a comparison, or where no trial finished.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with whole_folder(report, replace=True) as folder:
+        _draw(plan, trials, best, folder)
+
+
+def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path) -> None:
     sweep = plan.sweep
     finished = [trial for trial in trials if trial.finished]
     (folder / "table.md").write_text(table(sweep, trials, best) + "\n", encoding="utf-8")

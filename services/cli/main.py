@@ -1,4 +1,4 @@
-"""The command `m2can`. Exit codes: 0 done, 2 bad input, 1 failed."""
+"""The command `m2can`. Exit codes: 0 done, 2 bad input, 1 failed, 128 and a signal's number where one stopped it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def main() -> None:
     except (RunFailed, TrackingUnavailable, ServiceUnavailable) as error:
         _end(error, 1)
     except RunStopped as stopped:
-        _end(stopped, 143)
+        from services.cli.stopping import exit_code
+
+        _end(stopped, exit_code())
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except Exception as error:

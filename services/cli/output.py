@@ -53,8 +53,10 @@ class RunProgress(RunObserver):
         )
         self._task = self._bar.add_task("starting workers", total=1, detail="")
         self._printed = 0.0
+        self.run_name = ""
 
     def on_start(self, prepared: Prepared) -> None:
+        self.run_name = prepared.name
         self.epochs = decided(prepared.recipe.train.epochs)
         for note in prepared.notes:
             print(f"note: {note}", file=sys.stderr)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -105,42 +100,13 @@ def run_recipe(
     profile: bool = False,
     candidate: str = "if-not-worse",
 ) -> Result:
-    """Train as `m2can train` does: with progress on standard error, and stopped by SIGTERM."""
+    """Train as `m2can train` does: with progress on standard error; signals stop it with a checkpoint."""
+    from services.cli.stopping import stop_on_signals
     from trainers.training_run import run
 
-    progress, stop = RunProgress(as_json), stop_on_sigterm(recipe.cluster.grace_s)
+    progress = RunProgress(as_json)
+    stop = stop_on_signals(recipe.cluster.grace_s, lambda: f"run.name={progress.run_name} goes on")
     return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
-
-
-@contextmanager
-def stop_on_sigterm(grace_s: float) -> Iterator[threading.Event]:
-    """The event is set by SIGTERM. RunStopped follows after `grace_s` seconds if the run has not ended by then.
-
-    Outside the main thread signals cannot be handled: nothing is done there.
-    """
-    from trainers.failures import RunStopped
-
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def asked(*_: object) -> None:
-        if not stop.is_set():
-            stop.set()
-            print("m2can: asked to stop; writing a checkpoint", file=sys.stderr, flush=True)
-            signal.setitimer(signal.ITIMER_REAL, grace_s)
-
-    def too_late(*_: object) -> None:
-        raise RunStopped(f"no step ended within {grace_s:g} s (cluster.grace_s); the last checkpoint is an earlier one")
-
-    before = signal.signal(signal.SIGTERM, asked), signal.signal(signal.SIGALRM, too_late)
-    try:
-        yield stop
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGALRM, before[1])
 
 
 def mlflow_page(result: Result) -> tuple[str, str | None]:

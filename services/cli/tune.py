@@ -37,9 +37,11 @@ def tune(
     if dry_run:
         _show_plan(plan)
         return
+    from services.cli.stopping import end_on_signals
     from tuning.driver import run_sweep
 
-    result = run_sweep(plan)
+    with end_on_signals("the same command goes on: trials that ended are not repeated"):
+        result = run_sweep(plan)
     if json_:
         print_json(result.to_dict())
         return

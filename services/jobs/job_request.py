@@ -45,6 +45,11 @@ class JobRequest(BaseModel):
             return str(self.content["run"]["name"])
         return str(self.content["name"]) if self.kind == "tune" else self.id
 
+    @property
+    def grace_s(self) -> float | None:
+        """Seconds in which the run leaves a checkpoint when the job is stopped; None: it writes none."""
+        return float(self.content["cluster"]["grace_s"]) if self.kind == "train" else None
+
     def encoded(self) -> str:
         """Raises InputError: too long for an environment."""
         text = self.model_dump_json()

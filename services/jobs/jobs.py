@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import tempfile
@@ -27,6 +28,8 @@ from services.jobs.working_folder import CodePackage, pack_code
 from trainers.tracking.provenance import JOB_ID_VARIABLE
 
 ENTRYPOINT = "python -m services.cli.job_entrypoint"
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+CLOSING_S = 20.0  # after the grace: the MLflow run is closed, Ray ends
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _connecting = threading.Lock()
 _OURS, _RUN_NAME, _SUBMITTED = "m2can.kind", "m2can.run_name", "m2can.submitted"  # keys of a job's metadata
@@ -58,6 +61,16 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.status in _ENDED
+
+
+def job_variables(request: JobRequest, encoded: str) -> dict[str, str]:
+    """The environment of a job: its request, its id, the data root, and how long Ray waits when it is stopped."""
+    variables = {VARIABLE: encoded, JOB_ID_VARIABLE: request.id}
+    if request.grace_s is not None:  # without it Ray kills a job 3 s after it was asked to stop
+        variables[STOP_WAIT] = str(math.ceil(request.grace_s + CLOSING_S))
+    if os.environ.get(DATA_ROOT):
+        variables[DATA_ROOT] = os.environ[DATA_ROOT]
+    return variables
 
 
 def new_id(kind: str) -> str:
@@ -121,9 +134,7 @@ class JobServer:
             for key in ("hash", "python")
             if key in request.environment
         }
-        variables = {VARIABLE: encoded, JOB_ID_VARIABLE: request.id}
-        if os.environ.get(DATA_ROOT):
-            variables[DATA_ROOT] = os.environ[DATA_ROOT]
+        variables = job_variables(request, encoded)
         with tempfile.TemporaryDirectory(prefix="m2can-code-") as folder, self.client() as client:
             code = pack_code(Path(folder))
             on_code(code)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,21 @@ def start_own_ray(**options: Any) -> None:
     """Start a Ray for this process alone; `options` are those of `ray.init`."""
     for name, value in LOCAL_TRAIN.items():
         os.environ.setdefault(name, value)
-    ray.init("local", include_dashboard=False, **options)
+    with _without_hangup():
+        ray.init("local", include_dashboard=False, **options)
+
+
+@contextlib.contextmanager
+def _without_hangup() -> Iterator[None]:
+    """Processes started here live on when the terminal closes: workers have a checkpoint to write then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def is_elsewhere(address: str | None) -> bool:

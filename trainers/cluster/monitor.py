@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datasets_manifest.files import write_atomically
 from trainers.tracking.journal import EpochRecord, Journal
 
 Message = tuple[str, Any]
@@ -156,7 +157,7 @@ class Listener:
 
     def _take_nonfinite(self, content: dict[str, Any]) -> None:
         file = self.run_folder / f"nonfinite-epoch{content['epoch']}-step{content['step']}-rank{content['rank']}.json"
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _take_note(self, content: str) -> None:
         if content not in self._notes:  # every rank says it

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from datasets_manifest.files import whole_folder
 from trainers.loop.evaluation import calibration_error, confusion
 from trainers.model.checkpoint import read_tensors
 from trainers.reports import figures, samples, sections
@@ -30,9 +30,13 @@ _CONTENTS = {
 
 def draw_report(outcome: Outcome) -> Path:
     """Write the run's page, pictures and summary into its folder `report`; the same run gives the same files."""
-    folder = outcome.folder / "report"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    report = outcome.folder / "report"
+    with whole_folder(report, replace=True) as folder:
+        _draw(outcome, folder)
+    return report
+
+
+def _draw(outcome: Outcome, folder: Path) -> None:
     found = read_tensors(outcome.checkpoint / "evaluation.safetensors")
     tensors = {name: tensor.numpy() for name, tensor in found.items()}
     numbers = outcome.numbers() | {"verdicts": outcome.verdicts}
@@ -56,7 +60,6 @@ def draw_report(outcome: Outcome) -> Path:
         figures.pseudo_label_precision(train["score"][known], correct, folder / "pseudo_label_precision.png")
     (folder / REPORT).write_text(_page(run), encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    return folder
 
 
 def _page(run: sections.Run) -> str:

@@ -22,6 +22,7 @@ from trainers.tracking.mlflow_compat import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
+    PARENT_TAG,
     set_defaults,
 )
 from trainers.tracking.sqlite_store import ensure_store
@@ -76,6 +77,15 @@ def open_experiment(uri: str, experiment: str, storage: Path) -> str:
         wanted = "its restoration, or another name"
         raise InputError("was deleted in MLflow", field="tracking.experiment", value=experiment, wanted=wanted)
     return found.experiment_id
+
+
+def close_children(uri: str, parent: str, status: str) -> None:
+    """End the runs below `parent` that are still open: nobody works on them any more."""
+    client = open_client(uri)
+    experiment = client.get_run(parent).info.experiment_id
+    query = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], query, max_results=1000):
+        client.set_terminated(run.info.run_id, status)
 
 
 class RunLink:

@@ -9,6 +9,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from services.jobs.job_request import JobRequest, check_id, command_line, train_request, with_absolute_paths
+from services.jobs.jobs import job_variables
 from services.jobs.preflight import check_capacity, check_mlflow, check_nodes, refuse_finished
 from services.jobs.sweep_request import tune_request
 from services.jobs.working_folder import pack_code
@@ -39,6 +40,14 @@ def test_a_train_request_travels_whole_and_absolute(tmp_path: Path, monkeypatch:
     assert again.cluster.address is None
     assert again.train == recipe.train
     assert again.data == recipe.data
+
+
+def test_ray_waits_for_a_run_s_grace_when_its_job_is_stopped() -> None:
+    request = train_request("job-a", make_recipe(RECIPE | {"cluster": {"grace_s": 90.5}}))
+    variables = job_variables(request, request.encoded())
+    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "111"  # and 20 s to close the MLflow run and Ray
+    check = JobRequest(id="job-b", kind="data-check", content={"manifests": []})
+    assert "RAY_JOB_STOP_WAIT_TIME_S" not in job_variables(check, check.encoded())
 
 
 def test_values_of_a_recipe_never_become_words_of_a_command(tmp_path: Path) -> None:

@@ -300,3 +300,18 @@ def test_what_went_wrong_stands_before_the_sections(tmp_path: Path) -> None:
     assert "all 12 target records are predicted to be `good` : state uacr.prior" in re.sub(r"\s+", " ", tree.words[""])
     summary = json.loads((outcome.folder / "report" / "summary.json").read_text(encoding="utf-8"))
     assert summary["warnings"] == [{"name": "one-class", "what": wrong.what, "change": wrong.change}]
+
+
+def test_a_report_that_was_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = made_run(tmp_path)
+    folder = draw_report(outcome)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainers.reports.figures.confusion_matrix", full)
+    with pytest.raises(OSError, match="No space left"):
+        draw_report(outcome)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [path.name for path in outcome.folder.iterdir()] == ["report"]
