@@ -135,7 +135,7 @@ def _info(folder: Path) -> RunInfo:
         folder=folder,
         state="finished" if summary else "unfinished",
         started=began.isoformat(timespec="seconds"),
-        epochs=(epochs, int(recipe.get("train", {}).get("epochs", 0))),
+        epochs=(epochs, int(recipe.get("train", {}).get("epochs") or 0)),
         sources=[_domain(path) for path in data.get("sources", [])],
         target=_domain(data.get("target", "")),
         chosen_epoch=summary.get("chosen_epoch"),
