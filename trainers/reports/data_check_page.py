@@ -23,7 +23,7 @@ def page(report: DataReport, manifests: Sequence[LoadedManifest]) -> str:
         "Data report",
         verdict="Training would be harmed: see ✖." if report.harmful else "Nothing here would harm training.",
         contents={},
-        findings=report.grouped(),
+        groups=report.grouped(),
         splits=[_split(split, by_name[split.domain]) for split in report.splits],
     )
 
