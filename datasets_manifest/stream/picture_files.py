@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -111,8 +111,9 @@ def _orientation(exifs: list[bytes], xmps: list[bytes]) -> int:
         with suppress(Exception):  # a damaged block is no reason to lose the picture
             exif = Image.Exif()
             exif.load(block)
-            if (turn := exif.get(0x0112)) in range(1, 9):
-                return int(turn)
+            turn = exif.get(0x0112)
+            if isinstance(turn, int) and 1 <= turn <= 8:
+                return turn
     for block in xmps:
         if (found := re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])", block)) is not None:
             return int(found[1])
@@ -248,7 +249,7 @@ def _other(data: bytes) -> BadPicture:
 
 def _reader_error(known: str, data: bytes) -> Exception | None:
     """The error of the format's own reader, which `Image.open` keeps to itself."""
-    readers = {
+    readers: dict[str, Callable[[io.BytesIO], object]] = {
         "JPEG": JpegImagePlugin.JpegImageFile,
         "PNG": PngImagePlugin.PngImageFile,
         "TIFF": TiffImagePlugin.TiffImageFile,
