@@ -18,6 +18,7 @@ from tuning.search import METRIC, planned_trials
 from tuning.sweep import SweepPlan
 
 _SHOWN_ROWS = 20
+_FRAME = 8  # lines of title, head, borders and caption
 _live: Live | None = None  # not in the callback, which Tune pickles
 
 
@@ -74,7 +75,8 @@ class Progress(tune.Callback):
         if self.began is None:
             self.began, self.before = time.monotonic(), self._done(trials)
         if _live is not None:
-            _live.update(self.table(trials), refresh=True)
+            most = max(3, min(_SHOWN_ROWS, _live.console.height - _FRAME))  # what is taller is cut off
+            _live.update(self.table(trials, most), refresh=True)
         elif trial is not None:
             number = trials.index(trial) + 1
             line = f"trial {number} of {self.count}  {said}  {self.summary(trials)}  {self.values(trial.config)}"
@@ -111,15 +113,15 @@ class Progress(tune.Callback):
         parts = (1.0 if t.is_finished() else self._last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
         return float(sum(min(1.0, part) for part in parts))
 
-    def table(self, trials: list[Any]) -> Table:
-        """The trials under way and the best of the others, by number."""
+    def table(self, trials: list[Any], most: int = _SHOWN_ROWS) -> Table:
+        """The trials under way and the best of the others, at most `most`, by number."""
         best = self.best_so_far(trials)
         table = Table(title=self.summary(trials), title_justify="left")
         for heading in ("trial", "status", "epoch", "score", *self.keys):
             table.add_column(heading, justify="right" if heading in ("trial", "epoch", "score") else "left")
         numbered = list(enumerate(trials, start=1))
         ranked = sorted(numbered, key=lambda pair: (pair[1].is_finished(), -self._score(pair[1])))
-        for number, trial in sorted(ranked[:_SHOWN_ROWS], key=lambda pair: pair[0]):
+        for number, trial in sorted(ranked[:most], key=lambda pair: pair[0]):
             score = self._score(trial)
             cells = [f"{number}", str(trial.status).lower(), f"{self._last(trial, 'epoch', '–')}"]
             cells += [f"{score:.4f}" if math.isfinite(score) else "–"]
@@ -127,8 +129,8 @@ class Progress(tune.Callback):
                 settings({key: trial.config[key]}, named=False) if key in trial.config else "–" for key in self.keys
             ]
             table.add_row(*cells, style="bold" if best is not None and number == best[1] else None)
-        if len(numbered) > _SHOWN_ROWS:
-            table.caption = f"and {len(numbered) - _SHOWN_ROWS} more with lower scores"
+        if len(numbered) > most:
+            table.caption = f"and {len(numbered) - most} more with lower scores"
         return table
 
     def best_so_far(self, trials: list[Any]) -> tuple[float, int] | None:

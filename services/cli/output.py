@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from trainers.m2can.losses import TERMS
-from trainers.recipe.base import decided
 from trainers.training_run import RunObserver
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ class RunProgress(RunObserver):
         self.run_name = ""
 
     def on_start(self, prepared: Prepared) -> None:
+        from trainers.recipe.base import decided
+
         self.run_name = prepared.name
         self.epochs = decided(prepared.recipe.train.epochs)
         for note in prepared.notes:

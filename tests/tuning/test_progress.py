@@ -75,9 +75,12 @@ def test_a_sweep_that_goes_on_counts_its_own_work_alone(progress):
     assert progress.seconds_left(trials) == 30.0
 
 
-def test_a_terminal_shows_a_table(progress, monkeypatch, capsys):
+@pytest.mark.parametrize(("height", "most"), [(60, 20), (24, 16)])
+def test_a_terminal_shows_a_table(progress, monkeypatch, capsys, height, most):
     file = io.StringIO()
-    monkeypatch.setattr(shown, "Console", lambda stderr: Console(file=file, force_terminal=True, width=100))
+    monkeypatch.setattr(
+        shown, "Console", lambda stderr: Console(file=file, force_terminal=True, width=100, height=height)
+    )
     trials = [
         TuneTrial({"uacr.start": n / 100, "sam.rho": 0}, "TERMINATED", {"score": n / 100, "epoch": 2})
         for n in range(30)
@@ -89,7 +92,12 @@ def test_a_terminal_shows_a_table(progress, monkeypatch, capsys):
     assert "best 0.2900 (trial 30), 30 of 4 ended" in text and "uacr.start" in text and "sam.rho" in text
     once = text.split("┏")[1]  # it is drawn again at the end
     rows = [line for line in once.splitlines() if "terminated" in line or "running" in line]
-    assert len(rows) == 20 and "31" in rows[-1] and "running" in rows[-1] and "and 11 more with lower scores" in text
+    assert (
+        len(rows) == most
+        and "31" in rows[-1]
+        and "running" in rows[-1]
+        and f"and {31 - most} more with lower scores" in text
+    )
     report(progress, trials, 30, 1.0, epoch=1, score=0.5)  # lines again
     assert capsys.readouterr().err.startswith("trial 31 of 4  epoch 1/2  score 0.5000")
 

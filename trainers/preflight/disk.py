@@ -51,7 +51,9 @@ def _to_keep(recipe: Recipe, size: int) -> int | None:
     wanted = recipe.checkpoint
     if wanted.keep is None and wanted.every_steps is None and wanted.max_disk is None:
         return None
-    keep = wanted.keep or decided(recipe.train.epochs) + 1
+    # At most one an epoch, and one from within the epoch that is under way.
+    most = decided(recipe.train.epochs) + (wanted.every_steps is not None)
+    keep = min(wanted.keep or most, most)
     return keep if wanted.max_disk is None else min(keep, wanted.max_disk // size - BESIDE_THE_BEST)
 
 

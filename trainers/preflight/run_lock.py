@@ -57,8 +57,10 @@ class Holder:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-def require_free(folder: Path, field: str = "run.name", on_wait: Callable[[str], None] = lambda words: None) -> None:
-    """Refuse a folder that another command works on. Writes nothing.
+def require_free(
+    folder: Path, field: str = "run.name", on_wait: Callable[[str], None] = lambda words: None
+) -> Holder | None:
+    """Refuse a folder that another command works on. Writes nothing. Returns the holder that has died, if there is one.
 
     A process of this machine is looked up. Of another machine's, the heartbeat is watched for DEAD_AFTER_S seconds.
 
@@ -72,20 +74,21 @@ def require_free(folder: Path, field: str = "run.name", on_wait: Callable[[str],
     file = folder / LOCK_FILE
     holder = _read(file)
     if holder is None:
-        return
+        return None
     if holder.is_local:
         if holder.is_running():
             raise _taken(folder, field, holder)
-        return
+        return holder
     on_wait(f"{folder} belongs to {holder}; looking for {DEAD_AFTER_S:g} s whether that process is alive")
     beat, began = _beat(file), time.monotonic()
     while time.monotonic() - began < DEAD_AFTER_S:
         time.sleep(BEAT_S / 10)
         now = _read(file)
         if now is None:
-            return
+            return None
         if now != holder or _beat(file) != beat:
             raise _taken(folder, field, now)
+    return holder
 
 
 @contextmanager
@@ -97,8 +100,7 @@ def driver_lock(
     Raises:
         InputError: another command holds it, or the folder cannot be written.
     """
-    require_free(folder, field, on_wait)
-    before, file = _read(folder / LOCK_FILE), folder / LOCK_FILE
+    dead, file = require_free(folder, field, on_wait), folder / LOCK_FILE
     own = Holder(
         token=uuid4().hex,
         host=socket.gethostname(),
@@ -112,7 +114,7 @@ def driver_lock(
         with _alone(file) as lock:
             now = _parsed(lock.read())
             # The one that was found dead may have been replaced meanwhile.
-            if now is not None and now != before:
+            if now is not None and now != dead:
                 raise _taken(folder, field, now)
             lock.seek(0)
             lock.truncate()

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "uacr": {"threshold": 0.8},
         "sam": {"rho": 0.0},
         "train": {"precision": "auto"},
+        "checkpoint": {"keep": 10},  # a small data set may train for a hundred epochs
     },
 }
 for _key in DECIDED_BY_RULE:

@@ -59,15 +59,18 @@ def test_memory_holds_weights_gradients_and_optimizer(tmp_path: Path) -> None:
 
 
 def keeping(**settings: Any) -> Any:
-    return make_recipe({"data": {"sources": ["a"], "target": "b"}, "checkpoint": settings, "train": {"epochs": 10}})
+    return make_recipe(
+        {"data": {"sources": ["a"], "target": "b"}, "checkpoint": {"keep": None, **settings}, "train": {"epochs": 10}}
+    )
 
 
 def test_as_many_stay_as_fit() -> None:
     assert retention(keeping(max_disk="2GB"), 200_000_000).num_to_keep == 8
     assert retention(keeping(max_disk="2GB", keep=3), 200_000_000).num_to_keep == 3
-    assert retention(keeping(max_disk="60GB"), 200_000_000).num_to_keep == 11
+    assert retention(keeping(max_disk="60GB"), 200_000_000).num_to_keep == 10
     assert retention(keeping(every_steps=5), 200_000_000).num_to_keep == 11
     assert retention(keeping(), 200_000_000).num_to_keep is None
+    assert most_at_once(keeping(keep=30), 200_000_000) == most_at_once(keeping(), 200_000_000) == 12
     for recipe in (keeping(max_disk="2GB"), keeping(max_disk=2_099_999_999)):
         assert most_at_once(recipe, 200_000_000) * 200_000_000 <= recipe.checkpoint.max_disk
 

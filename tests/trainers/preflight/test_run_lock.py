@@ -112,16 +112,18 @@ def test_a_process_of_another_machine_is_known_by_its_heartbeat(
 
 def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     holder(tmp_path / "run", pid=2**22 + 1)  # dead: larger than any process id
-    start, held, refused = threading.Barrier(8), [], []
+    start, all_tried, held, refused = threading.Barrier(8), threading.Event(), [], []
 
     def work() -> None:
         start.wait()
         try:
             with driver_lock(tmp_path / "run"):
                 held.append(1)
-                time.sleep(0.5)
+                all_tried.wait(30)
         except InputError as error:
             refused.append(str(error))
+        if len(refused) == 7:
+            all_tried.set()
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

@@ -128,7 +128,7 @@ def test_store_and_artifacts_lie_in_a_folder_of_any_name(tmp_path: Path, name: s
     storage = tmp_path / name / "runs"
     uri = resolve_tracking_uri(None, storage)
     opened = open_client(uri)
-    experiment = open_experiment(uri, "m2can", storage)
+    experiment = open_experiment(uri, "of this test alone", storage)  # the copied store has experiments of others
     run = opened.create_run(experiment)
     (tmp_path / "note.txt").write_text("kept")
     opened.log_artifact(run.info.run_id, str(tmp_path / "note.txt"), "report")
