@@ -23,7 +23,7 @@ from services.web.problems import install_problems
 from tests.trainers.made_run import made_run
 from trainers.model.checkpoint import card_files
 
-PASSWORD = "Tr0ub4dor&3"
+PASSWORD = "Tr0ub4dor&3"  # pragma: allowlist secret
 COMMANDS = {
     "list": ["models", "list"],
     "search": ["models", "search"],
@@ -138,7 +138,7 @@ def test_other_errors_are_not_put_into_words() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("at http://me:s3cret@host:5000/x failed", "at http://***@host:5000/x failed"),
+        ("at http://me:s3cret@host:5000/x failed", "at http://***@host:5000/x failed"),  # pragma: allowlist secret
         (
             "postgresql://host/db?user=me&password=s3cret&sslmode=on",
             "postgresql://host/db?user=me&password=***&sslmode=on",
