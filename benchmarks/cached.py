@@ -22,7 +22,7 @@ from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
-from trainers.model.checkpoint import ModelCard
+from trainers.model.card import ModelCard
 from trainers.model.device_batches import make_encoding, to_batch
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe, make_recipe

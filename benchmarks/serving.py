@@ -38,7 +38,7 @@ from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.model.checkpoint import model_folder
+from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import prepare
 from trainers.recipe.demo import demo_recipe

@@ -1,16 +1,22 @@
-"""Files and folders that appear whole or not at all: written under a name of their own, renamed when complete.
+"""Files and folders that appear whole or not at all: written under a name of their own, renamed when complete. JSON files,
+and the checksums of a folder.
 
 A draft's name starts with a dot and has a random part, so two writers of one file never meet in a draft.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from datasets_manifest.errors import InputError
 
 
 @contextmanager
@@ -63,3 +69,32 @@ def write_atomically(file: Path, content: str | bytes, *, durable: bool = False)
     """Write `content` to `file`; see whole_file."""
     with whole_file(file, durable=durable) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises InputError: missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({error})", file=file) from None
+    if not isinstance(content, dict):
+        raise InputError("does not hold an object", file=file)
+    return content
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """As all our JSON files are written."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder` but its files.json, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "files.json")
+    digests = {}
+    for path in files:
+        with path.open("rb") as stream:
+            digests[path.relative_to(folder).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+            }
+    return digests

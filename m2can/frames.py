@@ -79,8 +79,8 @@ def written_frames(
 def _require_same(domain: str, splits: Mapping[str, Any], classes: list[str], folder: Path, run: str) -> None:
     """Raises InputError: what stands in `folder` was not written of these frames."""
     from datasets_manifest.errors import InputError
+    from datasets_manifest.files import digests
     from datasets_manifest.packing.frames import write_domain
-    from trainers.model.checkpoint import digests
 
     with tempfile.TemporaryDirectory(prefix="m2can-frames-") as place:
         write_domain(domain, splits, classes, Path(place) / "new")

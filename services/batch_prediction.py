@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import digests, read_json, write_atomically
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from services.prediction_output import count_withheld, withhold, write_predictions
-from trainers.model.checkpoint import digests, model_folder, read_json
+from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor
 
 SHARD_ROWS = 512

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.storage import is_uri
-from trainers.model.checkpoint import model_folder
+from trainers.model.card import model_folder
 
 FORMS = "the folder of a run or a checkpoint, or NAME, NAME:VERSION, NAME@alias of the registry"
 

@@ -16,9 +16,9 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import whole_folder
+from datasets_manifest.files import digests, read_json, whole_folder
 from services.errors import in_words, is_absent
-from trainers.model.checkpoint import digests, read_json, verify
+from trainers.model.checkpoint import verify
 from trainers.tracking.address import resolve_tracking_uri, sqlite_file
 from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME, limit_waiting
 from trainers.tracking.mlflow_run import open_client

@@ -204,7 +204,7 @@ def _delete_tracked(client: MlflowClient, run_id: str) -> list[str]:
         client.delete_logged_model(model.model_id)
     client.delete_run(run_id)
     left = []
-    for place in places:
+    for place in filter(None, places):
         parts = urlparse(place)
         if parts.scheme in ("", "file"):
             shutil.rmtree(Path(unquote(parts.path)), ignore_errors=True)

@@ -18,11 +18,11 @@ from mlflow.exceptions import MlflowException
 from ray import tune
 
 from datasets_manifest.errors import InputError, without_password
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import read_json, write_atomically
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
-from trainers.model.checkpoint import load_card, model_folder, read_json
+from trainers.model.card import load_card, model_folder
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe, stated_values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.model.checkpoint import read_json
+from datasets_manifest.files import read_json
 from trainers.tracking.journal import EpochRecord, Journal
 from tuning.sweep import Sweep
 

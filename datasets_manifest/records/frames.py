@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -96,7 +96,7 @@ def require_content(frame: pd.DataFrame, where: object = None) -> None:
 def texts_of(cell: Any, field: str = TEXT) -> list[str]:
     """A string or a list of them → a list, without nulls and blank ones. Raises InputError: anything else."""
     texts = []
-    for item in _items(cell):
+    for item in items_of(cell):
         if not isinstance(item, str):
             raise InputError("is not a text", field=field, value=item, wanted="a string or a list of strings")
         texts.append(item)
@@ -111,7 +111,7 @@ def pictures_of(cell: Any, field: str = IMAGE) -> list[str | bytes]:
     Raises:
         InputError: anything else.
     """
-    return [picture for item in _items(cell) if (picture := _picture(item, field)) is not None]
+    return [picture for item in items_of(cell) if (picture := _picture(item, field)) is not None]
 
 
 def _picture(item: Any, field: str) -> str | bytes | None:
@@ -139,7 +139,7 @@ def _png(image: Any) -> bytes:
     return file.getvalue()
 
 
-def _items(cell: Any) -> Iterable[Any]:
+def items_of(cell: Any) -> list[Any]:
     """What a cell holds, as a list without nulls: None, NaN, one value, a list or an array of values."""
     if isinstance(cell, np.ndarray) and cell.ndim > 1:
         from PIL import Image

@@ -31,11 +31,9 @@ def serve(
     if local and (replicas != 1 or address is not None):
         field, value = ("--replicas", replicas) if replicas != 1 else ("--address", address)
         raise InputError("goes with Ray, not with --local", field=field, value=value, wanted="one of the two")
-    from services.serving.deployment import ServeConfig, start, stop
-    from services.serving.proxy import IMPORT_PATH, VARIABLE
     from services.serving.samples import Limits
+    from services.serving.service import ServeConfig
     from services.web.auth import Tokens, check_host
-    from trainers.cluster.local_cluster import start_ray
     from trainers.tracking.address import resolve_tracking_uri
 
     known = Tokens.read(tokens)
@@ -51,6 +49,10 @@ def serve(
 
         serve_here(config, host, port, started)
         return
+    from services.serving.deployment import start, stop
+    from services.serving.proxy import IMPORT_PATH, VARIABLE
+    from trainers.cluster.local_cluster import start_ray
+
     os.environ.setdefault(VARIABLE, IMPORT_PATH)
     start_ray(address)
     done = threading.Event()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,53 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from datasets_manifest.errors import InputError
-from services.registry import client_for, fetch_bundle, find_model
-from services.serving.admission import Admission
-from services.serving.app import make_app
-from services.serving.engine import Engine
-from services.serving.resolver import Resolver
 from services.serving.samples import Limits
+from services.serving.service import ServeConfig, Service, require_models
 from services.web.auth import Tokens
-from trainers.model.predictor import Predictor
 
 APP = "m2can"
 _ASKED_TO_DRAIN_S = 0.2  # between two questions whether a replica still has requests
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate.
-
-    grace_s: how long requests under way may take to end once the service is asked to.
-    """
-
-    models: list[str]
-    tracking_uri: str
-    tokens: Tokens
-    limits: Limits = field(default_factory=Limits)
-    replicas: int = 1
-    gpus_per_replica: float | None = None  # None: one where this node has one
-    alias_ttl_s: float = 1.0
-    grace_s: float = 30.0
-
-
-class Service:
-    """Everything of one process that serves: resolver, engine, admission and the app around them."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        torch.set_num_threads(1)
-        self._uri = config.tracking_uri
-        self.admission = Admission(config.limits)
-        self.app = make_app(
-            Resolver(config.models, config.tracking_uri, config.alias_ttl_s),
-            Engine(self._load),
-            config.tokens,
-            config.limits,
-            self.admission,
-        )
-
-    def _load(self, model_id: str) -> Predictor:
-        return Predictor.load(fetch_bundle(client_for(self._uri), model_id))
 
 
 @serve.ingress()
@@ -138,8 +96,7 @@ def start(config: ServeConfig, host: str, port: int) -> None:
         InputError: a model that is not in the registry, the port is taken, or the cluster serves something already:
             Ray Serve has one port a cluster, and shutting it down ends all applications.
     """
-    for model in config.models:
-        find_model(client_for(config.tracking_uri), model)
+    require_models(config)
     running = serve.status().applications
     if running:
         wanted = "a cluster that serves nothing; end what is served there first"

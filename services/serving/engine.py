@@ -124,7 +124,8 @@ class Engine:
         try:
             return await asyncio.shield(loading)
         except Exception as error:
-            self._models.pop(model_id, None)
+            if self._models.get(model_id) is loading:  # not one that a later request began
+                del self._models[model_id]
             reason = str(error) if isinstance(error, InputError) else type(error).__name__
             raise Problem(503, f"{model_id} cannot be loaded: {reason}", {"Retry-After": "5"}) from error
 

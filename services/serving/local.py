@@ -12,8 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from datasets_manifest.errors import InputError
-from services.registry import client_for, find_model
-from services.serving.deployment import ServeConfig, Service
+from services.serving.service import ServeConfig, Service, require_models
 
 _HEADERS_S = 10.0  # within which a request's headers must have come
 
@@ -57,8 +56,7 @@ def serve_here(config: ServeConfig, host: str, port: int, on_start: Callable[[],
     Raises:
         InputError: a model that is not in the registry, or the port is taken.
     """
-    for model in config.models:
-        find_model(client_for(config.tracking_uri), model)
+    require_models(config)
     service = Service(config)
     settings = uvicorn.Config(
         service.app,

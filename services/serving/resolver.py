@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -12,9 +13,12 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line, without_password
+from services.errors import is_absent
 from services.registry import client_for, find_model
 from services.web.problems import Problem
+
+_log = logging.getLogger(__name__)
 
 _ALIASES = ("champion", "candidate")  # of a name without one: the first that is set
 _PATIENCE_S = 0.25  # how long a request waits for a look-up when an earlier answer is there
@@ -44,6 +48,7 @@ class Resolver:
         self._uri, self._ttl_s = tracking_uri, ttl_s
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._asking: dict[str, tuple[float, asyncio.Future[_Answer]]] = {}
+        self._silent: set[str] = set()  # references for which the last look-up failed
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="registry")
         self._client: Any = None
 
@@ -77,9 +82,9 @@ class Resolver:
 
     def _is_fresh(self, known: _Answer, numbered: bool) -> bool:
         age = time.monotonic() - known.looked_up
-        if known.version is None:
-            return age < _UNKNOWN_FOR_S
-        return numbered or age < self._ttl_s  # a version's number never changes its meaning; an alias may have moved
+        if not numbered:  # an alias may have moved, or come back
+            return age < self._ttl_s
+        return known.version is not None or age < _UNKNOWN_FOR_S  # a version's number never changes its meaning
 
     async def _ask(self, reference: str, known: _Answer | None) -> _Answer:
         began, asking = self._asking.get(reference) or self._begin(reference)
@@ -98,11 +103,18 @@ class Resolver:
 
         def done(asking: asyncio.Future[_Answer]) -> None:
             del self._asking[reference]
-            if not asking.cancelled() and asking.exception() is None:
+            if asking.cancelled():  # the service ends
+                return
+            error = asking.exception()
+            if error is None:
+                self._silent.discard(reference)
                 self._known[reference] = asking.result()
                 self._known.move_to_end(reference)
                 while len(self._known) > _MOST_REFERENCES:
                     self._known.popitem(last=False)
+            elif reference not in self._silent:  # told once, not at each look-up
+                self._silent.add(reference)
+                _log.warning("the registry does not answer for %s: %s", reference, without_password(first_line(error)))
 
         asking.add_done_callback(done)
         return began
@@ -122,7 +134,7 @@ class Resolver:
         try:
             aliases = self._client.get_registered_model(reference).aliases
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not is_absent(error):
                 raise
             aliases = {}
         for alias in _ALIASES:

@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.model.checkpoint import model_folder
+from trainers.model.card import model_folder
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.mlflow_run import RunLink, open_client
 from trainers.tracking.registration import ModelToLog, register, signature_for

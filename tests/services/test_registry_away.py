@@ -21,7 +21,7 @@ from services.cli.main import main
 from services.errors import in_words
 from services.web.problems import install_problems
 from tests.trainers.made_run import made_run
-from trainers.model.checkpoint import card_files
+from trainers.model.card import card_files
 
 PASSWORD = "Tr0ub4dor&3"  # pragma: allowlist secret
 COMMANDS = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets_manifest.files import read_json
 from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
-from trainers.model.checkpoint import read_json
 from tuning.driver import trials_at_once
 from tuning.report import draw_report, importances, table
 from tuning.search import planned_trials, search_space

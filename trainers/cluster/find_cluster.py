@@ -15,9 +15,7 @@ from trainers.preflight.ray_needs import ray_temp_folder
 
 TOLD_AFTER_S = 5.0
 GIVEN_UP_AFTER_S = 30.0
-_STATE_FILE = (
-    "ray_current_cluster"  # `ray start` writes it, `ray stop` removes it; a command's private Ray does neither
-)
+_STATE_FILE = "ray_current_cluster"  # `ray start` writes it, `ray stop` removes it; a private Ray does neither
 
 
 @dataclass(frozen=True)

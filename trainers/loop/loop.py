@@ -29,7 +29,8 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
-from trainers.model.checkpoint import ModelCard, Snapshot, TrainingState
+from trainers.model.card import ModelCard
+from trainers.model.checkpoint import Snapshot, TrainingState
 from trainers.model.device_batches import make_encoding, step_batches, unlabelled
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule

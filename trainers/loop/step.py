@@ -155,7 +155,7 @@ class Step:
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    """In one kernel for each type of theirs."""
+    """One call for each dtype among them."""
     for dtype in {x.dtype for x in sources}:
         torch._foreach_copy_([x for x in targets if x.dtype == dtype], [x for x in sources if x.dtype == dtype])
 

@@ -9,10 +9,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datasets_manifest.errors import InputError, without_password
-from datasets_manifest.files import whole_folder
-from datasets_manifest.stream.encode import Vocabulary
+from datasets_manifest.errors import InputError
+from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.m2can.network import M2CAN
-from trainers.recipe import Recipe, make_recipe
+from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
 from trainers.recipe.schema_versions import Migration, migrate
-
-SCHEMA_VERSION = 2
-_VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a model is, beside its weights: model.json and tokenizer.json."""
-
-    recipe: Recipe
-    classes: list[str]
-    sources: list[str]
-    target: str
-    text_config: dict[str, Any]
-    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -149,80 +130,6 @@ def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> N
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def _shareable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values as they may go into a registry."""
-    tree = recipe.model_dump(mode="json")
-    tree["tracking"]["uri"] = without_password(tree["tracking"]["uri"] or "") or None
-    return tree
-
-
-def card_files(card: ModelCard) -> dict[str, str]:
-    """The content of model.json and tokenizer.json."""
-    vocabulary = asdict(card.vocabulary)
-    tokenizer = vocabulary.pop("json")
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "versions": {name: version(name) for name in _VERSIONS},
-        "recipe": _shareable(card.recipe),
-        "classes": card.classes,
-        "sources": card.sources,
-        "target": card.target,
-        "text_config": card.text_config,
-        "vocabulary": vocabulary,
-    }
-    return {"model.json": json_text(content), "tokenizer.json": tokenizer}
-
-
-def model_folder(folder: Path) -> Path:
-    """The part of a checkpoint that prediction needs, given the checkpoint, that part, or the folder of a finished run,
-    which means the run's chosen checkpoint.
-
-    Raises:
-        InputError: none of them, or the run has not ended.
-    """
-    for candidate in (folder / "model", folder, folder / "best" / "model"):
-        if (candidate / "model.json").is_file():
-            return candidate
-    if (folder / "recipe.json").is_file():
-        return _chosen_checkpoint(folder) / "model"
-    wanted = "a folder with model/model.json or model.json, or the folder of a run"
-    raise InputError("is not a checkpoint", file=folder, wanted=wanted)
-
-
-def _chosen_checkpoint(run: Path) -> Path:
-    """By the epoch that the run's summary names."""
-    checkpoints = sorted(path for path in run.glob("checkpoint_*") if (path / "model" / "model.json").is_file())
-    summary = run / "report" / "summary.json"
-    if not summary.is_file():
-        wanted = f"one of its checkpoints: {', '.join(path.name for path in checkpoints)}" if checkpoints else None
-        raise InputError("is a run that has not ended: no checkpoint is chosen yet", file=run, wanted=wanted)
-    chosen = read_json(summary).get("chosen_epoch")
-    for checkpoint in checkpoints:
-        state = read_json(checkpoint / "state" / "training.json")
-        if state.get("epoch") == chosen and not state.get("values", {}).get("steps_done"):
-            return checkpoint
-    raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
-
-
-def load_card(folder: Path) -> ModelCard:
-    """Raises InputError: missing, damaged, or of an unknown schema version."""
-    file = folder / "model.json"
-    content = read_json(file)
-    migrate(content, current=SCHEMA_VERSION, migrations={}, file=file)  # the same form in all versions
-    try:
-        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        return ModelCard(
-            recipe=make_recipe(content["recipe"], str(file)),
-            classes=content["classes"],
-            sources=content["sources"],
-            target=content["target"],
-            text_config=content["text_config"],
-            vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
-        )
-    except (KeyError, TypeError, OSError) as error:
-        raise InputError(f"is damaged ({error!r})", file=file) from None
-
-
 def load_model_weights(folder: Path, network: M2CAN) -> None:
     """Raises InputError: missing or damaged, or not of this network."""
     file = folder / "model.safetensors"
@@ -274,17 +181,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot be read ({error})", file=file) from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises InputError: missing or damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", file=file) from None
-    if not isinstance(content, dict):
-        raise InputError("does not hold an object", file=file)
-    return content
-
-
 def _within_an_epoch(content: dict[str, Any]) -> None:
     """Version 1 began with checkpoints of epochs' ends only: no step of the next epoch was done."""
     content["values"].setdefault("steps_done", 0)
@@ -303,23 +199,6 @@ def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json_text(content), encoding="utf-8")
-
-
-def json_text(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below `folder` but its files.json, by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "files.json")
-    digests = {}
-    for path in files:
-        with path.open("rb") as stream:
-            digests[path.relative_to(folder).as_posix()] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            }
-    return digests
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from datasets_manifest.stream.encode import collate, encode_samples, index_table
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.build import build_network
-from trainers.model.checkpoint import ModelCard, load_card, load_model_weights, model_folder
+from trainers.model.card import ModelCard, load_card, model_folder
+from trainers.model.checkpoint import load_model_weights
 from trainers.model.device_batches import make_encoding, to_batch
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Predictions:
     @property
     def confidence(self) -> np.ndarray:
         """Probability of the label, [N]; NaN without one."""
-        return self.probs.max(axis=1, initial=0.0, where=~np.isnan(self.probs)) + 0 * self.probs.sum(axis=1)
+        return self.probs.max(axis=1)
 
     def to_frame(self, index: Any = None) -> pd.DataFrame:
         """Columns `label`, `confidence`, `prob_<class>` for each class, `disagreement`, `head_labels`, `bad_pictures` and
@@ -209,19 +210,19 @@ class Predictor:
             logits_HFC, fused_FK, skipped = self._pass([sentences[p] for p in full], [pictures[p] for p in full])
             problems: list[str | None] = [EMPTY] * len(numbers)
             bad: list[list[str]] = [[] for _ in numbers]
-            usable = []  # places in the batch
-            for place, messages in zip(full, skipped, strict=True):
+            usable, passed = [], []  # places in the batch, and among the samples that went through the network
+            for number, (place, messages) in enumerate(zip(full, skipped, strict=True)):
                 tried = min(len(pictures[place]), self._encoding.pictures.max_pictures)
                 bad[place], problems[place] = messages, None
                 if len(messages) == tried and not sentences[place]:
                     problems[place] = f"no picture can be read: {messages[0]}"
                     continue
                 usable.append(place)
+                passed.append(number)
                 if messages:
                     noun = "picture" if tried == 1 else "pictures"
                     problems[place] = f"{len(messages)} of {tried} {noun} left out: {'; '.join(messages)}"
-            chosen_U = torch.tensor([full.index(place) for place in usable], dtype=torch.long, device=self.device)
-            yield _Scored(usable, logits_HFC[:, chosen_U], fused_FK[chosen_U], bad, problems)
+            yield _Scored(usable, logits_HFC[:, passed], fused_FK[passed], bad, problems)
 
     def _pass(
         self, texts: list[list[str]], pictures: list[list[str | bytes]]

@@ -16,7 +16,8 @@ from datasets_manifest.files import whole_file, whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
-from trainers.model.checkpoint import ModelCard, save_model
+from trainers.model.card import ModelCard
+from trainers.model.checkpoint import save_model
 from trainers.model.encoders import text_config
 from trainers.published.tensor_names import from_published, published_name, to_published
 from trainers.recipe import Recipe

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import read_json
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
 from trainers.preflight.run_lock import require_free
 from trainers.recipe import Recipe, make_recipe
@@ -69,11 +69,7 @@ def recipe_of_run(folder: Path) -> Recipe | None:
     file = folder / "recipe.json"
     if not file.is_file():
         return None
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError("is not JSON", file=file, wanted="the run's recipe, or another run.name") from None
-    return make_recipe(tree, str(file))
+    return make_recipe(read_json(file), str(file))
 
 
 def require_own_name(recipe: Recipe, folder: Path) -> None:

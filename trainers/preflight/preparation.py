@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from datasets_manifest.errors import without_password
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import json_text, write_atomically
 from datasets_manifest.records.corpus import Corpus
 from trainers.model.build import build_network
-from trainers.model.checkpoint import ModelCard
+from trainers.model.card import ModelCard, shareable
 from trainers.model.encoders import text_config
 from trainers.model.precision import expected_device, require_device
 from trainers.model.vocabulary import make_vocabulary
@@ -85,9 +83,7 @@ def claim(prepared: Prepared) -> None:
     file = prepared.folder / "recipe.json"
     require_own_name(prepared.recipe, prepared.folder)
     if not file.is_file():
-        recipe = prepared.recipe.model_dump(mode="json")
-        recipe["tracking"]["uri"] = without_password(recipe["tracking"]["uri"] or "") or None
-        write_atomically(file, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(file, json_text(shareable(prepared.recipe)))
 
 
 @contextlib.contextmanager

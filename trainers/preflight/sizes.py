@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from datasets_manifest.files import json_text
 from trainers.m2can.network import M2CAN
-from trainers.model.checkpoint import ModelCard, card_files, json_text, training_tensors
+from trainers.model.card import ModelCard, card_files
+from trainers.model.checkpoint import training_tensors
 from trainers.model.precision import dtype_of
 from trainers.model.trained_parts import TrainedParts, build_trained_parts
 from trainers.recipe import Recipe

@@ -81,9 +81,8 @@ def stated_values(recipe: Recipe) -> dict[str, Any]:
     data = {"sources": list(recipe.data.sources), "target": recipe.data.target}
     stated: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "preset": recipe.preset, "data": data}
     wanted = recipe.flat()
-    for _ in range(
-        2
-    ):  # a value that follows from another one (schedule.lowest_lr) differs only once that one is stated
+    # Twice: a value that follows from another one (schedule.lowest_lr) differs only once that one is stated.
+    for _ in range(2):
         found = make_recipe(stated).flat()
         for key, value in wanted.items():
             if found[key] != value:

@@ -29,24 +29,18 @@ class M2canModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        texts = list(map(_items, _column(model_input, "text")))
-        images = [[_picture(item) for item in _items(cell)] for cell in _column(model_input, "image")]
-        return self._predictor.predict_usable(texts, images).to_frame(model_input.index)
+        from datasets_manifest.records.frames import items_of
+
+        images = [[_picture(item) for item in items_of(cell)] for cell in _column(model_input, "image")]
+        return self._predictor.predict_usable(_column(model_input, "text"), images).to_frame(model_input.index)
 
 
 def _column(table: pd.DataFrame, name: str) -> list[Any]:
     return list(table[name]) if name in table.columns else [None] * len(table)
 
 
-def _items(cell: Any) -> list[Any]:
-    """What a cell holds, as a list without nulls: callers send None, NaN, one value, a list or an array."""
-    if isinstance(cell, str | bytes | dict) or not hasattr(cell, "__iter__"):
-        cell = [cell]
-    return [item for item in cell if not (item is None or item != item or item == "")]
-
-
 def _picture(item: Any) -> Any:
-    if not isinstance(item, str):
+    if not isinstance(item, str) or not item:
         return item  # the predictor knows bytes and structs of bytes and path
     if item.startswith("data:"):
         return base64.b64decode(item.partition(",")[2])

@@ -28,7 +28,7 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
-from trainers.model.checkpoint import digests
+from datasets_manifest.files import digests
 from trainers.tracking.mlflow_compat import VERSIONS_TAG, is_served, origin_of
 from trainers.tracking.mlflow_run import RunLink
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import pandas as pd  # type: ignore[import-untyped]
 
 from datasets_manifest.records.corpus import Corpus
-from trainers.model.checkpoint import ModelCard, load_card, model_folder
+from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG

@@ -33,7 +33,7 @@ from trainers.loop.loop import Loop
 from trainers.loop.profiling import StepProfile
 from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.model.checkpoint import ModelCard
+from trainers.model.card import ModelCard
 from trainers.model.device_batches import picture_memory
 from trainers.model.precision import described, require_device, with_chosen_precision
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out

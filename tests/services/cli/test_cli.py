@@ -5,31 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from services.cli.main import main
+from tests.services.cli.conftest import Command
 from tests.trainers.tiny_run import make_loop, prepared_run
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def m2can(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process and in `folder`: exit code, standard output, standard error."""
+def m2can(folder: Path, monkeypatch: pytest.MonkeyPatch, run_m2can: Command) -> Command:
+    """The command, in `folder`."""
     monkeypatch.chdir(folder)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["m2can", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code or 0, *capfd.readouterr())  # type: ignore[return-value]
-
-    return run
+    return run_m2can
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +15,18 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from services import registry
 from services.assessment import assess
-from services.cli.main import main
 from services.model_files import model_files
+from tests.services.cli.conftest import Command
 from tests.services.registered import NAME, Registered
 from trainers.model.predictor import Predictor
 
 
 @pytest.fixture
-def m2can(registered: Registered, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> object:
-    """Run the command beside the registered models' store: exit code, standard output, standard error."""
+def m2can(registered: Registered, monkeypatch: pytest.MonkeyPatch, run_m2can: Command) -> Command:
+    """The command, beside the registered models' store."""
     monkeypatch.chdir(registered.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["m2can", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code or 0, *capfd.readouterr())  # type: ignore[return-value]
-
-    return run
+    return run_m2can
 
 
 @pytest.fixture(scope="module")

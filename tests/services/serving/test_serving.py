@@ -7,6 +7,8 @@ import base64
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from services import promotion
 from services.batch_prediction import predict_samples
 from services.serving.admission import Admission
 from services.serving.app import make_app
-from services.serving.deployment import ServeConfig, start, stop
+from services.serving.deployment import start, stop
 from services.serving.samples import Limits, Sample
+from services.serving.service import ServeConfig
 from services.web.auth import Tokens, check_host, new_token
 from services.web.problems import Problem
 from tests.services.registered import NAME, Registered
@@ -357,6 +360,12 @@ def test_health_is_open_and_metrics_are_not(backend: Here, tokens: Tokens) -> No
     assert ask(backend, tokens, url="/readyz", method="GET").text == f"ready\n{NAME}: the registry answered 2 s ago"
     assert f'm2can_alias_age_seconds{{model="{NAME}"}} 2.0' in ask(backend, tokens, url="/metrics", method="GET").text
     assert ask(backend, tokens, url="/v1/models", method="GET").json() == {"models": [{"name": NAME, "version": "1"}]}
+
+
+def test_serving_in_one_process_imports_no_ray() -> None:
+    code = "import sys, services.serving.local; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_nobody_listens_to_others_without_a_token(tokens: Tokens, tmp_path: Path) -> None:

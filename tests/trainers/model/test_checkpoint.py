@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import digests
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.loop import Loop
 from trainers.model import checkpoint
+from trainers.model.card import load_card
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import Prepared
 
@@ -59,8 +61,8 @@ def test_a_snapshot_is_of_its_moment(run: Prepared, tmp_path: Path) -> None:
     snapshot = loop.snapshot({"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
     loop.run_epoch()
     snapshot.write(tmp_path / "later")
-    assert checkpoint.digests(tmp_path / "later") == checkpoint.digests(now)
-    assert checkpoint.digests(save(loop, tmp_path / "other")) != checkpoint.digests(now)
+    assert digests(tmp_path / "later") == digests(now)
+    assert digests(save(loop, tmp_path / "other")) != digests(now)
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "state/training.safetensors", "model/tokenizer.json"])
@@ -112,7 +114,7 @@ def as_version_1(folder: Path) -> None:
     save_file(tensors, state / "training.safetensors")
     card = json.loads((folder / "model" / "model.json").read_text())
     (folder / "model" / "model.json").write_text(json.dumps(card | {"schema_version": 1}))
-    (folder / "files.json").write_text(json.dumps(checkpoint.digests(folder)))
+    (folder / "files.json").write_text(json.dumps(digests(folder)))
 
 
 def test_a_checkpoint_of_version_1_goes_on(run: Prepared, trained: tuple[Loop, Path], tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_checkpoint_of_version_1_goes_on(run: Prepared, trained: tuple[Loop, P
     new.load(trained[1])
     assert (old.epoch, old.steps_done) == (1, 0)
     assert old.run_epoch()[0]["loss/total"] == new.run_epoch()[0]["loss/total"]
-    assert checkpoint.load_card(tmp_path / "checkpoint" / "model").classes == run.card.classes
+    assert load_card(tmp_path / "checkpoint" / "model").classes == run.card.classes
 
 
 def test_a_later_schema_is_refused(trained: tuple[Loop, Path], tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datasets_manifest.files import digests
 from trainers.model import checkpoint
 from trainers.model.build import build_network
-from trainers.model.checkpoint import load_card
+from trainers.model.card import load_card
 from trainers.model.predictor import Predictor
 from trainers.model.trained_parts import build_trained_parts
 
@@ -41,7 +42,7 @@ def old(tmp_path: Path) -> Path:
     (folder / "model" / "model.json").write_text(json.dumps(content["model.json"]))
     (folder / "model" / "tokenizer.json").write_text(content["tokenizer.json"])
     (folder / "state" / "training.json").write_text(json.dumps(content["training.json"]))
-    (folder / "files.json").write_text(json.dumps(checkpoint.digests(folder)))
+    (folder / "files.json").write_text(json.dumps(digests(folder)))
     return folder
 
 

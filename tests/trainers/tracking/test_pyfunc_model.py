@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from datasets_manifest.records.frames import texts_of
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.model.predictor import Predictions, Predictor
 from trainers.tracking import pyfunc_model
@@ -18,8 +19,8 @@ COLUMNS = ["label", "confidence", "prob_no", "prob_yes", "disagreement", "head_l
 class FakePredictor:
     """Stands in for trainers.model.predictor.Predictor and keeps what it was asked."""
 
-    def predict_usable(self, texts: list[list[str]], images: list[list[Any]]) -> Predictions:
-        self.texts, self.images = texts, images
+    def predict_usable(self, texts: list[Any], images: list[list[Any]]) -> Predictions:
+        self.texts, self.images = list(map(texts_of, texts)), images
         probs = np.array([[0.25, 0.75]] * len(texts)).reshape(-1, 2)
         rows = len(texts)
         nothing: list[list[str]] = [[] for _ in texts]

@@ -25,7 +25,8 @@ from datasets_manifest.stream.encode import Vocabulary
 from datasets_manifest.stream.text import build_tokenizer, tokenizer_from_json
 from tests.trainers.tracking.tracked import PATIENCE_S, client, model_for, record, rows, sender, wait_for
 from trainers.model.build import build_network
-from trainers.model.checkpoint import ModelCard, save_model
+from trainers.model.card import ModelCard
+from trainers.model.checkpoint import save_model
 from trainers.model.encoders import text_config
 from trainers.recipe import make_recipe
 from trainers.tracking.address import resolve_tracking_uri

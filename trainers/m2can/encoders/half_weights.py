@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-_GROUP = (
-    2**23
-)  # weights that are cast together: few kernels, and their gradients arrive while earlier layers still work
+# Weights that are cast together: few kernels, and their gradients arrive while earlier layers still work.
+_GROUP = 2**23
 
 
 class HalfWeights:

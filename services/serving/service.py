@@ -1,0 +1,59 @@
+"""Everything of one process that serves, whatever runs it: the settings, and the app around resolver and engine. No Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from services.registry import client_for, fetch_bundle, find_model
+from services.serving.admission import Admission
+from services.serving.app import make_app
+from services.serving.engine import Engine
+from services.serving.resolver import Resolver
+from services.serving.samples import Limits
+from services.web.auth import Tokens
+from trainers.model.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate.
+
+    grace_s: how long requests under way may take to end once the service is asked to.
+    """
+
+    models: list[str]
+    tracking_uri: str
+    tokens: Tokens
+    limits: Limits = field(default_factory=Limits)
+    replicas: int = 1
+    gpus_per_replica: float | None = None  # None: one where this node has one
+    alias_ttl_s: float = 1.0
+    grace_s: float = 30.0
+
+
+class Service:
+    """Resolver, engine, admission and the app around them."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        torch.set_num_threads(1)
+        self._uri = config.tracking_uri
+        self.admission = Admission(config.limits)
+        self.app = make_app(
+            Resolver(config.models, config.tracking_uri, config.alias_ttl_s),
+            Engine(self._load),
+            config.tokens,
+            config.limits,
+            self.admission,
+        )
+
+    def _load(self, model_id: str) -> Predictor:
+        return Predictor.load(fetch_bundle(client_for(self._uri), model_id))
+
+
+def require_models(config: ServeConfig) -> None:
+    """Raises InputError: a model that is not in the registry."""
+    client = client_for(config.tracking_uri)
+    for model in config.models:
+        find_model(client, model)

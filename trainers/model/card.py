@@ -1,0 +1,103 @@
+"""What a model is, beside its weights: model.json and tokenizer.json; and where they lie in a checkpoint or a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets_manifest.errors import InputError, without_password
+from datasets_manifest.files import json_text, read_json
+from datasets_manifest.stream.encode import Vocabulary
+from trainers.recipe import Recipe, make_recipe
+from trainers.recipe.schema_versions import migrate
+
+SCHEMA_VERSION = 2  # of model.json and of a checkpoint's training.json
+_VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, beside its weights: model.json and tokenizer.json."""
+
+    recipe: Recipe
+    classes: list[str]
+    sources: list[str]
+    target: str
+    text_config: dict[str, Any]
+    vocabulary: Vocabulary
+
+
+def shareable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values as they may be stored: without a password."""
+    tree = recipe.model_dump(mode="json")
+    tree["tracking"]["uri"] = without_password(tree["tracking"]["uri"] or "") or None
+    return tree
+
+
+def card_files(card: ModelCard) -> dict[str, str]:
+    """The content of model.json and tokenizer.json."""
+    vocabulary = asdict(card.vocabulary)
+    tokenizer = vocabulary.pop("json")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in _VERSIONS},
+        "recipe": shareable(card.recipe),
+        "classes": card.classes,
+        "sources": card.sources,
+        "target": card.target,
+        "text_config": card.text_config,
+        "vocabulary": vocabulary,
+    }
+    return {"model.json": json_text(content), "tokenizer.json": tokenizer}
+
+
+def model_folder(folder: Path) -> Path:
+    """The part of a checkpoint that prediction needs, given the checkpoint, that part, or the folder of a finished run,
+    which means the run's chosen checkpoint.
+
+    Raises:
+        InputError: none of them, or the run has not ended.
+    """
+    for candidate in (folder / "model", folder):
+        if (candidate / "model.json").is_file():
+            return candidate
+    if (folder / "recipe.json").is_file():
+        return _chosen_checkpoint(folder) / "model"
+    wanted = "a folder with model/model.json or model.json, or the folder of a run"
+    raise InputError("is not a checkpoint", file=folder, wanted=wanted)
+
+
+def _chosen_checkpoint(run: Path) -> Path:
+    """By the epoch that the run's summary names."""
+    checkpoints = sorted(path for path in run.glob("checkpoint_*") if (path / "model" / "model.json").is_file())
+    summary = run / "report" / "summary.json"
+    if not summary.is_file():
+        wanted = f"one of its checkpoints: {', '.join(path.name for path in checkpoints)}" if checkpoints else None
+        raise InputError("is a run that has not ended: no checkpoint is chosen yet", file=run, wanted=wanted)
+    chosen = read_json(summary).get("chosen_epoch")
+    for checkpoint in checkpoints:
+        state = read_json(checkpoint / "state" / "training.json")
+        if state.get("epoch") == chosen and not state.get("values", {}).get("steps_done"):
+            return checkpoint
+    raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
+
+
+def load_card(folder: Path) -> ModelCard:
+    """Raises InputError: missing, damaged, or of an unknown schema version."""
+    file = folder / "model.json"
+    content = read_json(file)
+    migrate(content, current=SCHEMA_VERSION, migrations={}, file=file)  # the same form in all versions
+    try:
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        return ModelCard(
+            recipe=make_recipe(content["recipe"], str(file)),
+            classes=content["classes"],
+            sources=content["sources"],
+            target=content["target"],
+            text_config=content["text_config"],
+            vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
+        )
+    except (KeyError, TypeError, OSError) as error:
+        raise InputError(f"is damaged ({error!r})", file=file) from None
