@@ -1,6 +1,6 @@
 """Load on `m2can serve`: requests a second, latency, errors; wrong and lost answers, with a promotion in the middle.
 
-    python -m benchmarks.serving [--requests 200] [--concurrency 1 4 16] [--out benchmarks/results/serving.json]
+    python -m benchmarks.serving [--requests 400] [--concurrency 1 16 32 64] [--out benchmarks/results/serving.json]
 
 Two versions of a small model are trained on the generated data set, registered and served by `m2can serve`, a process of
 its own, once with Ray Serve and once with `--local`. Every answer is compared with what the named version predicts in this
@@ -218,8 +218,8 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200, help="of each level")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--requests", type=int, default=400, help="of each level")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32, 64])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
     arguments = parser.parse_args()
     result = run(arguments.requests, arguments.concurrency)

@@ -132,12 +132,13 @@ def growth(content: dict[str, Any]) -> str:
 
 def serving(content: dict[str, Any]) -> str:
     lines = [
-        "`m2can serve`, a promotion in the middle of every level; wrong: a probability that is not the version's own. "
+        "`m2can serve`, small encoders, texts with pictures, a promotion in the middle of every level; CPU ms: processor time "
+        "a request, of the command and all that it started; wrong: a probability that is not the version's own. "
         "`python -m benchmarks.serving`\n",
-        "| requests at a time | requests/s | p50 ms | p95 ms | p99 ms | errors | wrong |",
-        "|---|---|---|---|---|---|---|",
+        "| served by | requests at a time | requests/s | CPU ms | p50 ms | p95 ms | p99 ms | errors | wrong |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    keys = ("concurrency", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "errors", "wrong")
+    keys = ("side", "concurrency", "requests_per_s", "cpu_ms", "p50_ms", "p95_ms", "p99_ms", "errors", "wrong")
     lines += ["| " + " | ".join(str(level[key]) for key in keys) + " |" for level in content["levels"]]
     return "\n".join(lines)
 
