@@ -96,13 +96,16 @@ def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFe
     file = folder / "features.safetensors"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_compute(prepared.card, prepared.corpus), file)
+        text, picture = view_features(prepared.card, prepared.corpus)
+        # The loop's learning rates suit features of length about 1.
+        save_file({"text": _scaled(text), "picture": _principal(picture)}, file)
     tensors = load_file(file)
     return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"])
 
 
 @torch.inference_mode()
-def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
+def view_features(card: ModelCard, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """What the recipe's encoders, as they are built, make of all rows: text [V, N, K] and picture, the weak view first."""
     from trainers.model.build import build_network
 
     network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True).eval()
@@ -119,9 +122,8 @@ def _compute(card: ModelCard, corpus: Corpus) -> dict[str, Tensor]:
                 text = network.text_encoder(half.text, half.text_mask)
                 views.append((text, network.picture_encoder(half.pictures, half)))
         parts.append([torch.stack(same) for same in zip(*views, strict=True)])
-    # The loop's learning rates suit features of length about 1.
-    text, picture = (_scaled(torch.cat(same, 1)) for same in zip(*parts, strict=True))
-    return {"text": text, "picture": _principal(picture)}
+    text, picture = (torch.cat(same, 1) for same in zip(*parts, strict=True))
+    return text, picture
 
 
 def _by_view(batch: Batch) -> list[Batch]:

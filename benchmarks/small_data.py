@@ -3,7 +3,7 @@
 Five small generated data sets, two kinds of encoders, a recipe that names only data and encoders: the checkpoint that is
 chosen without target labels, against logistic regression on the same encoders' features before training (standardised,
 C = 1, fitted on the sources). The loop is the one that Ray Train's workers run. Features of frozen encoders are computed
-once: three of training views, with the encoders' own dropout, and those that are scored.
+once, of the weak view and some strong ones.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,18 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
-from benchmarks.cached import frozen_encoders
+from benchmarks.cached import CachedFeatures, cached_loop, frozen_encoders, view_features
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.corpus import Part
-from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
-from datasets_manifest.stream.plan import StepSlice
-from datasets_manifest.stream.source import FeatureBatch
 from trainers.loop.loop import Loop, Observer
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders.given_features import GivenFeatures
-from trainers.m2can.network import M2CAN
-from trainers.model.build import build_network
-from trainers.model.device_batches import make_encoding, to_batch, unlabelled
-from trainers.preflight.preparation import Prepared, prepare
+from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe
 from trainers.validators import choose_candidate
 
 VAL = 100  # validation records of each domain
-VIEWS = 3  # training views of each row, weak and strong
 SHAPES = ("circle", "square", "triangle", "cross")
 
 
@@ -114,66 +104,6 @@ DATA: dict[str, tuple[Callable[[Path, int], list[Path]], int]] = {
 ENCODERS = ("tiny", "frozen")
 
 
-@dataclass(frozen=True)
-class FrozenFeatures:
-    """A BatchSource of features. eval_RK: of the scored views, text then picture. train_NVRK: views of training, by draw."""
-
-    eval_RK: tuple[Tensor, Tensor]
-    train_NVRK: tuple[Tensor, Tensor]
-
-    def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[FeatureBatch]:
-        for slice_ in slices:
-            rows = slice_.rows_DB.ravel()
-            number = (slice_.positions_DB.ravel() + rows + slice_.epoch) % VIEWS
-            text, picture = (x[number, :, rows].transpose(0, 1).flatten(0, 1).numpy() for x in self.train_NVRK)
-            yield FeatureBatch(text, picture, rows, [])
-
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[FeatureBatch]:
-        text, picture = self.eval_RK
-        return (FeatureBatch(text[rows].numpy(), picture[rows].numpy(), rows, []) for rows in batches)
-
-
-class FrozenLoop(Loop):
-    """The loop with a network that starts behind the encoders."""
-
-    def make_network(self) -> M2CAN:
-        source: Any = self.source
-        text, picture = (GivenFeatures(x.shape[-1]) for x in source.eval_RK)
-        return M2CAN(text, picture, len(self.recipe.data.sources), len(self.corpus.classes))
-
-
-@torch.inference_mode()
-def features(prepared: Prepared, *, training: bool) -> FrozenFeatures:
-    """Features of the encoders as the recipe builds them; of training views only if they are asked for."""
-    card, corpus = prepared.card, prepared.corpus
-    torch.manual_seed(card.recipe.train.seed)
-    network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True)
-    stream, rows = LocalStream(corpus.table), np.arange(corpus.table.num_rows)
-    chunks = np.array_split(rows, -(-len(rows) // 32))
-
-    def encode(batch: Any) -> tuple[Tensor, Tensor]:
-        text = network.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
-        return text, network.picture_encoder(batch.pictures, batch)
-
-    network.eval()
-    hosts = stream.evaluate(chunks, make_encoding(card.recipe, card.vocabulary))
-    scored = [encode(batch) for _, batch in unlabelled(hosts, torch.device("cpu"), torch.float32)]
-    scored_RK = tuple(torch.cat(same) for same in zip(*scored, strict=True))
-    network.train()
-    drawn: list[tuple[Tensor, ...]] = []
-    for draw in range(VIEWS if training else 0):
-        slices = [StepSlice(draw, 0, c[None], c[None], np.zeros_like(c)[None], 0, len(c)) for c in chunks]
-        encoding = make_encoding(card.recipe, card.vocabulary, epoch=draw, strong=True)
-        parts = []
-        for chunk, host in zip(chunks, stream.train(slices, encoding), strict=True):
-            unknown = np.full((1, len(chunk)), -1)
-            batch = to_batch(host, unknown, device=torch.device("cpu"), dtype=torch.float32)
-            parts.append([x.unflatten(0, (2, -1)) for x in encode(batch)])
-        drawn.append(tuple(torch.cat(same, 1) for same in zip(*parts, strict=True)))
-    train_NVRK = tuple(torch.stack(same) for same in zip(*drawn, strict=True)) if drawn else scored_RK
-    return FrozenFeatures((scored_RK[0], scored_RK[1]), (train_NVRK[0], train_NVRK[1]))
-
-
 def recipe_tree(manifests: list[Path], encoders: str, folder: Path) -> dict[str, Any]:
     """Data, encoders and a size of pictures that a CPU can bear: nothing about how it trains."""
     tiny = {"text": {"name": "tiny"}, "picture": {"name": "tiny"}}
@@ -198,16 +128,22 @@ def run_one(data: str, encoders: str, folder: Path, extra: dict[str, Any] | None
     manifests = write(folder / data, train)
     prepared = prepare(make_recipe(merge(recipe_tree(manifests, encoders, folder), extra or {})))
     corpus, started = prepared.corpus, time.perf_counter()
-    given = features(prepared, training=encoders == "frozen")
-    loop = (FrozenLoop if encoders == "frozen" else Loop)(
-        prepared.card,
-        corpus,
-        labels=corpus.labels,
-        source=given if encoders == "frozen" else LocalStream(corpus.table),
-        collective=Collective(),
-        device=torch.device("cpu"),
-        observer=Observer(),
-    )
+    torch.manual_seed(prepared.recipe.train.seed)  # the encoders of the features are those that the loop starts with
+    given = CachedFeatures(corpus, prepared.card, *view_features(prepared.card, corpus))
+    loop: Loop
+    if encoders == "frozen":
+        loop = cached_loop(given, prepared.recipe)
+    else:
+        source, device = LocalStream(corpus.table), torch.device("cpu")
+        loop = Loop(
+            prepared.card,
+            corpus,
+            labels=corpus.labels,
+            source=source,
+            collective=Collective(),
+            device=device,
+            observer=Observer(),
+        )
     evidence, metrics = [], []
     while loop.epoch < loop.epochs:
         found, scored = loop.run_epoch()
@@ -215,7 +151,9 @@ def run_one(data: str, encoders: str, folder: Path, extra: dict[str, Any] | None
         metrics.append(found)
     selection = loop.recipe.selection
     chosen = metrics[choose_candidate(selection.validator, evidence, selection.gate)]
-    regression = logistic_regression(torch.cat(given.eval_RK, 1).numpy(), corpus.labels, corpus.train, corpus.val)
+    regression = logistic_regression(
+        torch.cat([given.text_VNK[0], given.picture_VNK[0]], 1).numpy(), corpus.labels, corpus.train, corpus.val
+    )
     return {
         "data": data,
         "encoders": encoders,
