@@ -90,11 +90,10 @@ def json_text(content: dict[str, Any]) -> str:
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below `folder` but its files.json, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "files.json")
-    digests = {}
-    for path in files:
-        with path.open("rb") as stream:
-            digests[path.relative_to(folder).as_posix()] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            }
-    return digests
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def digest(file: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

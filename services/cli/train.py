@@ -88,7 +88,8 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     typer.echo(f"an epoch     {found.epoch_s:,.1f} s: {found.steps_per_epoch} steps of {found.step_s:.3f} s, "
                f"{found.eval_batches} batches scored in {found.eval_batch_s:.3f} s each")  # fmt: skip
     typer.echo(f"the run      {int(hours)} h {minutes:.0f} min for {epochs} epochs, without start and report")
-    typer.echo(f"checkpoints  {megabytes(found.checkpoint_bytes)} each, at most {found.checkpoints} at a time: "
+    frozen = f", frozen weights {megabytes(found.frozen_bytes)} once" if found.frozen_bytes else ""
+    typer.echo(f"checkpoints  {megabytes(found.checkpoint_bytes)} each, at most {found.checkpoints} at a time{frozen}: "
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def start_workers(
             name=prepared.name,
             storage_path=str(prepared.folder.parent),
             failure_config=FailureConfig(max_failures=restarts),
-            checkpoint_config=retention(recipe, prepared.checkpoint_bytes),
+            checkpoint_config=retention(recipe, prepared.checkpoint_bytes, prepared.frozen_bytes),
             callbacks=[JournalCallback(journal.folder)],
         ),
     )

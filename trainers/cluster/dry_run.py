@@ -24,8 +24,8 @@ class DryRun:
     workers, steps: of the dry run. precision: what they computed in. steps_per_epoch, eval_batches: of the run, for each worker.
     memory_mib: the most that one worker held, by kind (`process`, and `gpu` where there is one).
     step_s, eval_batch_s: without the first, which warms up. epoch_s: estimated, of an epoch in which the whole target takes
-    part. checkpoint_bytes: of a real checkpoint. disk_bytes: of all that lie in the run's folder at a time, at most.
-    free_bytes: on that disk.
+    part. checkpoint_bytes: of a real checkpoint. frozen_bytes: of the weights that are written once. disk_bytes: of all these
+    that lie in the run's folder at a time, at most. free_bytes: on that disk.
     """
 
     workers: int
@@ -39,6 +39,7 @@ class DryRun:
     eval_batch_s: float
     epoch_s: float
     checkpoint_bytes: int
+    frozen_bytes: int
     checkpoints: int
     disk_bytes: int
     free_bytes: int
@@ -79,7 +80,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
     size = int(found["checkpoint_bytes"]) + evaluation_bytes(prepared.recipe, prepared.corpus)
-    checkpoints = most_at_once(prepared.recipe, prepared.checkpoint_bytes)
+    checkpoints = most_at_once(prepared.recipe, prepared.checkpoint_bytes, prepared.frozen_bytes)
     kinds = {"process": "memory/process_peak_mib", "gpu": "memory/gpu_peak_mib"}
     return DryRun(
         workers=int(found["workers"]),
@@ -93,7 +94,8 @@ def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
         eval_batch_s=found["eval_batch_s"],
         epoch_s=found["steps_per_epoch"] * found["step_s"] + found["eval_batches"] * found["eval_batch_s"],
         checkpoint_bytes=size,
+        frozen_bytes=prepared.frozen_bytes,
         checkpoints=checkpoints,
-        disk_bytes=checkpoints * size,
+        disk_bytes=checkpoints * size + prepared.frozen_bytes,
         free_bytes=free,
     )

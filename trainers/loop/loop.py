@@ -36,6 +36,7 @@ from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
 from trainers.model.trained_parts import build_trained_parts
+from trainers.model.weight_files import FrozenWeights
 from trainers.recipe.base import decided
 from trainers.validators import epoch_score
 
@@ -100,6 +101,7 @@ class Loop:
         choose_layout(self.network, recipe, self.device)
         if recipe.train.compile:
             compile_encoders(self.network, self.device)
+        self.frozen = FrozenWeights(self.network)
         parts = build_trained_parts(recipe, self.network)
         self.discriminators = parts.discriminators
         self.modules, self.optimizers = parts.modules, parts.optimizers  # what a checkpoint holds beside the network
@@ -171,6 +173,7 @@ class Loop:
         """
         return checkpoint.snapshot(
             network=self.network,
+            frozen=self.frozen,
             card=self.card,
             modules=self.modules,
             optimizers=self.optimizers,
@@ -189,6 +192,7 @@ class Loop:
         """
         self.close()
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
+        self.frozen.were_loaded(folder / "model")
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.pseudo_labels.load_state_dict(state.arrays)
         self.bad_pictures.load_state_dict(state.arrays)

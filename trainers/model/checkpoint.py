@@ -1,7 +1,8 @@
 """Checkpoints: what is saved, written whole or not at all, read back exactly. Reading one executes nothing.
 
 <checkpoint>/
-    model/           all that prediction needs: model.safetensors, model.json, tokenizer.json
+    model/           all that prediction needs: model.safetensors, model.json, tokenizer.json; of a network with frozen
+                     weights also frozen.json, which names the file beside the checkpoint that holds those
     state/           all else that moves: training.safetensors, training.json
     evaluation.safetensors   predictions and scores of this epoch, for reports
     files.json       sizes and SHA-256 of the above; written last
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +22,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.m2can.network import M2CAN
 from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
+from trainers.model.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
 from trainers.recipe.schema_versions import Migration, migrate
 
 
@@ -45,10 +45,11 @@ class TrainingState:
 class Snapshot:
     """All of a checkpoint at one moment, in host memory: training may go on while `write` runs in another thread.
 
-    copied: recorded on the GPU behind the copies; None on a CPU.
+    model: weights but for the frozen ones, which do not move. copied: recorded on the GPU behind the copies; None on a CPU.
     """
 
     model: dict[str, Tensor]
+    frozen: FrozenWeights
     card: ModelCard
     training: dict[str, Tensor]
     training_json: str
@@ -56,25 +57,29 @@ class Snapshot:
     copied: torch.cuda.Event | None
 
     def write(self, folder: Path) -> None:
-        """Write a checkpoint into `folder`, which appears only when it is whole.
+        """Write a checkpoint into `folder`, which appears only when it is whole, and frozen weights once beside it.
 
         Raises:
             OSError: disk full or not writable; nothing is left behind.
         """
         if self.copied is not None:
             self.copied.synchronize()
+        frozen = self.frozen.write(folder.parent)
         with whole_folder(folder) as draft:
             _write_model(draft / "model", self.model, self.card)
+            if frozen is not None:
+                _write_json(draft / "model" / REFERENCE, frozen)
             (draft / "state").mkdir()
-            _save_tensors(draft / "state" / "training.safetensors", self.training)
+            save_tensors(draft / "state" / "training.safetensors", self.training)
             (draft / "state" / "training.json").write_text(self.training_json, encoding="utf-8")
-            _save_tensors(draft / "evaluation.safetensors", self.evaluation)
+            save_tensors(draft / "evaluation.safetensors", self.evaluation)
             _write_json(draft / "files.json", digests(draft))
 
 
 def snapshot(
     *,
     network: M2CAN,
+    frozen: FrozenWeights,
     card: ModelCard,
     modules: dict[str, nn.Module],
     optimizers: dict[str, Optimizer],
@@ -85,14 +90,14 @@ def snapshot(
     tensors, groups = training_tensors(modules, optimizers)
     tensors |= {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
     values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
-    weights = network.state_dict()
+    weights = {name: x for name, x in network.state_dict().items() if name not in frozen.tensors}
     copies = _copies(weights), _copies(tensors)
     copied = None
     if any(tensor.is_cuda for tensor in weights.values()):
         copied = torch.cuda.Event()
         copied.record()
     content = json_text({"schema_version": SCHEMA_VERSION} | values)
-    return Snapshot(copies[0], card, copies[1], content, evaluation, copied)
+    return Snapshot(copies[0], frozen, card, copies[1], content, evaluation, copied)
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,24 +124,24 @@ def training_tensors(
 
 
 def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
-    """Write what prediction needs."""
+    """Write what prediction needs, complete in itself."""
     _write_model(folder, network.state_dict(), card)
 
 
 def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _save_tensors(folder / "model.safetensors", weights)
+    save_tensors(folder / WEIGHTS, weights)
     for name, content in card_files(card).items():
         (folder / name).write_text(content, encoding="utf-8")
 
 
 def load_model_weights(folder: Path, network: M2CAN) -> None:
     """Raises InputError: missing or damaged, or not of this network."""
-    file = folder / "model.safetensors"
     try:
-        network.load_state_dict(read_tensors(file))
+        network.load_state_dict(read_weights(folder))
     except RuntimeError as error:
-        raise InputError(f"does not fit its model.json ({str(error).splitlines()[-1].strip()})", file=file) from None
+        problem = f"does not fit its model.json ({str(error).splitlines()[-1].strip()})"
+        raise InputError(problem, file=folder / WEIGHTS) from None
 
 
 def load(
@@ -173,14 +178,6 @@ def verify(folder: Path) -> None:
             raise InputError(problem, file=folder / name, value=found.get(name), wanted=str(digest))
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Raises InputError: missing or damaged."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot be read ({error})", file=file) from None
-
-
 def _within_an_epoch(content: dict[str, Any]) -> None:
     """Version 1 began with checkpoints of epochs' ends only: no step of the next epoch was done."""
     content["values"].setdefault("steps_done", 0)
@@ -188,13 +185,6 @@ def _within_an_epoch(content: dict[str, Any]) -> None:
 
 # Of training.json.
 MIGRATIONS: dict[int, Migration] = {1: _within_an_epoch}
-
-
-def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(f"{file}: {error}") from error
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import FUSED
 from trainers.model.precision import dtype_of
+from trainers.model.weight_files import FROZEN
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.validators.inputs import MOST_ROWS
@@ -32,50 +33,53 @@ def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
     return scores + selection + inputs + _HEADERS
 
 
-def most_at_once(recipe: Recipe, size: int) -> int:
-    """The most checkpoints that lie in the run's folder at a time."""
-    return (_to_keep(recipe, size) or decided(recipe.train.epochs)) + BESIDE_THE_BEST
+def most_at_once(recipe: Recipe, size: int, frozen: int = 0) -> int:
+    """The most checkpoints that lie in the run's folder at a time; see `retention`."""
+    return (_to_keep(recipe, size, frozen) or decided(recipe.train.epochs)) + BESIDE_THE_BEST
 
 
-def retention(recipe: Recipe, size: int) -> CheckpointConfig:
+def retention(recipe: Recipe, size: int, frozen: int = 0) -> CheckpointConfig:
     """Which checkpoints stay: of epochs' ends by score, then those from within an epoch; always the newest.
 
     Args:
         size: of one checkpoint, bytes.
+        frozen: of the weights that are written once beside them, bytes.
     """
-    keep = _to_keep(recipe, size)
+    keep = _to_keep(recipe, size, frozen)
     return CheckpointConfig() if keep is None else CheckpointConfig(keep, checkpoint_score_attribute="retention")
 
 
-def _to_keep(recipe: Recipe, size: int) -> int | None:
+def _to_keep(recipe: Recipe, size: int, frozen: int) -> int | None:
     wanted = recipe.checkpoint
     if wanted.keep is None and wanted.every_steps is None and wanted.max_disk is None:
         return None
     # At most one an epoch, and one from within the epoch that is under way.
     most = decided(recipe.train.epochs) + (wanted.every_steps is not None)
     keep = min(wanted.keep or most, most)
-    return keep if wanted.max_disk is None else min(keep, wanted.max_disk // size - BESIDE_THE_BEST)
+    return keep if wanted.max_disk is None else min(keep, (wanted.max_disk - frozen) // size - BESIDE_THE_BEST)
 
 
-def require_disk(recipe: Recipe, size: int, folder: Path) -> list[str]:
+def require_disk(recipe: Recipe, size: int, folder: Path, frozen: int = 0) -> list[str]:
     """Look whether the checkpoints fit; what a run without `checkpoint.max_disk` should know is returned as notes.
 
     Args:
         size: of one checkpoint, bytes.
         folder: of the run; what lies there already counts as taken.
+        frozen: of the weights that are written once beside them, bytes.
 
     Raises:
         InputError: max_disk has no room for the best, the newest and one being written, or the disk lacks what it allows.
     """
-    limit, least = recipe.checkpoint.max_disk, (1 + BESIDE_THE_BEST) * size
+    limit, least = recipe.checkpoint.max_disk, (1 + BESIDE_THE_BEST) * size + frozen
+    once = f", the frozen weights {megabytes(frozen)} once" if frozen else ""
     if limit is not None and limit < least:
         raise InputError(
-            f"a checkpoint takes {megabytes(size)}; the best one, the newest and the one being written do not fit",
+            f"a checkpoint takes {megabytes(size)}{once}; the best one, the newest and the one being written do not fit",
             field="checkpoint.max_disk",
             value=limit,
             wanted=f"at least {least} ({megabytes(least)})",
         )
-    needed = max(0, most_at_once(recipe, size) * size - _taken(folder))
+    needed = max(0, most_at_once(recipe, size, frozen) * size + frozen - _taken(folder))
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if needed <= free:
@@ -88,7 +92,8 @@ def require_disk(recipe: Recipe, size: int, folder: Path) -> list[str]:
 
 
 def _taken(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("checkpoint_*/**/*") if file.is_file())
+    files = [*folder.glob("checkpoint_*/**/*"), folder / FROZEN]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def megabytes(size: float) -> str:

@@ -41,6 +41,7 @@ class Prepared:
     notes: list[str]
     checkpoint_bytes: int  # of one checkpoint; a little more than its real size
     state_bytes: int  # on each worker, whatever the batch: weights, gradients, optimizer state
+    frozen_bytes: int = 0  # of the weights that are written once, beside the checkpoints
 
 
 def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
@@ -74,8 +75,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     sizes = state_sizes(card, network)
     size = sizes.files + evaluation_bytes(recipe, corpus)
-    notes += require_disk(recipe, size, storage / name)
-    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory)
+    notes += require_disk(recipe, size, storage / name, sizes.frozen)
+    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen)
 
 
 def claim(prepared: Prepared) -> None:

@@ -15,8 +15,11 @@ from trainers.model.card import ModelCard, card_files
 from trainers.model.checkpoint import training_tensors
 from trainers.model.precision import dtype_of
 from trainers.model.trained_parts import TrainedParts, build_trained_parts
+from trainers.model.weight_files import FrozenWeights
 from trainers.recipe import Recipe
 from trainers.recipe.run_sections import Checkpoints
+
+_REFERENCE = 256  # frozen.json
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class StateSizes:
     """Bytes that do not depend on the batch.
 
     files: a checkpoint's files but for what depends on the number of rows (disk.py adds that).
+    frozen: the file of frozen weights, which a run writes once.
     memory: on each worker: weights, gradients, optimizer state, and SAM's perturbation.
     """
 
     files: int
+    frozen: int
     memory: int
 
 
@@ -38,7 +43,8 @@ def state_sizes(card: ModelCard, network: M2CAN) -> StateSizes:
         network: of the recipe; it is moved to the meta device, so it loses its weights and frees their memory.
     """
     parts = _with_state(card.recipe, network)
-    weights = parts.network.state_dict()
+    weights, frozen = parts.network.state_dict(), FrozenWeights(parts.network).tensors
+    moving = {name: x for name, x in weights.items() if name not in frozen}
     training, groups = training_tensors(parts.modules, parts.optimizers)
     # The recipe is part of the files: a size that followed from `checkpoint.max_disk` would move with what it limits.
     plain = replace(card, recipe=card.recipe.model_copy(update={"checkpoint": Checkpoints()}))
@@ -46,7 +52,8 @@ def state_sizes(card: ModelCard, network: M2CAN) -> StateSizes:
     gradients = [p.grad for p in _trained(parts) if p.grad is not None]
     perturbed = [p for p in network.parameters() if p.requires_grad and card.recipe.sam.rho > 0]
     return StateSizes(
-        files=safetensors_bytes(weights) + safetensors_bytes(training) + texts,
+        files=safetensors_bytes(moving) + safetensors_bytes(training) + texts + (_REFERENCE if frozen else 0),
+        frozen=safetensors_bytes(frozen) if frozen else 0,
         memory=_bytes([*weights.values(), *training.values(), *gradients, *perturbed]),
     )
 

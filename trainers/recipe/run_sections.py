@@ -91,7 +91,8 @@ class Checkpoints(Section):
     )
     max_disk: ByteSize | None = Field(
         None,
-        description="Bytes, or such as 20GB, for all of a run's checkpoints: as many stay as fit. `null`: no limit.",
+        description="Bytes, or such as 20GB, for all of a run's checkpoints and its frozen weights: as many stay as fit. "
+        "`null`: no limit.",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets_manifest.files import whole_folder
 from trainers.loop.evaluation import calibration_error, confusion
-from trainers.model.checkpoint import read_tensors
+from trainers.model.weight_files import read_tensors
 from trainers.reports import figures, samples, sections
 from trainers.reports.charts import percent
 from trainers.reports.feature_map import feature_map

@@ -14,7 +14,7 @@ import numpy as np
 from datasets_manifest.records.corpus import Corpus
 from trainers.failures import RunFailed
 from trainers.model.card import ModelCard
-from trainers.model.checkpoint import read_tensors
+from trainers.model.weight_files import read_tensors
 from trainers.tracking.findings import Finding, after_run
 from trainers.tracking.journal import EpochRecord
 from trainers.validators import ValidatorInputs, choose_candidate, verdicts

@@ -29,6 +29,7 @@ import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests
+from trainers.model.weight_files import complete_model
 from trainers.tracking.mlflow_compat import VERSIONS_TAG, is_served, origin_of
 from trainers.tracking.mlflow_run import RunLink
 
@@ -186,18 +187,19 @@ def _logged_model(link: RunLink, model: ModelToLog) -> LoggedModel:
 
 def save(folder: Path, model: ModelToLog, logged: LoggedModel | None = None) -> None:
     """Write the pyfunc model into the new `folder`. Contacts nothing; `logged` is noted in it as its origin."""
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        mlflow_model=origin_of(logged) if logged is not None else None,
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"bundle": str(model.bundle.resolve())},
-        # Both packages land side by side in <model>/code, which MLflow puts first on the path when it loads: a fresh
-        # process runs the code that was saved, installed or not; one that has ours imported already goes on with it.
-        code_paths=[str(Path(package.__path__[0])) for package in (datasets_manifest, trainers)],
-        signature=model.signature,
-        input_example=model.input_example,
-        pip_requirements=_pinned(model.bundle),
-    )
+    with complete_model(model.bundle.resolve()) as bundle:
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=origin_of(logged) if logged is not None else None,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"bundle": str(bundle)},
+            # Both packages land side by side in <model>/code, which MLflow puts first on the path when it loads: a fresh
+            # process runs the code that was saved, installed or not; one that has ours imported already goes on with it.
+            code_paths=[str(Path(package.__path__[0])) for package in (datasets_manifest, trainers)],
+            signature=model.signature,
+            input_example=model.input_example,
+            pip_requirements=_pinned(model.bundle),
+        )
 
 
 def write_checksums(folder: Path) -> str:

@@ -113,13 +113,14 @@ def _usual(times: list[float]) -> float:
 
 
 def _checkpoint_bytes(loop: Loop) -> int:
-    """Of a real checkpoint, which is removed again; its evaluation is not there yet."""
+    """Of a real checkpoint, which is removed again; its evaluation is not there yet, and frozen weights lie beside it."""
     state = loop.state()
     if loop.rank != 0:
         return 0
     with tempfile.TemporaryDirectory(prefix="m2can-") as folder:
-        loop.save(Path(folder) / "checkpoint", {}, state)
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        checkpoint = Path(folder) / "checkpoint"
+        loop.save(checkpoint, {}, state)
+        return sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
 
 
 def _most_of_all(loop: Loop, values: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import ray.train
 
 from datasets_manifest.errors import InputError
 from trainers.loop.loop import Loop
+from trainers.model.weight_files import FROZEN
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def remove_drafts(run: Path) -> None:
     """What a process that was killed had not finished writing."""
     for draft in run.glob(".checkpoint_*"):
         shutil.rmtree(draft, ignore_errors=True)
+    for draft in run.glob(f".{FROZEN}.*"):
+        draft.unlink(missing_ok=True)
 
 
 def earlier(last: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:

@@ -44,6 +44,9 @@ def test_size_is_known_before_the_first_checkpoint(tmp_path: Path, settings: lis
     loop.save(tmp_path / "checkpoint", evaluation_tensors(loop, scored))
     real = sum(file.stat().st_size for file in (tmp_path / "checkpoint").rglob("*") if file.is_file())
     assert real <= run.checkpoint_bytes <= 1.1 * real
+    once = sum(file.stat().st_size for file in tmp_path.glob("frozen.safetensors"))
+    assert once <= run.frozen_bytes <= 1.1 * once
+    assert (once > 0) == ("encoders.text.freeze=all" in settings)
 
 
 def test_memory_holds_weights_gradients_and_optimizer(tmp_path: Path) -> None:
@@ -80,6 +83,19 @@ def test_too_small_a_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"checkpoint\.max_disk.*at least {3 * size}"):
         prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size - 1}"])
     assert not any("disk" in note for note in prepared_run(tmp_path, [f"checkpoint.max_disk={3 * size}"]).notes)
+
+
+def test_frozen_weights_count_once(tmp_path: Path) -> None:
+    frozen = ["encoders.text.freeze=all", "encoders.text.name=tiny:256"]
+    run, whole = prepared_run(tmp_path, frozen), prepared_run(tmp_path, frozen[1:])
+    assert run.checkpoint_bytes < whole.checkpoint_bytes - 2.9 * run.frozen_bytes  # nor have they moments
+    recipe, size, once = keeping(max_disk="2GB"), 200_000_000, 400_000_000
+    assert retention(recipe, size, once).num_to_keep == 6
+    assert most_at_once(recipe, size, once) * size + once == recipe.checkpoint.max_disk
+    least = 3 * run.checkpoint_bytes + run.frozen_bytes
+    with pytest.raises(InputError, match=rf"the frozen weights .* MB once; .*at least {least}"):
+        prepared_run(tmp_path, [*frozen, f"checkpoint.max_disk={least - 1}"])
+    assert not any("disk" in note for note in prepared_run(tmp_path, [*frozen, f"checkpoint.max_disk={least}"]).notes)
 
 
 def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
