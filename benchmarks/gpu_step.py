@@ -25,7 +25,7 @@ from benchmarks.step_parts import QUICK, Size, make_labels, make_network, make_r
 from datasets_manifest.stream.encode import HostBatch
 from trainers.loop.step import Step
 from trainers.model.device_batches import picture_memory, to_batch
-from trainers.model.precision import dtype_of
+from trainers.model.precision import dtype_of, picture_form
 
 BERT_DROPOUT = 0.1  # of bert-base-uncased's own configuration
 EARLY = 10  # steps after the first that are compared with the median
@@ -95,7 +95,9 @@ class ReadySteps:
         self.hosts, self.labels_DB, self.rows = hosts_of(size, scale.steps, self.device), make_labels(size), size.rows
 
     def take(self, host: HostBatch) -> None:
-        self.step(to_batch(host, self.labels_DB, device=self.device, dtype=dtype_of(self.recipe)))
+        form = picture_form(self.recipe, self.device)
+        batch = to_batch(host, self.labels_DB, device=self.device, dtype=dtype_of(self.recipe), pictures=form)
+        self.step(batch)
 
     def seconds(self, steps: int | None = None) -> list[float]:
         """Of each of the first `steps` steps."""

@@ -20,7 +20,7 @@ from benchmarks.step_parts import Size, cut_rows, make_labels, make_network, mak
 from trainers.loop.step import Step
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import to_batch
-from trainers.model.precision import choose_layout
+from trainers.model.precision import choose_layout, eval_batch_size
 
 SLOTS = 10
 TOLERANCE = 2e-4  # of the first step's terms, float32
@@ -96,7 +96,7 @@ def our_scores(size: Size) -> Iterator[Runs]:
     device, published = device_here(), recipe_of(size, "published")
     network = make_network(size, published).to(device).eval()
     choose_layout(network, published, device)
-    rows = published.train.eval_batch_size
+    rows = eval_batch_size(published, device)
     batch = to_batch(make_rows(size, 1, rows), np.full((1, rows), -1), device=device, dtype=torch.float32)
 
     @torch.inference_mode()
@@ -111,7 +111,7 @@ def their_scores(size: Size) -> Iterator[Runs]:
     """The same samples in batches of a training step's rows."""
     device, published = device_here(), recipe_of(size, "published")
     network = baseline_network(make_network(size, published)).to(device).eval()
-    host, labels = make_rows(size, 1, published.train.eval_batch_size), np.full((1, size.batch), -1)
+    host, labels = make_rows(size, 1, eval_batch_size(published, device)), np.full((1, size.batch), -1)
     parts = [
         pad(some, labels[:, : len(some.rows)], tokens=size.tokens, slots=SLOTS) for some in cut_rows(host, size.batch)
     ]

@@ -18,7 +18,7 @@ from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import make_encoding, to_batch
+from trainers.model.precision import eval_batch_size
 from trainers.recipe.base import decided
 
 
@@ -102,14 +102,14 @@ class ExperimentalUacr:
         training = network.training
         network.eval()
         rows = loop.corpus.train[-1].rows
-        batches = np.array_split(rows, -(-len(rows) // loop.recipe.train.eval_batch_size))
-        encoding = make_encoding(loop.recipe, loop.card.vocabulary)
-        for host in loop.source.evaluate(batches, encoding):
-            labels = np.full((1, len(host.rows)), -1)
-            o = network(to_batch(host, labels, device=loop.device, dtype=loop.dtype))
-            probs = [x[0].softmax(-1) for x in (o.fused_logits_DBC, o.text_logits_DBC, o.picture_logits_DBC)]
-            seen.append([*probs, o.fused_DBK[0], o.text_VDBK[0, 0], o.picture_VDBK[0, 0]])
-            scores.append(score_samples(o.logits_HQDBC[:, 0, 0]))
+        batches = np.array_split(rows, -(-len(rows) // eval_batch_size(loop.recipe, loop.device)))
+        with loop.eval_feed(batches) as feed:
+            for _, batch in feed:
+                with loop.autocast():
+                    o = network(batch).single()
+                probs = [x[0].softmax(-1) for x in (o.fused_logits_DBC, o.text_logits_DBC, o.picture_logits_DBC)]
+                seen.append([*probs, o.fused_DBK[0], o.text_VDBK[0, 0], o.picture_VDBK[0, 0]])
+                scores.append(score_samples(o.logits_HQDBC[:, 0, 0]))
         network.train(training)
         view = TargetView(*(torch.cat(same).float().cpu() for same in zip(*seen, strict=True)))
         names = ("label", "prob", "variance")

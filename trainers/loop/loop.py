@@ -34,7 +34,15 @@ from trainers.model.checkpoint import Snapshot, TrainingState
 from trainers.model.device_batches import make_encoding, step_batches, unlabelled
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
-from trainers.model.precision import autocast_of, choose_kernels, choose_layout, compile_encoders, dtype_of
+from trainers.model.precision import (
+    autocast_of,
+    choose_kernels,
+    choose_layout,
+    compile_encoders,
+    dtype_of,
+    eval_batch_size,
+    picture_form,
+)
 from trainers.model.trained_parts import build_trained_parts
 from trainers.model.weight_files import FrozenWeights
 from trainers.recipe.base import decided
@@ -81,6 +89,8 @@ class Loop:
         self.source, self.collective, self.device, self.observer = source, collective, device, observer
         self.rank, self.world_size = collective.rank, collective.world_size
         self.dtype = dtype_of(self.recipe)
+        self.pictures = picture_form(self.recipe, device)
+        self.autocast = autocast_of(self.recipe, device)
         self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
         self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
         self.epochs = decided(self.recipe.train.epochs)
@@ -115,7 +125,7 @@ class Loop:
             schedule=build_schedule(recipe.schedule, self.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
             collective=self.collective,
-            autocast=autocast_of(recipe, self.device),
+            autocast=self.autocast,
             parts=recipe.train.accumulate,
             loss_scale=LossScale() if recipe.train.precision == "fp16" else None,
         )
@@ -237,7 +247,7 @@ class Loop:
         """The batches of `slices`, with the views of an epoch."""
         encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
         hosts = self.source.train(slices, encoding)
-        return Feed(step_batches(slices, hosts, self.device, self.dtype), self.device)
+        return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures), self.device)
 
     def _train_epoch(self, plan: EpochPlan, feed: Feed) -> tuple[dict[str, float], float]:
         """The steps of an epoch that are still to be done: metrics, and the seconds for which the device lacked data."""
@@ -287,7 +297,8 @@ class Loop:
     def eval_plan(self) -> tuple[list[Part], EvalPlan]:
         """What is scored after an epoch: the target's training rows and all validation rows."""
         parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
-        return parts, EvalPlan(np.concatenate([part.rows for part in parts]), self.recipe.train.eval_batch_size)
+        rows = np.concatenate([part.rows for part in parts])
+        return parts, EvalPlan(rows, eval_batch_size(self.recipe, self.device))
 
     def score(self) -> Scored:
         return self._score()[0]
@@ -295,9 +306,7 @@ class Loop:
     def _score(self) -> tuple[Scored, float]:
         """What the network says of the rows of `eval_plan`, and the seconds for which it lacked data."""
         parts, plan = self.eval_plan()
-        encoding = make_encoding(self.recipe, self.card.vocabulary)
-        hosts = self.source.evaluate(list(plan.worker_batches(self.rank, self.world_size)), encoding)
-        with Feed(unlabelled(hosts, self.device, self.dtype), self.device) as feed:
+        with self.eval_feed(list(plan.worker_batches(self.rank, self.world_size))) as feed:
             scored = score_parts(
                 feed,
                 parts,
@@ -305,9 +314,15 @@ class Loop:
                 self.collective,
                 device=self.device,
                 dtype=self.dtype,
+                autocast=self.autocast,
                 collector=self._collector(),
             )
         return scored, feed.waited
+
+    def eval_feed(self, rows: list[np.ndarray]) -> Feed:
+        """Batches of rows to be scored, with their weak views."""
+        hosts = self.source.evaluate(rows, make_encoding(self.recipe, self.card.vocabulary))
+        return Feed(unlabelled(hosts, self.device, self.dtype, self.pictures), self.device)
 
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,42 +57,43 @@ def score_parts(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    autocast: Callable[[], AbstractContextManager[None]],
     collector: ValidatorInputsCollector,
 ) -> Scored:
     """Score this worker's share of the rows of `parts` and exchange the results.
 
-    A worker keeps 16 bytes a row in float32.
+    A worker keeps 16 bytes a row in float32, on its device: the host never waits for a batch.
 
     Args:
         batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
         parts: the target's training part first.
+        autocast: makes the context of a forward pass, as in training.
         collector: takes what the validators read.
     """
     training = network.training
     network.eval()
     target_stop = parts[0].stop
     scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
-    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64)
+    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64, device=device)
     for host, batch in batches:
-        outputs = network(batch)
+        with autocast():
+            outputs = network(batch).single()
         collector.add(host.rows, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
-        in_target = torch.from_numpy((host.rows >= parts[0].start) & (host.rows < target_stop))
-        if in_target.any():
-            probs_BC = logits_HBC.mean(0).softmax(-1).double().cpu()[in_target]
+        # The target's rows come first, so that those of a batch stand at its beginning.
+        in_target = int(((host.rows >= parts[0].start) & (host.rows < target_stop)).sum())
+        if in_target:
+            probs_BC = logits_HBC.mean(0).softmax(-1).double()[:in_target]
             entropy = torch.special.entr(probs_BC).sum()
-            sums += torch.cat([probs_BC.sum(0), entropy[None], torch.tensor([float(len(probs_BC))])])
+            sums += torch.cat([probs_BC.sum(0), entropy[None], probs_BC.new_full((1,), in_target)])
         scores = score_samples(logits_HBC)
         for name, column in scored.items():
             value = getattr(scores, name)
-            column.append(value.to(torch.int32 if name == "label" else dtype).cpu())
-    evidence = collector.finish(collective, device)
+            column.append(value.to(torch.int32 if name == "label" else dtype))
+    evidence = collector.finish(collective)
     network.train(training)
 
-    def total(x: np.ndarray) -> np.ndarray:
-        return collective.sum_(torch.from_numpy(x.copy()).to(device)).cpu().numpy()
-
-    mean = total(sums.numpy())
+    mean = collective.sum_(sums).cpu().numpy()
     mean = mean[:-1] / max(mean[-1], 1.0)
     columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
     return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.records.corpus import Corpus
-from trainers.m2can.batch import Outputs
+from trainers.m2can.batch import Outputs, sent
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import FUSED, M2CAN, PROJECTED
 from trainers.validators.inputs import ValidatorInputs, spread
@@ -38,29 +38,30 @@ class ValidatorInputsCollector:
         # Rows apart from the target's own may lie between its parts: one sorted list finds the place of each.
         self._rows = np.concatenate([self.target_rows, self.source_rows])
         self._order = np.argsort(self._rows, kind="stable")
-        width = network.num_classes + FUSED
-        self._seen = torch.zeros(len(self._rows), width, dtype=torch.float32)
-        self._projected = torch.zeros(len(self.target_rows), 2 * PROJECTED, dtype=torch.float32)
+        width, device = network.num_classes + FUSED, next(network.parameters()).device
+        self._seen = torch.zeros(len(self._rows), width, device=device)
+        self._projected = torch.zeros(len(self.target_rows), 2 * PROJECTED, device=device)
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
-        """Keep what is wanted of a batch of one view and one domain."""
+        """Keep what is wanted of a batch of one view and one domain. The host waits for nothing."""
         place = np.searchsorted(self._rows, rows, sorter=self._order).clip(max=len(self._rows) - 1)
         place = self._order[place]
         wanted = self._rows[place] == rows
         if not wanted.any():
             return
-        at, mine = torch.from_numpy(place[wanted]), torch.from_numpy(wanted).to(outputs.fused_DBK.device)
         probs_BC = outputs.fused_logits_DBC[0].softmax(-1)
-        self._seen[at] = torch.cat([probs_BC, outputs.fused_DBK[0]], 1)[mine].float().cpu()
-        projected = torch.cat([outputs.text_VDBK[0, 0], outputs.picture_VDBK[0, 0]], 1)[mine].float().cpu()
-        in_target = at < len(self.target_rows)
-        self._projected[at[in_target]] = projected[in_target]
+        seen = torch.cat([probs_BC, outputs.fused_DBK[0]], 1).float()
+        projected = torch.cat([outputs.text_VDBK[0, 0], outputs.picture_VDBK[0, 0]], 1).float()
+        for kept, found in ((self._seen, seen), (self._projected, projected)):
+            mine = np.flatnonzero(wanted & (place < len(kept)))
+            at, taken = (sent(x, kept.device) for x in (place[mine], mine))
+            kept.index_copy_(0, at, found.index_select(0, taken))
 
     @torch.inference_mode()
-    def finish(self, collective: Collective, device: torch.device) -> ValidatorInputs:
+    def finish(self, collective: Collective) -> ValidatorInputs:
         """Exchange with the other workers and look at the mixtures; the network must be in eval mode."""
-        seen = collective.sum_(self._seen.to(device)).cpu()
-        projected = collective.sum_(self._projected.to(device))
+        seen = collective.sum_(self._seen).cpu()
+        projected = collective.sum_(self._projected)
         classes, targets = self.network.num_classes, len(self.target_rows)
         probs, features = seen[:, :classes].numpy(), seen[:, classes:].numpy()
         label = probs[:targets].argmax(1)

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainers.m2can.collective import slice_sizes
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device. To a GPU it goes from pinned memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Batch:
         whole: the worker's whole slice, if this batch is a part of it (see `split`).
         picture_counts: pictures of each row, then placeholders, [N + 1], in host memory: what is decided by them needs
             no answer of the device. None where they are not known.
+        sent_counts: the same on the device; None: they are sent when they are wanted.
         labelled_D: samples with a label in the global batch, by domain; None: the task term asks the workers.
     """
 
@@ -46,6 +54,7 @@ class Batch:
     whole: Batch | None = None
     text_lengths: Tensor | None = None
     picture_counts: Tensor | None = None
+    sent_counts: Tensor | None = None
     labelled_D: Tensor | None = None
 
     @property
@@ -67,6 +76,10 @@ class Batch:
         assert self.picture_owner is not None
         return torch.bincount(self.picture_owner.cpu(), minlength=self.num_rows + 1)
 
+    def counts_on(self, device: torch.device) -> Tensor:
+        """`pictures_of_rows` on the encoders' device."""
+        return sent(self.pictures_of_rows().numpy(), device) if self.sent_counts is None else self.sent_counts
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """On `device`; what is floating becomes `dtype`."""
 
@@ -80,6 +93,7 @@ class Batch:
             pictures=move(self.pictures),
             picture_owner=None if self.picture_owner is None else move(self.picture_owner),
             labels_DB=move(self.labels_DB),
+            sent_counts=None if self.sent_counts is None else move(self.sent_counts),
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -117,6 +131,7 @@ class Batch:
             pictures=pictures,
             picture_owner=owner_P,
             picture_counts=counts_G,
+            sent_counts=None,
             labels_DB=self.labels_DB[:, start : start + size],
             offset=self.offset + start,
             whole=self,

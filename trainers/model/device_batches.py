@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,16 @@ from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, Vocab
 from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
-from trainers.m2can.batch import Batch
+from trainers.m2can.batch import Batch, sent
 from trainers.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """What pictures become on the device: their type, and whether their channels lie last in memory, as they arrive."""
+
+    dtype: torch.dtype
+    channels_last: bool = False
 
 
 def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
@@ -38,6 +47,7 @@ def to_batch(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    pictures: PictureForm | None = None,
     offset: int = 0,
     global_batch: int = 0,
 ) -> Batch:
@@ -45,11 +55,15 @@ def to_batch(
 
     A batch without any picture gets a black one that belongs to no sample (owner N), so that every worker runs the
     picture encoder.
+
+    Args:
+        dtype: of features.
+        pictures: of pictures; None: `dtype`, in torch's usual layout.
     """
+    form = pictures or PictureForm(dtype)
 
     def send(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        return sent(array, device)
 
     content: dict[str, Any]
     if isinstance(host, FeatureBatch):
@@ -58,15 +72,15 @@ def to_batch(
         content |= {"pictures": send(host.picture).to(dtype), "picture_owner": None}
     else:
         num_views = len(host.tokens) // labels_DB.size
-        pictures, owner = host.pictures, host.owner
-        if not len(pictures):
-            pictures = np.zeros((1, *pictures.shape[1:]), np.uint8)
+        pixels, owner = host.pictures, host.owner
+        if not len(pixels):
+            pixels = np.zeros((1, *pixels.shape[1:]), np.uint8)
             owner = np.array([len(host.tokens)])
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
         content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
         counts = np.bincount(owner, minlength=len(host.tokens) + 1)
-        content |= {"pictures": normalise(send(pictures), dtype), "picture_owner": send(owner)}
-        content |= {"picture_counts": torch.from_numpy(counts)}
+        content |= {"pictures": normalise(send(pixels), form.dtype, form.channels_last), "picture_owner": send(owner)}
+        content |= {"picture_counts": torch.from_numpy(counts), "sent_counts": send(counts)}
     return Batch(
         **content,
         labels_DB=send(labels_DB),
@@ -84,17 +98,24 @@ def step_batches(
     hosts: Iterable[HostBatch | FeatureBatch],
     device: torch.device,
     dtype: torch.dtype,
+    pictures: PictureForm | None = None,
 ) -> Generator[Fed]:
     """The encoded rows of steps, each with its batch."""
     for slice_, host in zip(slices, hosts, strict=True):
         place = {"offset": slice_.offset, "global_batch": slice_.global_batch}
-        yield host, to_batch(host, slice_.labels_DB, device=device, dtype=dtype, **place)
+        yield host, to_batch(host, slice_.labels_DB, device=device, dtype=dtype, pictures=pictures, **place)
 
 
-def unlabelled(hosts: Iterable[HostBatch | FeatureBatch], device: torch.device, dtype: torch.dtype) -> Generator[Fed]:
+def unlabelled(
+    hosts: Iterable[HostBatch | FeatureBatch],
+    device: torch.device,
+    dtype: torch.dtype,
+    pictures: PictureForm | None = None,
+) -> Generator[Fed]:
     """Encoded rows of one view, each with its batch, for prediction."""
     for host in hosts:
-        yield host, to_batch(host, np.full((1, len(host.rows)), -1), device=device, dtype=dtype)
+        labels_DB = np.full((1, len(host.rows)), -1)
+        yield host, to_batch(host, labels_DB, device=device, dtype=dtype, pictures=pictures)
 
 
 def picture_memory(device: torch.device) -> Allocate:
@@ -104,9 +125,18 @@ def picture_memory(device: torch.device) -> Allocate:
     return lambda shape, _: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def normalise(pictures: Tensor, dtype: torch.dtype) -> Tensor:
+def normalise(pictures: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     """uint8 [P, height, width, 3] → [P, 3, height, width] of `dtype`."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=pictures.device) * 255
-    std = torch.tensor(IMAGENET_STD, dtype=dtype, device=pictures.device) * 255
-    planes = pictures.permute(0, 3, 1, 2).contiguous().to(dtype)  # rearranged while a number is a byte
-    return planes.sub_(mean[:, None, None]).div_(std[:, None, None])
+    single = dtype if dtype.itemsize > 4 else torch.float32
+    mean = torch.tensor(IMAGENET_MEAN, dtype=single) * 255
+    std = torch.tensor(IMAGENET_STD, dtype=single) * 255
+    planes = pictures.permute(0, 3, 1, 2)
+    if dtype == single and not channels_last:
+        mean, std = (sent(x.numpy(), pictures.device) for x in (mean, std))
+        planes = planes.contiguous().to(single)  # rearranged while a number is a byte
+        return planes.sub_(mean[:, None, None]).div_(std[:, None, None])
+    # One operation, in float32: bytes are read as they lie, and what is written is rounded once.
+    shift, scale = sent(torch.stack([-mean / std, 1 / std]).numpy(), pictures.device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty(planes.shape, dtype=dtype, device=pictures.device, memory_format=layout)
+    return torch.addcmul(shift[:, None, None], planes, scale[:, None, None], out=out)

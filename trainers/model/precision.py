@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
+from trainers.model.device_batches import PictureForm
 from trainers.recipe import Recipe
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,14 +105,49 @@ def choose_kernels(recipe: Recipe, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
+@contextlib.contextmanager
+def predicting(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """The context in which a trained network predicts: in what it was trained in, with the kernels of `choose_kernels`.
+
+    The process's settings are put back. A CPU computes in float32 whatever a GPU trained in: few have half precision.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    rounded = computed_in(recipe, device) in ("tf32", *_HALF)
+    before = torch.get_float32_matmul_precision()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    try:
+        torch.set_float32_matmul_precision("high" if rounded else "highest")
+        with torch.backends.cudnn.flags(allow_tf32=rounded), sdpa_kernel(kernels), autocast_of(recipe, device)():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def eval_batch_size(recipe: Recipe, device: torch.device) -> int:
+    """`train.eval_batch_size`, chosen by the device where the recipe leaves it open."""
+    return recipe.train.eval_batch_size or (256 if device.type == "cuda" else 64)
+
+
+def picture_form(recipe: Recipe, device: torch.device) -> PictureForm:
+    """What the picture encoder takes: half precision as it comes, and the layout of `choose_layout`."""
+    half = _HALF.get(computed_in(recipe, device)) if device.type == "cuda" else None
+    return PictureForm(half or dtype_of(recipe), _channels_last(recipe, device))
+
+
 def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
     """On a GPU that computes in TF32 or half precision, put the picture encoder's channels last.
 
     Tensor cores take that layout. Groups of pictures are normalised faster in torch's usual one.
     """
-    tensor_cores = device.type == "cuda" and computed_in(recipe, device) in ("tf32", *_HALF)
-    if tensor_cores and recipe.encoders.picture.batch_norm in ("batch", "frozen"):
+    if _channels_last(recipe, device):
         network.picture_encoder.to(memory_format=torch.channels_last)
+
+
+def _channels_last(recipe: Recipe, device: torch.device) -> bool:
+    tensor_cores = device.type == "cuda" and computed_in(recipe, device) in ("tf32", *_HALF)
+    return tensor_cores and recipe.encoders.picture.batch_norm in ("batch", "frozen")
 
 
 def compile_encoders(network: M2CAN, device: torch.device) -> None:

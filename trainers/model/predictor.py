@@ -19,6 +19,7 @@ from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.model.checkpoint import load_model_weights
 from trainers.model.device_batches import make_encoding, to_batch
+from trainers.model.precision import choose_layout, picture_form, predicting
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -87,13 +88,18 @@ class _Scored:
 
 
 class Predictor:
-    """A trained network with its way of reading. Needs neither Ray nor MLflow."""
+    """A trained network with its way of reading. Needs neither Ray nor MLflow.
+
+    On a GPU it computes in the precision that it was trained in, on a CPU in float32.
+    """
 
     def __init__(self, network: M2CAN, card: ModelCard, device: torch.device) -> None:
         self.network = network.eval().to(device)
         self.card = card
         self.device = device
         self.dtype = next(network.parameters()).dtype
+        choose_layout(self.network, card.recipe, device)
+        self._pictures = picture_form(card.recipe, device)
         self._encoding = make_encoding(card.recipe, card.vocabulary)
 
     @classmethod
@@ -238,7 +244,9 @@ class Predictor:
             index = index.append_column(name, column)
         host = collate(index, self._encoding.pictures.crop, self._encoding.vocabulary.pad_id)
         labels = np.full((1, len(texts)), -1)
-        outputs = self.network(to_batch(host, labels, device=self.device, dtype=self.dtype))
+        batch = to_batch(host, labels, device=self.device, dtype=self.dtype, pictures=self._pictures)
+        with predicting(self.card.recipe, self.device):
+            outputs = self.network(batch).single()
         return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0], columns["bad"].to_pylist()
 
 

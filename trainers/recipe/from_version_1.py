@@ -151,6 +151,13 @@ def _tf32(tree: Tree) -> None:
         put(tree, "train.precision", "tf32")
 
 
+def _eval_batch_size(tree: Tree) -> None:
+    """The old default, which was written whether anybody had chosen it or not."""
+    if flatten(tree).get("train.eval_batch_size") == 64:
+        pop(tree, "train.eval_batch_size")
+
+
 _REWRITES: tuple[Callable[[Tree], None], ...] = (
     _splits, _text_form, _jitter, _tiny, _checkpointing, _adversary, _momentum, _lowest_rate, _tf32,
+    _eval_batch_size,
 )  # fmt: skip

@@ -18,7 +18,10 @@ class Train(Section):
         "[Method](method.md).",
     )
     batch_size: Count = Field(8, description="Samples of each domain in a step, over all workers.")
-    eval_batch_size: Count = Field(64, description="Samples at a time, on each worker, when the network only predicts.")
+    eval_batch_size: Count | None = Field(
+        None,
+        description="Samples at a time, on each worker, when the network only predicts. `null`: 256 on a GPU, 64 on a CPU.",
+    )
     seed: int = Field(
         123456, ge=0, lt=2**32, description="Of weights, order and views. The same seed gives the same run."
     )

@@ -18,7 +18,6 @@ import torch
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from trainers.loop.loop import Loop
-from trainers.model.device_batches import make_encoding, unlabelled
 from trainers.worker.log_context import LogContext
 from trainers.worker.reports import memory_metrics
 from trainers.worker.training import WorkerConfig, errors_told, make_loop
@@ -96,12 +95,12 @@ def _timed_batches(loop: Loop) -> tuple[int, list[float]]:
     loop.network.eval()
     times: list[float] = []
     asked = time.perf_counter()
-    encoding = make_encoding(loop.recipe, loop.card.vocabulary)
-    hosts = loop.source.evaluate(batches[:EVAL_BATCHES], encoding)
-    for _, batch in unlabelled(hosts, loop.device, loop.dtype):
-        loop.network(batch).logits_HQDBC.sum().item()
-        times.append(time.perf_counter() - asked)
-        asked = time.perf_counter()
+    with loop.eval_feed(batches[:EVAL_BATCHES]) as feed:
+        for _, batch in feed:
+            with loop.autocast():
+                loop.network(batch).logits_HQDBC.sum().item()
+            times.append(time.perf_counter() - asked)
+            asked = time.perf_counter()
     loop.network.train()
     return len(batches), times
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from tests.trainers.loop.test_host_answers import Answers
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.scoring import COLUMNS, gather_columns
 from trainers.loop.validator_inputs import ValidatorInputsCollector
@@ -44,3 +46,31 @@ def test_evidence_does_not_grow_with_the_target(tmp_path: Path) -> None:
         assert all(len(x) <= 2 * MOST_ROWS for x in [*tensors, *arrays])
         assert max((x.base.nbytes for x in arrays if x.base is not None), default=0) <= 2 * MOST_ROWS * 8
     assert sizes[0] == sizes[1]
+
+
+def test_scores_are_computed_in_what_steps_are(tmp_path: Path) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        loop = make_loop(prepared_run(tmp_path, [f"train.precision={precision}"]))
+        for head in loop.network.heads:
+            torch.nn.init.normal_(head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+        found.append(loop.score())
+    single, half = (scored.columns for scored in found)
+    assert half["prob"].dtype == np.float32
+    assert not np.array_equal(half["prob"], single["prob"])
+    for name in ("prob", "score"):
+        np.testing.assert_allclose(half[name], single[name], atol=0.05)
+    sure = single["prob"] > 0.55
+    assert sure.any()
+    assert np.array_equal(half["label"][sure], single["label"][sure])
+    assert found[1].target_mean_entropy == pytest.approx(found[0].target_mean_entropy, rel=0.02)
+
+
+def test_the_host_waits_for_no_batch_that_is_scored(tmp_path: Path) -> None:
+    asked = []
+    for rows in (64, 4):
+        loop = make_loop(prepared_run(tmp_path, [f"train.eval_batch_size={rows}"]))
+        with Answers() as answers:
+            loop.score()
+        asked.append(dict(answers.found))
+    assert asked[0] == asked[1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +16,19 @@ from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.loss_scale import LossScale
 from trainers.m2can.collective import Collective
 from trainers.model.build import build_network
+from trainers.model.device_batches import PictureForm
 from trainers.model.encoders import text_config
-from trainers.model.precision import choose_kernels, choose_layout, computed_in, described, with_chosen_precision
+from trainers.model.precision import (
+    choose_kernels,
+    choose_layout,
+    computed_in,
+    described,
+    eval_batch_size,
+    picture_form,
+    predicting,
+    with_chosen_precision,
+)
+from trainers.model.predictor import Predictor
 from trainers.recipe import Recipe, apply_override, make_recipe
 
 EXACT = ["train.precision=fp64", "encoders.picture.batch_norm=per_sample", "sam.rho=0.05", "train.epochs=1"]
@@ -188,3 +201,66 @@ def test_channels_lie_last_where_tensor_cores_compute(settings: list[str], devic
     weights = [w for w in network.picture_encoder.parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
     assert weights
     assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "form"),
+    [
+        (["train.precision=bf16"], "cuda", PictureForm(torch.bfloat16, channels_last=True)),
+        (["train.precision=fp16", "encoders.picture.batch_norm=per_sample"], "cuda", PictureForm(torch.float16)),
+        (["train.precision=tf32"], "cuda", PictureForm(torch.float32, channels_last=True)),
+        (["train.precision=fp32"], "cuda", PictureForm(torch.float32)),
+        (["train.precision=bf16"], "cpu", PictureForm(torch.float32)),
+        (["train.precision=fp64"], "cpu", PictureForm(torch.float64)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_pictures_arrive_as_the_encoder_computes(settings: list[str], device: str, form: PictureForm) -> None:
+    tree: dict[str, Any] = {"data": {"sources": ["a"], "target": "b"}, "encoders": {"picture": {"batch_norm": "batch"}}}
+    for setting in settings:
+        apply_override(tree, setting)
+    assert picture_form(make_recipe(tree), torch.device(device)) == form
+
+
+def test_rows_that_are_scored_at_a_time() -> None:
+    recipe = of_precision("fp32")
+    assert [eval_batch_size(recipe, torch.device(kind)) for kind in ("cpu", "cuda")] == [64, 256]
+    stated = recipe.model_copy(update={"train": recipe.train.model_copy(update={"eval_batch_size": 7})})
+    assert [eval_batch_size(stated, torch.device(kind)) for kind in ("cpu", "cuda")] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("precision", "rounded", "half"), [("bf16", True, "bf16"), ("tf32", True, None), ("fp32", False, None)]
+)
+def test_a_gpu_predicts_in_what_it_was_trained_in(
+    monkeypatch: pytest.MonkeyPatch, precision: str, rounded: bool, half: str | None
+) -> None:
+    """The GPU is made up: its settings can be looked at without one. The process's own are put back."""
+    entered: list[tuple[str, torch.dtype]] = []
+
+    def autocast(device: str, dtype: torch.dtype) -> Any:
+        entered.append((device, dtype))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    seen = lambda: (  # noqa: E731
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.cudnn_sdp_enabled(),
+    )
+    before = seen()
+    with predicting(of_precision(precision), torch.device("cuda", 0)):
+        assert seen() == ("high" if rounded else "highest", rounded, False)
+    assert seen() == before
+    assert entered == ([("cuda", torch.bfloat16)] if half else [])
+
+
+def test_a_cpu_predicts_in_float32(folder: Path) -> None:
+    """bf16 convolutions are a hundred times slower where a CPU has no instructions for them."""
+    loop = make_loop(prepared_run(folder, ["train.precision=bf16"]))
+    predictor = Predictor(loop.network, loop.card, loop.device)
+    found = predictor.predict(["a lovely day", "rain"]).probs
+    exact = make_loop(prepared_run(folder, ["train.precision=fp32"]))
+    assert np.array_equal(
+        found, Predictor(exact.network, exact.card, exact.device).predict(["a lovely day", "rain"]).probs
+    )

@@ -181,7 +181,7 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
             other = halves[1]._seen if x.shape == halves[1]._seen.shape else halves[1]._projected
             return x + other
 
-    whole, joined = one.finish(Collective(), loop.device), halves[0].finish(Sum(), loop.device)
+    whole, joined = one.finish(Collective()), halves[0].finish(Sum())
     for name, array in whole.arrays().items():
         np.testing.assert_array_equal(array, joined.arrays()[name], err_msg=name)
     assert ValidatorInputs.from_arrays(whole.arrays()) is not None

@@ -51,7 +51,7 @@ class PictureGroups:
         self.owner_P = batch.picture_owner
         self.num_groups = batch.num_rows + 1  # the last group is the placeholder's
         count_G = batch.pictures_of_rows()
-        self.count_G = count_G.to(self.owner_P.device, non_blocking=True)
+        self.count_G = batch.counts_on(self.owner_P.device)
         counts = count_G.numpy()
         self.real_P = (self.owner_P < batch.num_rows) if counts[-1] else None
         self.one_picture_each = bool((counts[:-1] == 1).all()) and self.real_P is None
@@ -62,18 +62,15 @@ class PictureGroups:
                 self._order_groups(whole)
             mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
             self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
-            self.exists_G = torch.cat([count_G[:-1] > 0, torch.tensor([False])]).to(
-                self.owner_P.device, non_blocking=True
-            )
+            self.exists_G = F.pad(self.count_G[:-1] > 0, (0, 1))
         elif self.mode == "batch":
-            pictures = count_G[:-1].sum().to(self.owner_P.device, non_blocking=True)
-            self.global_pictures = self.collective.sum_(pictures)
+            self.global_pictures = self.collective.sum_(self.count_G[:-1].sum())
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
 
     def _order_groups(self, whole: Batch) -> None:
         """How many calls the published code makes after each group's, over all workers; none for an empty sample."""
         rows = whole.num_views * whole.num_domains
-        exists_RB = (whole.pictures_of_rows()[:-1] > 0).view(rows, whole.size, 1).to(self.owner_P.device)
+        exists_RB = (whole.counts_on(self.owner_P.device)[:-1] > 0).view(rows, whole.size, 1)
         everyone = self.collective.gather(exists_RB.double(), whole.global_batch).squeeze(-1)
         ordered_DVB = everyone.view(whole.num_views, whole.num_domains, -1).transpose(0, 1)
         later_DVB = ordered_DVB.flatten().flip(0).cumsum(0).flip(0).view_as(ordered_DVB) - 1

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
+from trainers.m2can.batch import sent
+
 MOST_GROUPS = 6
 _GROUP_COST = 128  # what one more call of the attention kernels costs, in tokens
 _LENGTH_STEP = 8  # lengths are compared in this unit, so that few cuts are tried
@@ -157,10 +159,7 @@ def pack(lengths_N: np.ndarray, longest: int, device: torch.device) -> Packing:
         shapes.append((int(own.sum()), (there.shape[0], there.shape[1]), not there.all()))
         if not there.all():
             arrays.append(np.flatnonzero(there))
-    sent = torch.from_numpy(np.concatenate(arrays).astype(np.int64))
-    if device.type == "cuda":
-        sent = sent.pin_memory()
-    pieces = iter(sent.to(device, non_blocking=True).split([len(array) for array in arrays]))
+    pieces = iter(sent(np.concatenate(arrays).astype(np.int64), device).split([len(array) for array in arrays]))
     take_T, position_T, text_T, first_N, back_N, lengths_N_, ends_N1 = (next(pieces) for _ in range(7))
     groups = [Group(size, shape, next(pieces) if ragged else None) for size, shape, ragged in shapes]
     return Packing(groups, take_T, position_T, text_T, first_N, back_N, lengths_N_, ends_N1.int(), int(lengths.max()))

@@ -36,8 +36,8 @@ class PictureEncoder(nn.Module):
         features_PK = self.half_weights.call(pictures_P)
         # One more row than samples: it takes the placeholder of a batch without any picture, and is dropped.
         totals = features_PK.new_zeros(batch.num_rows + 1, self.width).index_add(0, batch.picture_owner, features_PK)
-        counts_N1 = batch.pictures_of_rows()[:-1].clamp_min(1).unsqueeze(1)
-        return totals[:-1] / counts_N1.to(totals.device, totals.dtype, non_blocking=True)
+        counts_N1 = batch.counts_on(totals.device)[:-1].clamp_min(1).unsqueeze(1)
+        return totals[:-1] / counts_N1.to(totals.dtype)
 
 
 class SmallResNet(nn.Sequential):
