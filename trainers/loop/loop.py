@@ -6,7 +6,9 @@ state goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from datasets_manifest.records.corpus import Corpus, Part
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
 from trainers.loop.bad_pictures import BadPictures
+from trainers.loop.finite_check import NonFiniteLoss, Passes
 from trainers.loop.gradients import data_parallel
 from trainers.loop.loss_scale import LossScale
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
-from trainers.loop.step import NonFiniteLoss, Passes, Step
+from trainers.loop.step import Step
 from trainers.loop.step_clock import StepClock
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.batch import Batch
@@ -99,6 +102,9 @@ class Loop:
         max_bad_fraction = self.recipe.data.max_bad_fraction
         self.bad_pictures = BadPictures(corpus, len(labels), max_bad_fraction, collective, device)
         self.steps_done = 0  # of the running epoch
+        self._slices: dict[
+            int, StepSlice
+        ] = {}  # rows of the last steps, by number: what the device says of a step comes later
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
         self._next: tuple[EpochPlan, Feed] | None = None  # of the next epoch, asked for before it begins
         self._build()
@@ -137,7 +143,7 @@ class Loop:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
 
         Raises:
-            NonFiniteLoss: on every worker, before the optimizers moved.
+            NonFiniteLoss: on every worker; the optimizers did not move by that step.
             InputError: on every worker: too many pictures of a domain cannot be read.
         """
         started = time.perf_counter()
@@ -168,7 +174,12 @@ class Loop:
             self._next = None
 
     def state(self) -> TrainingState:
-        """What moves beside the weights and the optimizers. All workers call it together."""
+        """What moves beside the weights and the optimizers. All workers call it together.
+
+        Raises:
+            NonFiniteLoss: see `check`.
+        """
+        self.check()
         arrays = self.pseudo_labels.state_dict() | self.bad_pictures.state_dict()
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
         values: dict[str, Any] = {"steps_done": self.steps_done}
@@ -201,6 +212,7 @@ class Loop:
         The number of workers may be another one.
         """
         self.close()
+        self.step.forget()
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.frozen.were_loaded(folder / "model")
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
@@ -266,6 +278,7 @@ class Loop:
             self.observer.step(slice_, plan, passes)
             if self.steps_done < plan.num_steps:
                 self.observer.between_steps(self)
+        self.check()
         waited, busy = clock.waited(), clock.gpu_busy()
         seconds = time.perf_counter() - started
         metrics = {
@@ -281,12 +294,28 @@ class Loop:
         return metrics, waited
 
     def run_step(self, slice_: StepSlice, batch: Batch) -> Passes:
-        """One optimisation step on the rows of `slice_`. Raises NonFiniteLoss: on every worker."""
+        """One optimisation step on the rows of `slice_`.
+
+        Raises:
+            NonFiniteLoss: on every worker, of this step or the one before.
+        """
         self._seed(slice_.step)
-        try:
+        number = self.step.number
+        self._slices = {n: rows for n, rows in self._slices.items() if n == number - 1} | {number: slice_}
+        with self._failure_told():
             return self.step(batch)
-        except NonFiniteLoss:
-            self.observer.not_finite(slice_)
+
+    def check(self) -> None:
+        """Wait for the last step. Raises NonFiniteLoss: on every worker; see Step."""
+        with self._failure_told():
+            self.step.check()
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteLoss as error:
+            self.observer.not_finite(self._slices[error.number])
             raise
 
     def _seed(self, step: int) -> None:

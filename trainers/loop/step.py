@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainers.loop.accumulation import Accumulation
+from trainers.loop.finite_check import Passes, Unchecked, can_skip, error_of, not_finite, step_unless
 from trainers.loop.gradients import GradientExchange
 from trainers.loop.loss_scale import LossScale, NoLossScale
 from trainers.m2can.batch import Batch, Outputs
@@ -22,15 +23,13 @@ from trainers.m2can.network import M2CAN
 from trainers.m2can.objective import Objective
 from trainers.m2can.sam import SharpnessAwareStep, global_norm
 
-Passes = dict[str, dict[str, Tensor]]  # by pass, `first` only with SAM: terms, `total`, `grad_norm`
-
-
-class NonFiniteLoss(ArithmeticError):
-    """A loss or gradient is not finite. Raised on every worker, before any optimizer moved."""
-
 
 class Step:
     """SAM with a smooth task term: perturb along the gradient without CDAFA, then descend along the one with it.
+
+    A step that is not finite moves nothing. Fused optimizers leave it to the device, so that the host reads a step's
+    answer while the device works on the next one, which moves nothing either; `check` reads the last one's. With other
+    optimizers, and with a loss scale, a step waits for its own answer.
 
     Args:
         network: the network itself.
@@ -76,7 +75,8 @@ class Step:
         self.number = 0  # steps done
         self.groups = network.picture_encoder.groups
         self.groups.collective = collective  # batch statistics are the global batch's
-        self._statistics: list[Tensor] = []  # of the pass, summed over the workers
+        self._lags = loss_scale is None and all(can_skip(optimizer) for optimizer in self.optimizers)
+        self._unchecked: Unchecked | None = None  # the last step
         if parts > 1 and self.groups.needs_whole_batch:
             raise ValueError("batch norm `batch` needs the whole slice at once; use `per_sample` or `frozen`")
 
@@ -88,29 +88,75 @@ class Step:
             device.
 
         Raises:
-            NonFiniteLoss: weights, batch statistics and the discriminators' calls are as before the step.
+            NonFiniteLoss: this step or the one before was not finite. Weights, optimizers, rates, batch statistics and
+                the discriminators' calls are as before that step.
         """
         batch = replace(batch, labelled_D=count_labelled(batch, self.collective))  # once for both passes
-        before = self._moved_by_passes()
-        while not _finite(passes := self._passes(batch)):  # on all workers alike
-            self._put_back(*before)
+        calls = self.discriminators.counts()
+        passes = self._passes(batch)
+        if not self._lags:
+            passes = self._until_finite(passes, batch, calls)
+            self._move(None)
+            return passes
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        stopped, before = not_finite(passes), self._unchecked
+        if before is not None:
+            stopped |= before.stopped
+        self._unchecked = Unchecked.of(self.number, passes, calls, rates, stopped)
+        self._move(stopped)
+        if before is not None:
+            self._require_finite(before)
+        return passes
+
+    def check(self) -> None:
+        """Wait for the last step, before what it left is kept. Raises NonFiniteLoss: see __call__."""
+        last, self._unchecked = self._unchecked, None
+        if last is not None:
+            self._require_finite(last)
+
+    def forget(self) -> None:
+        """The last step does not count any more: what it left is replaced."""
+        self._unchecked = None
+
+    def _until_finite(self, passes: Passes, batch: Batch, calls: list[int]) -> Passes:
+        """Repeat the passes while a smaller loss scale may help; on all workers alike."""
+        while not_finite(passes):
+            self.groups.forget()
+            self.discriminators.recount(calls)
             if not self.loss_scale.lower():
-                raise NonFiniteLoss(f"step {self.number}: loss or gradient is not finite ({_first_not_finite(passes)})")
+                raise error_of(self.number, passes)
+            passes = self._passes(batch)
         self.loss_scale.step_succeeded()
-        self.groups.commit(self._statistics)
+        return passes
+
+    def _move(self, stopped: Tensor | None) -> None:
+        """Batch statistics and optimizers move, unless the device says that they stop."""
+        self.groups.commit(stopped)
         self.groups.forget()
         for optimizer in self.optimizers:
-            optimizer.step()
+            if stopped is None:
+                optimizer.step()
+            else:
+                step_unless(optimizer, stopped)
             set_learning_rates(optimizer, self.schedule, self.number)
         self.number += 1
-        return passes
+
+    def _require_finite(self, step: Unchecked) -> None:
+        if step.was_finite():
+            return
+        self.forget()
+        self.number = step.number
+        self.discriminators.recount(step.calls)
+        for optimizer, rates in zip(self.optimizers, step.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        raise error_of(step.number, step.passes)
 
     def _passes(self, batch: Batch) -> Passes:
         """Gradients of the step, and every term's value in each pass. Weights are afterwards as they were."""
         if self.sharpness is None:
             return {"second": self._backward(batch, self.discriminators)}
         first = self._backward(batch, None)  # g, without CDAFA
-        self.groups.commit(self._statistics)
         self.sharpness.perturb(self._gradient_norm())  # w + ρ·g/‖g‖
         try:
             second = self._backward(batch, self.discriminators)  # the gradient there, with CDAFA
@@ -130,45 +176,10 @@ class Step:
         both = (*self.parameters, *self.discriminators.parameters())
         self.loss_scale.unscale([p.grad for p in both if p.grad is not None])
         values = torch.stack([share.detach() for share in shares.values()])
-        *self._statistics, values = self.exchange([*self.groups.shares(), values])
+        *statistics, values = self.exchange([*self.groups.shares(), values])
+        self.groups.take(statistics)
         terms = dict(zip(shares, values.unbind(), strict=True))
         return terms | {"total": values.sum(), "grad_norm": self._gradient_norm().to(total.dtype)}
 
     def _gradient_norm(self) -> Tensor:
         return global_norm([p.grad for p in self.parameters if p.grad is not None])
-
-    def _moved_by_passes(self) -> tuple[list[Tensor], list[int]]:
-        """What passes move before the optimizers do. Without SAM the statistics move only after the check."""
-        moving = self._running_statistics() if self.sharpness is not None else []
-        statistics = [torch.empty_like(x) for x in moving]
-        _copy(moving, statistics)
-        return statistics, self.discriminators.counts()
-
-    def _put_back(self, statistics: list[Tensor], calls: list[int]) -> None:
-        self.groups.forget()
-        if self.sharpness is not None:
-            _copy(statistics, self._running_statistics())
-        self.discriminators.recount(calls)
-
-    def _running_statistics(self) -> list[Tensor]:
-        return [buffer for layer in self.groups.layers for buffer in layer.buffers()]
-
-
-def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    """One call for each dtype among them."""
-    for dtype in {x.dtype for x in sources}:
-        torch._foreach_copy_([x for x in targets if x.dtype == dtype], [x for x in sources if x.dtype == dtype])
-
-
-def _finite(passes: Passes) -> bool:
-    """The only answer of the device that a step waits for, at its end: a first pass that is not finite spoils the second."""
-    return bool(torch.stack([_is_finite(terms) for terms in passes.values()]).all())
-
-
-def _is_finite(terms: dict[str, Tensor]) -> Tensor:
-    return torch.isfinite(terms["total"]) & torch.isfinite(terms["grad_norm"])
-
-
-def _first_not_finite(passes: Passes) -> str:
-    terms = next(terms for terms in passes.values() if not _is_finite(terms))
-    return ", ".join(f"{name} {float(value):g}" for name, value in terms.items())

@@ -71,6 +71,7 @@ def _timed_steps(loop: Loop, plan: EpochPlan, pictures: np.ndarray) -> list[floa
             if len(times) >= LEAST_STEPS and _all_have_enough(loop, sum(times[1:]) > SECONDS):
                 break
             asked = time.perf_counter()
+    loop.check()
     return times
 
 

@@ -29,9 +29,9 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
+from trainers.loop.finite_check import NonFiniteLoss
 from trainers.loop.loop import Loop
 from trainers.loop.profiling import StepProfile
-from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.card import ModelCard
 from trainers.model.device_batches import picture_memory

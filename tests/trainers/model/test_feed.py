@@ -16,8 +16,8 @@ from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.loop.finite_check import NonFiniteLoss
 from trainers.loop.loop import Loop, Observer
-from trainers.loop.step import NonFiniteLoss
 from trainers.m2can.batch import Batch
 from trainers.model.device_batches import Fed, make_encoding, step_batches
 from trainers.model.feed import AHEAD, Feed

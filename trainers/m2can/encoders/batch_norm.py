@@ -6,8 +6,8 @@ per_sample  The pictures of a sample in one view are a group, as in the publishe
 batch       All pictures of the global batch are one group, synchronised over the workers.
 frozen      The running statistics are used and do not move.
 
-The running statistics move once a pass, in PictureGroups.commit. A forward pass only stores its contribution in
-`pending`, by part of the batch, so that computing it again (activation checkpointing, SAM's second pass) stores the same.
+The running statistics move in PictureGroups.commit, once for each pass of a step. A forward pass only stores its
+contribution in `pending`, by part of the batch, so that computing it again (activation checkpointing) stores the same.
 With accumulation over parts of a batch, per_sample and frozen are exact; Step refuses `batch`.
 
 Suffixes: P pictures, G groups, N rows of a batch, B samples, V views, D domains, R views and domains, C channels.
@@ -35,6 +35,8 @@ class PictureGroups:
         self.collective = Collective()
         self.layers: list[GroupedBatchNorm2d] = []
         self.part = 0  # first sample, in the worker's slice, of the part that the encoder computes now
+        self._taken: list[Tensor] = []  # contributions of the passes since the last commit
+        self._moved: list[GroupedBatchNorm2d] = []  # the layers that they are of
         self._ordered: Batch | None = None  # the batch whose order of calls is known: a step with SAM asks twice
         self._weights: dict[tuple[float, torch.dtype], Tensor] = {}  # see group_weights
         self._zeros: dict[nn.Module, Tensor] = {}  # see zeros_for
@@ -100,7 +102,7 @@ class PictureGroups:
         return self._zeros[layer]
 
     def shares(self) -> list[Tensor]:
-        """What this worker's pass adds to the running statistics; to be summed over the workers and given to `commit`."""
+        """What this worker's pass adds to the running statistics; to be summed over the workers and given to `take`."""
         return self._added() if self.mode == "per_sample" else []
 
     def _added(self) -> list[Tensor]:
@@ -109,36 +111,52 @@ class PictureGroups:
         sums = [parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) for parts in added]
         return [torch.cat([part.flatten() for part in sums])] if sums else []
 
-    def commit(self, shares: list[Tensor] | None = None) -> None:
-        """Move the running statistics, once a pass.
+    def take(self, shares: list[Tensor] | None = None) -> None:
+        """Set a pass's contribution aside for `commit`.
 
         Args:
             shares: the sum of `shares()` over the workers; None or empty with one worker, and in the mode `batch`,
                 where each worker has the whole already.
         """
         added = shares or self._added()
-        if not added:
-            return
-        moved = [layer for layer in self.layers if layer.pending]
-        parts = [part.view(2, -1) for part in added[0].split([2 * layer.num_features for layer in moved])]
+        if added:
+            self._taken += added
+            self._moved = [layer for layer in self.layers if layer.pending]
+        for layer in self.layers:
+            layer.pending = {}
+
+    def commit(self, unless: Tensor | None = None) -> None:
+        """Move the running statistics by the passes since the last time, one after another.
+
+        Args:
+            unless: bool, on the device: where it is true, nothing moves.
+        """
+        self.take()
+        for added in self._taken:
+            self._move(added, self.total_calls, unless)
+        self._taken = []
+
+    def _move(self, added: Tensor, total_calls: Tensor, unless: Tensor | None) -> None:
+        if unless is not None:
+            added, total_calls = added.masked_fill(unless, 0), total_calls.masked_fill(unless, 0)
+        moved = self._moved
+        parts = [part.view(2, -1) for part in added.split([2 * layer.num_features for layer in moved])]
         for momentum in {layer.momentum for layer in moved}:  # one for all layers, as a rule
             same = [(layer, part) for layer, part in zip(moved, parts, strict=True) if layer.momentum == momentum]
             running: list[Tensor] = [getattr(layer, f"running_{x}") for layer, _ in same for x in ("mean", "var")]
             new = [x for _, part in same for x in part.unbind()]
             if self.mode == "batch":
                 new = list(torch._foreach_mul(new, momentum))  # type: ignore[arg-type]
-            keep = ((1 - momentum) ** self.total_calls).to(running[0].dtype)  # type: ignore[operator]
+            keep = ((1 - momentum) ** total_calls).to(running[0].dtype)  # type: ignore[operator]
             torch._foreach_mul_(running, keep)
             torch._foreach_add_(running, new)
-        calls = self.total_calls.long()
+        calls = total_calls.long()
         tracked: list[Tensor] = [getattr(layer, "num_batches_tracked") for layer in moved]  # noqa: B009
         torch._foreach_add_(tracked, [calls] * len(moved))
-        for layer in moved:
-            layer.pending = {}
 
     def forget(self) -> None:
-        """Drop the batch and the contributions of its pass: after a step, or because a pass was not finite."""
-        self._ordered = None
+        """Drop the batch and the contributions of its passes: after a step, or because a pass was not finite."""
+        self._ordered, self._taken = None, []
         for layer in self.layers:
             layer.pending = {}
 
