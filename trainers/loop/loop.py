@@ -34,7 +34,7 @@ from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import Snapshot, TrainingState
-from trainers.model.device_batches import make_encoding, step_batches, unlabelled
+from trainers.model.device_batches import Fed, make_encoding, step_batches, unlabelled
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
 from trainers.model.precision import (
@@ -106,7 +106,7 @@ class Loop:
             int, StepSlice
         ] = {}  # rows of the last steps, by number: what the device says of a step comes later
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
-        self._next: tuple[EpochPlan, Feed] | None = None  # of the next epoch, asked for before it begins
+        self._next: tuple[EpochPlan, Feed[Fed]] | None = None  # of the next epoch, asked for before it begins
         self._build()
 
     def _build(self) -> None:
@@ -250,18 +250,18 @@ class Loop:
         if plan.epoch < self.epochs:
             self._next = plan, self._feed_of(plan)
 
-    def _feed_of(self, plan: EpochPlan) -> Feed:
+    def _feed_of(self, plan: EpochPlan) -> Feed[Fed]:
         """The batches of an epoch's steps that are still to be done."""
         first = self.steps_done if plan.epoch == self.epoch else 0
         return self.feed(list(plan.worker_steps(self.rank, self.world_size, first)), plan.epoch)
 
-    def feed(self, slices: list[StepSlice], epoch: int = 0) -> Feed:
+    def feed(self, slices: list[StepSlice], epoch: int = 0) -> Feed[Fed]:
         """The batches of `slices`, with the views of an epoch."""
         encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
         hosts = self.source.train(slices, encoding)
         return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures), self.device)
 
-    def _train_epoch(self, plan: EpochPlan, feed: Feed) -> tuple[dict[str, float], float]:
+    def _train_epoch(self, plan: EpochPlan, feed: Feed[Fed]) -> tuple[dict[str, float], float]:
         """The steps of an epoch that are still to be done: metrics, and the seconds for which the device lacked data."""
         slices = list(plan.worker_steps(self.rank, self.world_size, self.steps_done))
         clock = StepClock(self.device)
@@ -348,7 +348,7 @@ class Loop:
             )
         return scored, feed.waited
 
-    def eval_feed(self, rows: list[np.ndarray]) -> Feed:
+    def eval_feed(self, rows: list[np.ndarray]) -> Feed[Fed]:
         """Batches of rows to be scored, with their weak views."""
         hosts = self.source.evaluate(rows, make_encoding(self.recipe, self.card.vocabulary))
         return Feed(unlabelled(hosts, self.device, self.dtype, self.pictures), self.device)

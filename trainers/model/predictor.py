@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -13,13 +14,15 @@ import torch
 from datasets_manifest.errors import InputError
 from datasets_manifest.records import frames
 from datasets_manifest.stream.encode import collate, encode_samples, index_table
+from trainers.m2can.batch import Batch
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.model.checkpoint import load_model_weights
 from trainers.model.device_batches import make_encoding, to_batch
-from trainers.model.precision import choose_layout, picture_form, predicting
+from trainers.model.feed import Feed
+from trainers.model.precision import choose_layout, eval_batch_size, picture_form, predicting
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -67,23 +70,34 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """A batch of B samples after its pass through the network.
+class _Read:
+    """What is known of a batch of B samples before the network has it.
 
-    usable: places of the U samples that were predicted. logits_HUC: of each head. fused_UK: what the heads see.
+    usable: places of the U samples that can be predicted. passed: their numbers among those that the network gets.
     bad, problems: see Predictions, for all B.
     """
 
     usable: list[int]
-    logits_HUC: torch.Tensor
-    fused_UK: torch.Tensor
+    passed: list[int]
     bad: list[list[str]]
     problems: list[str | None]
 
+
+@dataclass(frozen=True)
+class _Scored:
+    """A batch of B samples after its pass through the network.
+
+    read: see _Read. logits_HUC: of each head. fused_UK: what the heads see.
+    """
+
+    read: _Read
+    logits_HUC: torch.Tensor
+    fused_UK: torch.Tensor
+
     def spread(self, values_U: torch.Tensor) -> np.ndarray:
         """A row for each of the B samples; NaN for those that were not predicted."""
-        found = np.full((len(self.bad), *values_U.shape[1:]), np.nan)
-        found[self.usable] = values_U.cpu().numpy()
+        found = np.full((len(self.read.bad), *values_U.shape[1:]), np.nan)
+        found[self.read.usable] = values_U.cpu().numpy()
         return found
 
 
@@ -124,13 +138,13 @@ class Predictor:
 
     @overload
     def predict(
-        self, samples: Sequence[str | Sequence[str]], images: Sequence[Any] | None = None, batch_size: int = 64
+        self, samples: Sequence[str | Sequence[str]], images: Sequence[Any] | None = None, batch_size: int | None = None
     ) -> Predictions: ...
 
     @overload
-    def predict(self, samples: Any, images: None = None, batch_size: int = 64) -> Any: ...
+    def predict(self, samples: Any, images: None = None, batch_size: int | None = None) -> Any: ...
 
-    def predict(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int = 64) -> Any:
+    def predict(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int | None = None) -> Any:
         """Predict samples.
 
         Args:
@@ -138,6 +152,7 @@ class Predictor:
                 with the texts of each sample: a string or a list of strings.
             images: without a frame, the pictures of each sample: one or a list. A picture is a path, the bytes of a file,
                 a PIL image, or a mapping of `bytes` and `path`.
+            batch_size: samples at a time; None: the recipe's `train.eval_batch_size`.
 
         Returns:
             of a frame a DataFrame with its index and the columns of `Predictions.to_frame`, in which `problem` says what
@@ -152,7 +167,7 @@ class Predictor:
         texts, pictures = _lists(samples, images)
         return self._predict(texts, pictures, batch_size, refuse_empty=True)
 
-    def embed(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int = 64) -> np.ndarray:
+    def embed(self, samples: Any, images: Sequence[Any] | None = None, batch_size: int | None = None) -> np.ndarray:
         """What the classifier heads see of each sample: the fused features of text and pictures, [N, 64].
 
         Args:
@@ -167,16 +182,16 @@ class Predictor:
         features = [part.spread(part.fused_UK) for part in parts]
         return np.concatenate([np.empty((0, self.network.fusion.h1.out_features)), *features])
 
-    def predict_usable(self, texts: Sequence[Any], images: Sequence[Any], batch_size: int = 64) -> Predictions:
+    def predict_usable(self, texts: Sequence[Any], images: Sequence[Any], batch_size: int | None = None) -> Predictions:
         """As `predict` with lists; a sample with neither text nor picture has a problem in place of a prediction."""
         return self._predict(*_lists(texts, images), batch_size, refuse_empty=False)
 
-    def _predict_frame(self, frame: Any, images: object, batch_size: int) -> pd.DataFrame:
+    def _predict_frame(self, frame: Any, images: object, batch_size: int | None) -> pd.DataFrame:
         index, texts, pictures = _columns(frame, images)
         return self._predict(texts, pictures, batch_size, refuse_empty=False).to_frame(index)
 
     def _predict(
-        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
+        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int | None, *, refuse_empty: bool
     ) -> Predictions:
         classes = self.classes
         parts = list(self._scored(texts, images, batch_size, refuse_empty=refuse_empty))
@@ -184,8 +199,8 @@ class Predictor:
         variance = [part.spread(score_samples(part.logits_HUC).variance) for part in parts]
         head_labels: list[list[str]] = []
         for part in parts:
-            names: list[list[str]] = [[] for _ in part.bad]
-            for place, heads in zip(part.usable, part.logits_HUC.argmax(-1).T.tolist(), strict=True):
+            names: list[list[str]] = [[] for _ in part.read.bad]
+            for place, heads in zip(part.read.usable, part.logits_HUC.argmax(-1).T.tolist(), strict=True):
                 names[place] = [classes[c] for c in heads]
             head_labels += names
         probs_NC = np.concatenate([np.empty((0, len(classes))), *probs])
@@ -195,16 +210,32 @@ class Predictor:
             probs=probs_NC,
             labels=[classes[row.argmax()] if known else None for row, known in zip(probs_NC, known_N, strict=True)],
             disagreement=np.concatenate([np.empty(0), *variance]),
-            bad=[messages for part in parts for messages in part.bad],
+            bad=[messages for part in parts for messages in part.read.bad],
             head_labels=head_labels,
-            problems=[problem for part in parts for problem in part.problems],
+            problems=[problem for part in parts for problem in part.read.problems],
         )
 
     @torch.inference_mode()
     def _scored(
-        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
+        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int | None, *, refuse_empty: bool
     ) -> Iterator[_Scored]:
-        """Batch by batch, so that only a batch of pictures is in memory."""
+        """Batch by batch: a few batches of pictures are in memory. A thread reads the next ones meanwhile."""
+        rows = batch_size or eval_batch_size(self.card.recipe, self.device)
+        reading = self._read(texts, images, rows, refuse_empty=refuse_empty)
+        with Feed(reading, self.device) if len(texts) > rows else contextlib.nullcontext(reading) as batches:
+            for read, batch in batches:
+                if batch is None:
+                    logits = torch.empty(len(self.network.heads), 0, len(self.classes), device=self.device)
+                    yield _Scored(read, logits, torch.empty(0, self.network.fusion.h1.out_features, device=self.device))
+                    continue
+                with predicting(self.card.recipe, self.device):
+                    outputs = self.network(batch).single()
+                yield _Scored(read, outputs.logits_HQDBC[:, 0, 0, read.passed], outputs.fused_DBK[0, read.passed])
+
+    def _read(
+        self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
+    ) -> Generator[tuple[_Read, Batch | None]]:
+        """The samples that can be predicted as batches on the device; None where a batch has none."""
         for start in range(0, len(texts), batch_size):
             numbers = range(start, min(start + batch_size, len(texts)))
             sentences = [frames.texts_of(texts[n], f"sample {n + 1}, text") for n in numbers]
@@ -213,10 +244,10 @@ class Predictor:
             if refuse_empty and len(full) < len(numbers):
                 empty = next(place for place in range(len(numbers)) if place not in full)
                 raise InputError(EMPTY, field=f"sample {start + empty + 1}")
-            logits_HFC, fused_FK, skipped = self._pass([sentences[p] for p in full], [pictures[p] for p in full])
+            batch, skipped = self._batch([sentences[p] for p in full], [pictures[p] for p in full])
             problems: list[str | None] = [EMPTY] * len(numbers)
             bad: list[list[str]] = [[] for _ in numbers]
-            usable, passed = [], []  # places in the batch, and among the samples that went through the network
+            usable, passed = [], []
             for number, (place, messages) in enumerate(zip(full, skipped, strict=True)):
                 tried = min(len(pictures[place]), self._encoding.pictures.max_pictures)
                 bad[place], problems[place] = messages, None
@@ -228,15 +259,12 @@ class Predictor:
                 if messages:
                     noun = "picture" if tried == 1 else "pictures"
                     problems[place] = f"{len(messages)} of {tried} {noun} left out: {'; '.join(messages)}"
-            yield _Scored(usable, logits_HFC[:, passed], fused_FK[passed], bad, problems)
+            yield _Read(usable, passed, bad, problems), batch
 
-    def _pass(
-        self, texts: list[list[str]], pictures: list[list[str | bytes]]
-    ) -> tuple[torch.Tensor, torch.Tensor, list[list[str]]]:
-        """Of F samples: each head's logits [H, F, C], the fused features [F, K], what was wrong with the pictures."""
+    def _batch(self, texts: list[list[str]], pictures: list[list[str | bytes]]) -> tuple[Batch | None, list[list[str]]]:
+        """The samples on the device, and what was wrong with the pictures of each."""
         if not texts:
-            logits = torch.empty(len(self.network.heads), 0, len(self.classes), device=self.device)
-            return logits, torch.empty(0, self.network.fusion.h1.out_features, device=self.device), []
+            return None, []
         numbers = np.arange(len(texts))
         index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
         columns = encode_samples(texts, pictures, index, self._encoding)
@@ -245,9 +273,7 @@ class Predictor:
         host = collate(index, self._encoding.pictures.crop, self._encoding.vocabulary.pad_id)
         labels = np.full((1, len(texts)), -1)
         batch = to_batch(host, labels, device=self.device, dtype=self.dtype, pictures=self._pictures)
-        with predicting(self.card.recipe, self.device):
-            outputs = self.network(batch).single()
-        return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0], columns["bad"].to_pylist()
+        return batch, columns["bad"].to_pylist()
 
 
 def _lists(texts: Any, images: Any) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,3 +140,21 @@ def test_embeddings_are_what_the_heads_see(predictor: Predictor, cards: pd.DataF
     np.testing.assert_allclose(predictor.embed(cards["text"].tolist(), cards["image"].tolist()), features, atol=1e-5)
     assert np.isnan(predictor.embed(pd.DataFrame({"text": ["a", None]}))).all(axis=1).tolist() == [False, True]
     assert predictor.embed(cards[:0]).shape == (0, 64) and len(predictor.predict(cards[:0])) == 0
+
+
+def test_the_next_batch_is_read_meanwhile(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread of its own, for more than one batch; what is wrong with a later one is said in its place."""
+    read, readers = predictor._batch, list[str]()
+
+    def noted(texts: list[list[str]], pictures: list[list[str | bytes]]) -> Any:
+        readers.append(threading.current_thread().name)
+        return read(texts, pictures)
+
+    monkeypatch.setattr(predictor, "_batch", noted)
+    texts = ["a lovely day", "rain", "snow"]
+    whole, parts = (predictor.predict(texts, batch_size=rows).probs for rows in (3, 1))
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert readers == ["MainThread"] + 3 * ["m2can-feed"]
+    with pytest.raises(InputError, match="sample 3"):
+        predictor.predict([*texts[:2], []], batch_size=1)
+    assert not any(thread.name == "m2can-feed" for thread in threading.enumerate())
