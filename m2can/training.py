@@ -70,7 +70,8 @@ def train(
             a `datasets.Dataset` with the columns `text`, `image` or both, and `label`; of one frame a domain 15 % of the
             records become the split `val`. A mapping (a `datasets.DatasetDict`) names the splits itself.
             A text is a string or a list of strings. A picture is a path, the bytes of a file, a PIL image, a mapping of
-            `bytes` and `path`, or a list of these; what is no path is written to the run's folder.
+            `bytes` and `path`, or a list of these; what is no path is written to the run's folder. docs/python.md has an
+            example.
         target: the target's name and its frame or frames, in place of `data.target`. It needs no labels.
         classes: their names, if the frames hold numbers; None: the labels that the sources have, sorted.
         overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
@@ -99,16 +100,6 @@ def train(
         ('mountain', 1, 'report.html')
         >>> predictor = m2can.Predictor.load(result.checkpoint)
         >>> predictor.predict(["a lovely day"]).labels[0] in predictor.classes
-        True
-
-        The same of frames:
-
-        >>> import pandas as pd
-        >>> forum = pd.DataFrame({"text": ["good", "bad", "very good", "too bad"] * 10, "label": ["pos", "neg"] * 20})
-        >>> shop = pd.DataFrame({"text": ["so good", "so bad", "not so good"] * 10})
-        >>> recipe = {"encoders": tiny, "train": train, "data": {"pictures": data["pictures"]}}
-        >>> result = m2can.train(recipe, sources={"forum": forum}, target={"shop": shop}, progress=False)
-        >>> set(m2can.Predictor.load(result.folder).predict(shop)["label"]) <= {"neg", "pos"}
         True
     """
     from services.cli.output import RunProgress
