@@ -84,12 +84,15 @@ def drop_words(text: str, p: float, rng: np.random.Generator) -> str:
 
 
 def join_sentences(sentences: Sequence[str], how: Joining, sep_token: str, cls_token: str) -> str:
-    """One text from a sample's sentences: joined by the separator and, if "published", led by the class token.
+    """One text from a sample's sentences.
 
-    The tokenizer adds its own special tokens to either; the published form so begins with two class tokens.
+    "plain": the separator token between them. "published": the class token in front and the separator after every
+    sentence, the last one too. The tokenizer adds its own special tokens to either, so that the published form begins with
+    two class tokens and ends with two separators, as the published code has it.
     """
-    joined = f" {sep_token} ".join(sentences)
-    return f"{cls_token} {joined}" if how == "published" else joined
+    if how == "published":
+        return " ".join([cls_token, *(f"{sentence} {sep_token}" for sentence in sentences)])
+    return f" {sep_token} ".join(sentences)
 
 
 class TextTokenizer:

@@ -113,10 +113,11 @@ def test_the_word_that_stays_is_any() -> None:
 
 
 def test_sentences_are_joined() -> None:
-    assert join_sentences(["a b", "c"], "published", "[SEP]", "[CLS]") == "[CLS] a b [SEP] c"
+    assert join_sentences(["a b", "c"], "published", "[SEP]", "[CLS]") == "[CLS] a b [SEP] c [SEP]"
     assert join_sentences(["a b", "c"], "plain", "</s>", "<s>") == "a b </s> c"
     assert join_sentences(["a"], "plain", "[SEP]", "[CLS]") == "a"
-    assert join_sentences(["a"], "published", "[SEP]", "[CLS]") == "[CLS] a"
+    assert join_sentences(["a"], "published", "[SEP]", "[CLS]") == "[CLS] a [SEP]"
+    assert join_sentences([], "published", "[SEP]", "[CLS]") == "[CLS]"
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +144,17 @@ def test_tokens_are_cut_with_their_special_tokens(built: str) -> None:
         assert list(short) == [*whole[: len(short) - 1], whole[-1]]
 
 
-def test_published_form_has_two_class_tokens(built: str) -> None:
+def test_published_form_has_two_class_tokens_and_two_separators_at_its_end(built: str) -> None:
     joined = join_sentences(["red", "blue"], "published", "[SEP]", "[CLS]")
-    assert tokens(built, tokenizer(built).encode([joined])[0]) == ["[CLS]", "[CLS]", "red", "[SEP]", "blue", "[SEP]"]
+    assert tokens(built, tokenizer(built).encode([joined])[0]) == [
+        "[CLS]",
+        "[CLS]",
+        "red",
+        "[SEP]",
+        "blue",
+        "[SEP]",
+        "[SEP]",
+    ]
 
 
 def test_texts_of_a_batch_are_encoded_each_for_itself(built: str) -> None:
