@@ -94,7 +94,7 @@ def pad(host: HostBatch, labels_DB: np.ndarray, *, tokens: int, slots: int) -> B
     text = torch.zeros(rows, tokens, dtype=torch.int64)
     mask = torch.zeros(rows, tokens, dtype=torch.int64)
     text[:, :length], mask[:, :length] = torch.from_numpy(host.tokens), torch.from_numpy(host.mask)
-    given = normalise(torch.from_numpy(host.pictures), torch.float32)
+    given = normalise(torch.from_numpy(host.pictures), torch.float32, host.views)
     counts = torch.bincount(torch.from_numpy(host.owner), minlength=rows)
     pictures = given.new_zeros(rows, slots, *given.shape[1:])
     place = torch.arange(len(given)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)

@@ -47,12 +47,12 @@ def measure_data(pictures: int, repeats: int) -> dict[str, Any]:
         torch.set_num_threads(1)
 
         def ours() -> HostBatch:
-            return collate(encode_rows(index, table, encoding), encoding.pictures.crop, encoding.vocabulary.pad_id)
+            return collate(encode_rows(index, table, encoding), encoding)
 
         def theirs() -> list[Any]:
             return list(load(samples, [np.arange(pictures)], workers=0))
 
-        weak = normalise(torch.from_numpy(ours().pictures[:pictures]), torch.float32)
+        weak = normalise(torch.from_numpy(ours().pictures[:pictures]), torch.float32, PictureViews())
         apart = (weak - theirs()[0][2][:, 0, 0]).abs().mean(dim=(0, 2, 3)) * 255 * torch.tensor(IMAGENET_STD)
         if float(apart.max()) > GREY_LEVELS:
             raise RuntimeError(f"the sides' weak views are {float(apart.max()):.1f} grey levels apart")

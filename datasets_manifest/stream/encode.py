@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,7 @@ class HostBatch:
     pictures: uint8 [P, crop, crop, 3], no empty slots. owner: int64 [P], place of the picture's sample in 0 … V·R − 1.
     rows: int64 [R], row numbers in the table.
     bad: (row, what was wrong) of every picture that was skipped.
+    views: what the pictures were made by, which says how they are normalised.
     """
 
     tokens: np.ndarray
@@ -74,6 +75,7 @@ class HostBatch:
     owner: np.ndarray
     rows: np.ndarray
     bad: list[tuple[int, str]]
+    views: PictureViews = field(default_factory=PictureViews)
 
 
 def index_table(step: Sequence[int] | np.ndarray, row: np.ndarray, position: np.ndarray) -> pa.Table:
@@ -210,7 +212,7 @@ def _list_array(tokens: list[np.ndarray]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(values, pa.int32()))
 
 
-def collate(encoded: pa.Table, crop: int, pad_id: int, allocate: Allocate = np.empty) -> HostBatch:
+def collate(encoded: pa.Table, encoding: Encoding, allocate: Allocate = np.empty) -> HostBatch:
     """One step's encoded rows as arrays; tokens are padded to the longest text of the batch.
 
     Args:
@@ -220,7 +222,8 @@ def collate(encoded: pa.Table, crop: int, pad_id: int, allocate: Allocate = np.e
     rows = encoded["row"].to_numpy()
     counts = encoded["num_pictures"].to_numpy()
     owner = np.repeat(np.arange(len(rows)), counts)
-    tokens, mask = _pad([encoded[f"tokens_{view}"] for view in views], pad_id)
+    tokens, mask = _pad([encoded[f"tokens_{view}"] for view in views], encoding.vocabulary.pad_id)
+    crop = encoding.pictures.crop
     messages = encoded["bad"].to_pylist()
     pieces = [_pixels(chunk, crop) for view in views for chunk in encoded[f"pictures_{view}"].chunks]
     pictures = allocate((len(owner) * len(views), crop, crop, 3), np.uint8)
@@ -233,6 +236,7 @@ def collate(encoded: pa.Table, crop: int, pad_id: int, allocate: Allocate = np.e
         owner=np.concatenate([owner + v * len(rows) for v in range(len(views))]),
         rows=rows,
         bad=[(int(row), message) for row, list_ in zip(rows, messages, strict=True) for message in list_],
+        views=encoding.pictures,
     )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import cv2
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, Field, model_validator
 
 from datasets_manifest.errors import first_line
@@ -27,6 +28,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ap
 Range = tuple[float, float]
 Adjustment = Callable[[Pixels, float], Pixels]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=8, le=4096)]  # in pixels
+Means = tuple[Fraction, Fraction, Fraction]  # of red, green and blue, whose values go from 0 to 1
+_Deviation = Annotated[float, Field(gt=0, le=1)]
+Deviations = tuple[_Deviation, _Deviation, _Deviation]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # as Pillow names them
+Channels = Literal["rgb", "bgr"]
 
 
 class StrongView(BaseModel, extra="forbid", frozen=True):
@@ -51,20 +58,36 @@ class StrongView(BaseModel, extra="forbid", frozen=True):
 
 
 class PictureViews(BaseModel, extra="forbid", frozen=True):
-    """Both views of a picture; the defaults are the published ones."""
+    """Both views of a picture, and how an encoder takes them; the defaults are the published ones.
 
-    resize: int = Field(
-        256, ge=8, le=4096, description="Pixels of the shorter side before the weak view's centre is cut out."
-    )
-    crop: int = Field(224, ge=8, le=4096, description="Pixels of both sides of what the encoder sees.")
+    resize: the shorter side before the weak view's centre is cut out, or `squash`: both sides become `crop`.
+    crop: both sides of a view. mean, std: of the normalisation, which is done on the device.
+    """
+
+    resize: Side | Literal["squash"] = 256
+    crop: Side = 224
+    interpolation: Interpolation = "bilinear"
+    mean: Means = IMAGENET_MEAN
+    std: Deviations = IMAGENET_STD
+    channels: Channels = "rgb"
     strong: StrongView = StrongView()
-    max_pictures: int = Field(10, ge=1, description="Most pictures of a record. The others are left out.")
+    max_pictures: Annotated[int, Field(ge=1)] = 10
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
-        if self.crop > self.resize:
-            raise ValueError(f"crop: found {self.crop}; wanted at most resize, {self.resize}")
+        require_crop_fits(self.crop, self.resize)
         return self
+
+    @property
+    def shorter_side(self) -> int:
+        """Of the weak view before its centre is cut out."""
+        return self.crop if self.resize == "squash" else self.resize
+
+
+def require_crop_fits(crop: int | None, resize: int | str | None) -> None:
+    """Raises ValueError: the crop is larger than the picture that it is cut from."""
+    if crop is not None and isinstance(resize, int) and crop > resize:
+        raise ValueError(f"crop: found {crop}; wanted at most resize, {resize}")
 
 
 def read_picture_bytes(path: str) -> bytes:
@@ -96,7 +119,7 @@ def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | Non
     width, height = file.size
     draw = draw_strong(width, height, spec.strong, rng) if rng is not None else None
     picture = file.decode(_divisor(width, height, spec, draw))
-    return weak_view(picture, spec), strong_view(picture, width, draw, spec.crop) if draw else None
+    return weak_view(picture, spec), strong_view(picture, width, draw, spec) if draw else None
 
 
 def inspect_picture(data: bytes) -> tuple[int, int]:
@@ -134,13 +157,16 @@ def reduce_picture(data: bytes, shorter_side: int, quality: int) -> bytes:
 
 def weak_view(picture: Pixels, spec: PictureViews) -> Pixels:
     """Shorter side to `resize`, then the centre [crop, crop, 3]; sizes are rounded as torchvision rounds them."""
+    if spec.resize == "squash":
+        return _resize(picture, spec.crop, spec.crop, spec.interpolation)
     height, width = picture.shape[:2]
     # A 1 x 50,000,000 picture is small but not so its enlargement: keep only the middle, all that the crop will see.
     top, left = max(0, height - 4 * width) // 2, max(0, width - 4 * height) // 2
     picture = picture[top : height - top, left : width - left]
     to_height, to_width = (spec.resize * side // min(width, height) for side in picture.shape[:2])
     left, top = round((to_width - spec.crop) / 2), round((to_height - spec.crop) / 2)
-    return _resize(picture, to_width, to_height)[top : top + spec.crop, left : left + spec.crop].copy()
+    resized = _resize(picture, to_width, to_height, spec.interpolation)
+    return resized[top : top + spec.crop, left : left + spec.crop].copy()
 
 
 class StrongDraw(NamedTuple):
@@ -179,12 +205,13 @@ def draw_crop(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def strong_view(picture: Pixels, full_width: int, draw: StrongDraw, crop: int) -> Pixels:
+def strong_view(picture: Pixels, full_width: int, draw: StrongDraw, spec: PictureViews) -> Pixels:
     """Carry out a draw, made for `full_width`, on a picture that may have been decoded at a fraction of it."""
     scale = picture.shape[1] / full_width
     left, top, width, height = (side * scale for side in draw.box)
     x, y = min(round(left), picture.shape[1] - 1), min(round(top), picture.shape[0] - 1)
-    view = _resize(picture[y : max(y + 1, round(top + height)), x : max(x + 1, round(left + width))], crop, crop)
+    cut = picture[y : max(y + 1, round(top + height)), x : max(x + 1, round(left + width))]
+    view = _resize(cut, spec.crop, spec.crop, spec.interpolation)
     if draw.flip:
         view = cv2.flip(view, 1)
     for adjust, amount in draw.jitter:
@@ -192,8 +219,13 @@ def strong_view(picture: Pixels, full_width: int, draw: StrongDraw, crop: int) -
     return adjust_saturation(view, 0.0) if draw.grey else view
 
 
-def _resize(picture: Pixels, width: int, height: int) -> Pixels:
-    """Bilinear, after halvings while the picture is twice too large: bilinear sampling alone would skip pixels then."""
+def _resize(picture: Pixels, width: int, height: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """Bilinear, after halvings while the picture is twice too large: bilinear sampling alone would skip pixels then.
+
+    Other interpolations are Pillow's, which encoders that name them were trained with.
+    """
+    if interpolation != "bilinear":
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling[interpolation.upper()]))
     while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
         h, w = picture.shape[0] // 2, picture.shape[1] // 2
         # The mean of 2 x 2 pixels; for other ratios INTER_AREA is five times slower than all the rest.
@@ -232,5 +264,5 @@ ADJUSTMENTS: tuple[Adjustment, ...] = (adjust_brightness, adjust_contrast, adjus
 
 def _divisor(width: int, height: int, spec: PictureViews, draw: StrongDraw | None) -> int:
     """The largest of libjpeg's divisors that leaves each view the pixels it needs, so far as the picture has them."""
-    spare = [min(width, height) / spec.resize, *(side / spec.crop for side in (draw.box[2:] if draw else ()))]
+    spare = [min(width, height) / spec.shorter_side, *(side / spec.crop for side in (draw.box[2:] if draw else ()))]
     return next((divisor for divisor in (8, 4, 2) if divisor <= min(spare)), 1)

@@ -28,4 +28,4 @@ class LocalStream:
 
     def _encode(self, rows: np.ndarray, positions: np.ndarray, encoding: Encoding) -> HostBatch:
         encoded = encode_rows(index_table(np.zeros(len(rows)), rows, positions), self.table, encoding)
-        return collate(encoded, encoding.pictures.crop, encoding.vocabulary.pad_id)
+        return collate(encoded, encoding)

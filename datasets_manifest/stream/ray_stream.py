@@ -94,7 +94,7 @@ class Stream:
                 pending.append(block)
                 ready += block.num_rows
             joined = pa.concat_tables(pending)
-            yield collate(joined.slice(0, size), encoding.pictures.crop, encoding.vocabulary.pad_id, allocate)
+            yield collate(joined.slice(0, size), encoding, allocate)
             pending, ready = [joined.slice(size)], ready - size
 
     def _blocks(self, index: pa.Table, encoding: Encoding) -> Iterator[pa.Table]:

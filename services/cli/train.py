@@ -79,11 +79,12 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
         typer.echo(f"note: {note}", err=True)
     found, epochs = dry_run(prepared), decided(prepared.recipe.train.epochs)
     if as_json:
-        print_json({"event": "dry-run", **asdict(found)})
+        print_json({"event": "dry-run", **asdict(found), "pictures": prepared.pictures})
         return
     memory = ", ".join(f"{kind} {mib:,.0f} MiB" for kind, mib in found.memory_mib.items())
     hours, minutes = divmod(found.epoch_s * epochs / 60, 60)
     typer.echo(f"workers      {found.workers} on {found.device}, in {found.precision}; {found.steps} steps tried")
+    typer.echo(f"pictures     {prepared.pictures}")
     typer.echo(f"peak memory  {memory} (the largest worker; its data is prepared in processes of their own)")
     typer.echo(f"an epoch     {found.epoch_s:,.1f} s: {found.steps_per_epoch} steps of {found.step_s:.3f} s, "
                f"{found.eval_batches} batches scored in {found.eval_batch_s:.3f} s each")  # fmt: skip

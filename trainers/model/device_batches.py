@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, Vocabulary
-from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.images import PictureViews
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.m2can.batch import Batch, sent
@@ -29,7 +29,7 @@ class PictureForm:
 def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
     texts = recipe.data.texts
     return Encoding(
-        pictures=recipe.data.pictures,
+        pictures=recipe.data.pictures.views(),
         cleaning=texts.cleaning,
         form=texts.form,
         max_tokens=texts.max_tokens,
@@ -51,7 +51,7 @@ def to_batch(
     offset: int = 0,
     global_batch: int = 0,
 ) -> Batch:
-    """Tensors of `host`, pictures normalised with ImageNet's mean and deviation.
+    """Tensors of `host`, pictures normalised with the mean and the deviation of its views.
 
     A batch without any picture gets a black one that belongs to no sample (owner N), so that every worker runs the
     picture encoder.
@@ -79,7 +79,8 @@ def to_batch(
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
         content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
         counts = np.bincount(owner, minlength=len(host.tokens) + 1)
-        content |= {"pictures": normalise(send(pixels), form.dtype, form.channels_last), "picture_owner": send(owner)}
+        planes = normalise(send(pixels), form.dtype, host.views, form.channels_last)
+        content |= {"pictures": planes, "picture_owner": send(owner)}
         content |= {"picture_counts": torch.from_numpy(counts), "sent_counts": send(counts)}
     return Batch(
         **content,
@@ -125,11 +126,13 @@ def picture_memory(device: torch.device) -> Allocate:
     return lambda shape, _: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def normalise(pictures: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
-    """uint8 [P, height, width, 3] → [P, 3, height, width] of `dtype`."""
+def normalise(pictures: Tensor, dtype: torch.dtype, views: PictureViews, channels_last: bool = False) -> Tensor:
+    """uint8 [P, height, width, 3] in RGB → [P, 3, height, width] of `dtype`, channels in the views' order."""
     single = dtype if dtype.itemsize > 4 else torch.float32
-    mean = torch.tensor(IMAGENET_MEAN, dtype=single) * 255
-    std = torch.tensor(IMAGENET_STD, dtype=single) * 255
+    mean = torch.tensor(views.mean, dtype=single) * 255
+    std = torch.tensor(views.std, dtype=single) * 255
+    if views.channels == "bgr":
+        pictures, mean, std = (x.flip(-1) for x in (pictures, mean, std))
     planes = pictures.permute(0, 3, 1, 2)
     if dtype == single and not channels_last:
         mean, std = (sent(x.numpy(), pictures.device) for x in (mean, std))

@@ -270,7 +270,7 @@ class Predictor:
         columns = encode_samples(texts, pictures, index, self._encoding)
         for name, column in columns.items():
             index = index.append_column(name, column)
-        host = collate(index, self._encoding.pictures.crop, self._encoding.vocabulary.pad_id)
+        host = collate(index, self._encoding)
         labels = np.full((1, len(texts)), -1)
         batch = to_batch(host, labels, device=self.device, dtype=self.dtype, pictures=self._pictures)
         return batch, columns["bad"].to_pylist()

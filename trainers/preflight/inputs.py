@@ -65,11 +65,16 @@ def require_folder(storage: Path) -> None:
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:
-    """The recipe with which a run's folder was begun; None if there is none. Raises InputError: it is damaged."""
+    """The recipe with which a run's folder was begun; None if there is none. Raises InputError: it is damaged.
+
+    Where it leaves a key of pictures open, it is older than the key: pictures were made in the published way then.
+    """
     file = folder / "recipe.json"
     if not file.is_file():
         return None
-    return make_recipe(read_json(file), str(file))
+    recipe = make_recipe(read_json(file), str(file))
+    views = recipe.data.pictures.views()
+    return recipe.with_pictures({key: getattr(views, key) for key in recipe.data.pictures.left_to_the_card})
 
 
 def require_own_name(recipe: Recipe, folder: Path) -> None:
@@ -81,6 +86,7 @@ def require_own_name(recipe: Recipe, folder: Path) -> None:
     found = recipe_of_run(folder)
     if found is not None:
         before, now, open_keys = found.flat(), recipe.flat(), left_to_the_rule(recipe)
+        open_keys += [f"data.pictures.{key}" for key in recipe.data.pictures.left_to_the_card]
         changed = [
             key for key in now if now[key] != before.get(key) and not key.startswith(_FREE) and key not in open_keys
         ]

@@ -16,13 +16,15 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, shareable
 from trainers.model.encoders import text_config
+from trainers.model.picture_card import PictureCard, described, picture_card, with_views
 from trainers.model.precision import expected_device, require_device
 from trainers.model.vocabulary import make_vocabulary
 from trainers.preflight.disk import evaluation_bytes, require_disk
-from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
+from trainers.preflight.inputs import Inputs, read_inputs, recipe_of_run, require_own_name
 from trainers.preflight.network_checks import require_parts, require_statistics
 from trainers.preflight.sizes import state_sizes
 from trainers.recipe import Recipe
+from trainers.recipe.data_sections import OF_THE_CARD
 from trainers.tracking.address import run_storage
 
 
@@ -30,7 +32,8 @@ from trainers.tracking.address import run_storage
 class Prepared:
     """A recipe whose inputs were all looked at: what is wrong is found here, before anything of a cluster is taken.
 
-    recipe: with all values that the given one left to trainers.recipe.training_rule.
+    recipe: with all values that the given one left to trainers.recipe.training_rule and to the encoder's card.
+    pictures: how the picture encoder takes them, and who says so.
     """
 
     recipe: Recipe
@@ -42,6 +45,7 @@ class Prepared:
     checkpoint_bytes: int  # of one checkpoint; a little more than its real size
     state_bytes: int  # on each worker, whatever the batch: weights, gradients, optimizer state
     frozen_bytes: int = 0  # of the weights that are written once, beside the checkpoints
+    pictures: str = ""
 
 
 def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
@@ -54,15 +58,19 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         InputError: what is wrong with the recipe or the data.
     """
     inputs = inputs or read_inputs(recipe)
-    recipe = inputs.recipe
-    data, storage, corpus, notes = recipe.data, run_storage(recipe), inputs.corpus, list(inputs.notes)
+    storage, corpus, notes = run_storage(inputs.recipe), inputs.corpus, list(inputs.notes)
+    of_encoder = _picture_card(inputs.recipe, storage)
+    recipe = with_views(inputs.recipe, of_encoder)
+    pictures = f"{described(recipe)} ({of_encoder.whence})"
+    if of_encoder.assumed:
+        notes.append(f"pictures: {pictures}; data.pictures.mean, std, … state others")
     vocabulary = make_vocabulary(recipe, corpus)
     card = ModelCard(
         recipe=recipe,
         classes=corpus.classes,
         sources=[part.domain for part in corpus.train[:-1]],
         target=corpus.target,
-        text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, data.texts.max_tokens),
+        text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, recipe.data.texts.max_tokens),
         vocabulary=vocabulary,
     )
     device = expected_device(recipe)
@@ -70,13 +78,22 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         require_device(recipe, device)
     with one_thread():
         network = build_network(recipe, card.text_config, len(corpus.classes), load_weights=True)
-        require_statistics(network, data.pictures.crop)
+        require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     sizes = state_sizes(card, network)
     size = sizes.files + evaluation_bytes(recipe, corpus)
     notes += require_disk(recipe, size, storage / name, sizes.frozen)
-    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen)
+    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen, pictures)
+
+
+def _picture_card(recipe: Recipe, storage: Path) -> PictureCard:
+    """The encoder's, or what a run that goes on began with."""
+    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
+    if before is None:
+        return picture_card(recipe.encoders.picture)
+    pictures = before.data.pictures
+    return PictureCard({key: getattr(pictures, key) for key in OF_THE_CARD}, "as the run began")
 
 
 def claim(prepared: Prepared) -> None:

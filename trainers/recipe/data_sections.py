@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from datasets_manifest.stream.images import PictureViews
+from datasets_manifest.stream.images import (
+    Channels,
+    Deviations,
+    Interpolation,
+    Means,
+    PictureViews,
+    Side,
+    StrongView,
+    require_crop_fits,
+)
 from trainers.recipe.base import Count, Fraction, Section
 
 Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
@@ -35,6 +44,48 @@ class Texts(Section):
         return "published" if self.cleaning == "published" else "plain"
 
 
+OF_THE_CARD = ("resize", "crop", "interpolation", "mean", "std", "channels")
+
+
+class Pictures(Section):
+    """How pictures become views. `null`: as the picture encoder's own card says, see [Encoders](encoders.md)."""
+
+    resize: Side | Literal["squash"] | None = Field(
+        None,
+        description="Pixels of the shorter side before the weak view's centre is cut out. `squash`: both sides become "
+        "`crop`, whatever the picture's shape.",
+    )
+    crop: Side | None = Field(None, description="Pixels of both sides of what the encoder sees.")
+    interpolation: Interpolation | None = Field(None, description="Filter with which pictures are resized.")
+    mean: Means | None = Field(
+        None, description="What is subtracted from red, green and blue, whose values go from 0 to 1."
+    )
+    std: Deviations | None = Field(None, description="What red, green and blue are then divided by.")
+    channels: Channels | None = Field(None, description="Order in which the encoder takes the colours.")
+    strong: StrongView = StrongView()
+    max_pictures: Count = Field(10, description="Most pictures of a record. The others are left out.")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        require_crop_fits(self.crop, self.resize)
+        return self
+
+    @property
+    def left_to_the_card(self) -> list[str]:
+        """The keys whose values the encoder's card decides."""
+        return [key for key in OF_THE_CARD if getattr(self, key) is None]
+
+    def views(self) -> PictureViews:
+        """The views; what is still open is as published: the recipe is older than the key, or nobody read a card."""
+        known = {name: getattr(self, name) for name in type(self).model_fields}
+        known = {name: value for name, value in known.items() if value is not None}
+        if "resize" not in known:
+            known["resize"] = max(PictureViews().shorter_side, self.crop or 0)
+        if "crop" not in known and isinstance(known["resize"], int):
+            known["crop"] = min(PictureViews().crop, known["resize"])
+        return PictureViews(**known)
+
+
 class Data(Section):
     """Manifests and how they are read. Paths are relative to the recipe's folder."""
 
@@ -49,7 +100,7 @@ class Data(Section):
     max_bad_fraction: Fraction = Field(
         0.05, description="Part of a domain's records that may be unusable. More of them end the run."
     )
-    pictures: PictureViews = PictureViews()
+    pictures: Pictures = Pictures()
     texts: Texts = Texts()
 
     @property

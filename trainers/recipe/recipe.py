@@ -59,6 +59,11 @@ class Recipe(Section):
         any_term = any(self.objective.weights().values())
         return self.uacr.enabled or any_term or self.train.target_labels == "oracle"
 
+    def with_pictures(self, values: dict[str, Any]) -> Recipe:
+        """The recipe with these values of data.pictures."""
+        data = self.data.model_copy(update={"pictures": self.data.pictures.model_copy(update=values)})
+        return self.model_copy(update={"data": data})
+
     def flat(self) -> dict[str, Any]:
         """Dotted keys → plain values."""
         return flatten(self.model_dump(mode="json"))

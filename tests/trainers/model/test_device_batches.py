@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step_parts import QUICK, make_labels, make_rows
-from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD
+from datasets_manifest.stream.images import IMAGENET_MEAN, IMAGENET_STD, PictureViews
 from trainers.model.device_batches import PictureForm, normalise, to_batch
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def by_hand(pixels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_every_byte_is_normalised(pixels: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> None:
-    found, wanted = normalise(pixels, dtype, channels_last), by_hand(pixels)
+    found, wanted = normalise(pixels, dtype, PictureViews(), channels_last), by_hand(pixels)
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     torch.testing.assert_close(found.double(), wanted, atol=4 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)
@@ -57,7 +57,8 @@ def test_every_byte_is_normalised(pixels: torch.Tensor, dtype: torch.dtype, chan
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_half_precision_is_float32_rounded_once(pixels: torch.Tensor, channels_last: bool) -> None:
-    found, single = normalise(pixels, torch.bfloat16, channels_last), normalise(pixels, torch.float32)
+    found = normalise(pixels, torch.bfloat16, PictureViews(), channels_last)
+    single = normalise(pixels, torch.float32, PictureViews())
     assert torch.equal(found, single.bfloat16())  # what autocast makes of float32 pictures
 
 
@@ -66,7 +67,7 @@ def test_half_precision_is_float32_rounded_once(pixels: torch.Tensor, channels_l
 )
 def test_one_operation_writes_the_pictures(pixels: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> None:
     with LargeCalls() as calls:
-        normalise(pixels, dtype, channels_last)
+        normalise(pixels, dtype, PictureViews(), channels_last)
     assert dict(calls.found) == {"addcmul": 1}
 
 

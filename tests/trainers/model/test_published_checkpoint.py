@@ -121,7 +121,7 @@ def by_hand(state: dict[str, Tensor], predictor: Predictor, picture: Path) -> np
     encoding = make_encoding(predictor.card.recipe, predictor.card.vocabulary)
     for name, column in encode_samples([["a good photo"]], [[str(picture)]], index, encoding).items():
         index = index.append_column(name, column)
-    host = collate(index, 32, predictor.card.vocabulary.pad_id)
+    host = collate(index, encoding)
 
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
@@ -137,7 +137,7 @@ def by_hand(state: dict[str, Tensor], predictor: Predictor, picture: Path) -> np
     with torch.inference_mode():
         tokens, mask = torch.from_numpy(host.tokens), torch.from_numpy(host.mask)
         pooled = text(input_ids=tokens, attention_mask=mask).pooler_output
-        pixels = normalise(torch.from_numpy(host.pictures.copy()), torch.float32)
+        pixels = normalise(torch.from_numpy(host.pictures.copy()), torch.float32, host.views)
         t = torch.nn.functional.normalize(linear("text_feature_extractor.hidden.0", pooled).relu(), dim=-1)
         v = torch.nn.functional.normalize(linear("image_encoder.linear.0", image.eval()(pixels)).relu(), dim=-1)
         f = linear("mlb.P", torch.sigmoid(linear("mlb.U", t) * linear("mlb.V", v)))

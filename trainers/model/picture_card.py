@@ -1,0 +1,121 @@
+"""How an encoder wants its pictures: from the card that its library keeps beside the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torchvision
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.stream.images import PictureViews
+from trainers.model.weights import is_weights_file
+from trainers.recipe import Recipe
+from trainers.recipe.data_sections import OF_THE_CARD, PictureEncoderSection
+
+_PUBLISHED = {key: getattr(PictureViews(), key) for key in OF_THE_CARD}
+
+
+@dataclass(frozen=True)
+class PictureCard:
+    """values: of data.pictures, by OF_THE_CARD. whence: where they stand, in words. assumed: the encoder has no card."""
+
+    values: dict[str, Any]
+    whence: str
+    assumed: bool = False
+
+
+def picture_card(section: PictureEncoderSection) -> PictureCard:
+    """The card of an encoder; ImageNet's usual values for one that has none.
+
+    Raises:
+        InputError: pictures that are no squares.
+    """
+    kind, _, name = section.name.partition(":")
+    if kind == "torchvision" and not is_weights_file(section.weights) and section.weights != "random":
+        found = _of_torchvision(name, section.weights)
+    elif kind == "timm":
+        found = _of_timm(name)
+    else:
+        found = None
+    if found is not None:
+        return found
+    if section.tiny is not None or section.weights == "random":
+        return PictureCard(_PUBLISHED, "ImageNet's: the encoder starts at random")
+    return PictureCard(_PUBLISHED, f"ImageNet's, assumed: {section.name} has no card", assumed=True)
+
+
+def with_views(recipe: Recipe, card: PictureCard) -> Recipe:
+    """The recipe with the card's values where it leaves them open; a stated size goes before the card's."""
+    section = recipe.data.pictures
+    chosen = {key: card.values[key] for key in section.left_to_the_card}
+    if isinstance(chosen.get("resize"), int):
+        chosen["resize"] = max(chosen["resize"], section.crop or card.values["crop"])
+    if "crop" in chosen and isinstance(section.resize, int):
+        chosen["crop"] = min(chosen["crop"], section.resize)
+    return recipe.with_pictures(chosen)
+
+
+def described(recipe: Recipe) -> str:
+    """The views in words: `224 × 224 out of a shorter side of 256, bilinear, rgb, mean 0.485 0.456 0.406, …`."""
+    views = recipe.data.pictures.views()
+    cut = "squashed" if views.resize == "squash" else f"out of a shorter side of {views.resize}"
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+    size = f"{views.crop} × {views.crop} {cut}"
+    return f"{size}, {views.interpolation}, {views.channels}, mean {mean}, deviation {std}"
+
+
+def _of_torchvision(name: str, weights: str) -> PictureCard | None:
+    try:
+        known = torchvision.models.get_model_weights(name)
+        chosen = known["DEFAULT" if weights == "pretrained" else weights]
+    except (ValueError, KeyError):  # told when the encoder is built
+        return None
+    card = chosen.transforms()
+    values = {
+        "resize": card.resize_size[0],
+        "crop": card.crop_size[0],
+        "interpolation": card.interpolation.value,
+        "mean": tuple(card.mean),
+        "std": tuple(card.std),
+        "channels": "rgb",
+    }
+    return PictureCard(values, f"of torchvision's {chosen}")
+
+
+def _of_timm(name: str) -> PictureCard | None:
+    try:
+        from timm.data import resolve_data_config
+        from timm.models import get_pretrained_cfg
+    except ImportError:  # told when the encoder is built
+        return None
+    known = get_pretrained_cfg(name)
+    if known is None:
+        return None
+    return _of_timm_config(resolve_data_config(pretrained_cfg=known.to_dict()), name)
+
+
+def _of_timm_config(config: dict[str, Any], name: str) -> PictureCard:
+    crop = _square(*config["input_size"][1:], name)
+    squashed = config["crop_mode"] == "squash"
+    values = {
+        "resize": "squash" if squashed else math.floor(crop / config["crop_pct"]),
+        "crop": crop,
+        "interpolation": config["interpolation"],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "channels": "rgb",
+    }
+    return PictureCard(values, f"of timm's pretrained_cfg of {name}")
+
+
+def _square(height: int, width: int, name: str) -> int:
+    if height != width:
+        raise InputError(
+            f"wants pictures of {height} × {width} pixels, which are no squares",
+            field="encoders.picture.name",
+            value=name,
+            wanted="an encoder of square pictures",
+        )
+    return height
