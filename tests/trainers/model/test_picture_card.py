@@ -145,7 +145,7 @@ def test_the_choice_is_in_the_models_card_and_a_run_goes_on_with_it(tmp_path: Pa
 def test_a_dry_run_shows_the_choice(
     as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = DryRun(1, "cpu", "fp32", 2, 5, 3, {"process": 1.0}, 0.1, 0.1, 1.0, 10, 2, 20, 100)
+    measured = DryRun(1, "cpu", "fp32", 2, 5, 3, {"process": 1.0}, 0.1, 0.1, 1.0, 10, 0, 2, 20, 100)
     monkeypatch.setattr("trainers.training_run.prepare_and_start_ray", prepare)
     monkeypatch.setattr("trainers.cluster.dry_run.dry_run", lambda prepared: measured)
     dry_run_recipe(small_recipe(tmp_path, ["data.pictures.std=[0.5, 0.5, 0.5]"]), as_json=as_json)
