@@ -97,7 +97,8 @@ def _of_timm(name: str) -> PictureCard | None:
 
 
 def _of_timm_config(config: dict[str, Any], name: str) -> PictureCard:
-    crop = _square(*config["input_size"][1:], name)
+    _, height, width = config["input_size"]
+    crop = _square(height, width, name)
     squashed = config["crop_mode"] == "squash"
     values = {
         "resize": "squash" if squashed else math.floor(crop / config["crop_pct"]),
