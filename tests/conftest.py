@@ -1,4 +1,4 @@
-"""What all tests share: one Ray instance, one thread."""
+"""What all tests share: one Ray instance, one thread, the same examples of hypothesis each time, on a busy machine too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads its token once a process: all clusters of a test session share this one, and none is written to the home folder.

@@ -236,7 +236,7 @@ def test_unknown_split_names_the_nearest(folder: Path) -> None:
         loaded.split("trian")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200), name=st.sampled_from(["fuzz.yaml", "fuzz.json"]))
 def test_random_bytes_are_refused_and_nothing_else(folder: Path, content: bytes, name: str) -> None:
     (folder / name).write_bytes(content)
@@ -251,7 +251,7 @@ _JSON = st.recursive(
 _PATHS = ["name", "classes", "splits", "splits.train", "splits.train.records", "splits.train.columns", "new"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=_JSON, path=st.sampled_from(_PATHS))
 def test_any_value_anywhere_loads_or_is_refused(folder: Path, value: object, path: str) -> None:
     file = write(folder, changed(path, value), "fuzz.json")

@@ -75,7 +75,7 @@ def expected_label(value: Any) -> int | None:
     return int(value) if value in (0, 1, 2) else None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(records)
 def test_json_records_come_out_with_their_labels_or_not_at_all(content: list[dict[str, Any]]) -> None:
     rows = attempt("r.json", content)
@@ -95,7 +95,7 @@ def has_content(record: dict[str, Any]) -> bool:
     return any(isinstance(item, str) and item and not item.isspace() for item in found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(NAMES), st.binary(max_size=200) | st.lists(st.sampled_from(BROKEN), max_size=6).map(b"".join))
 def test_any_bytes_give_records_or_an_input_error(name: str, content: bytes) -> None:
     attempt(name, content)
@@ -107,7 +107,7 @@ GOOD = b'{"text": "a, b", "label": "positive"}\n{"text": "c", "label": 0}\n'
 TABLE = b'text,label\n"a, b",positive\nc,0\n'
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([("r.jsonl", GOOD), ("r.csv", TABLE)]), st.data())
 def test_a_damaged_file_never_gives_a_class_it_did_not_name(case: tuple[str, bytes], data: st.DataObject) -> None:
     name, good = case
@@ -131,7 +131,7 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_damaged_parquet_file_gives_known_classes_or_an_input_error(parquet: bytes, data: st.DataObject) -> None:
     damaged = bytearray(parquet)
@@ -141,7 +141,7 @@ def test_a_damaged_parquet_file_gives_known_classes_or_an_input_error(parquet: b
     assert all(row["label"] in (-1, 0, 1, 2) for row in rows or [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=60)
     | st.lists(st.sampled_from([*BROKEN, b"&a ", b"*a", b"!!python/object:os.x", b": "]), max_size=8).map(b"".join)

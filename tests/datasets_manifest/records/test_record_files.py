@@ -239,7 +239,7 @@ _RECORDS = st.lists(
 _HEADS = st.sampled_from([b"", b"text,image,label\n", b'[{"text": "a", "label": ', b'{"text": ["a"]}\n'])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     head=_HEADS,
     content=st.binary(max_size=60) | _TEXTS | _RECORDS.map(lambda records: json.dumps(records).encode()),
@@ -260,7 +260,7 @@ def test_any_bytes_give_a_table_or_an_input_error(tmp_path: Path, head: bytes, c
     )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_parquet_gives_a_table_or_an_input_error(tmp_path: Path, data: st.DataObject) -> None:
     pq.write_table(as_parquet(lists=True), tmp_path / "whole.parquet", compression="none")

@@ -98,7 +98,7 @@ def test_bombs_are_refused_by_their_header() -> None:
 SEEDS = [encoded("RGB", kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8))
 def test_damaged_bytes_give_a_picture_or_a_reason(data: bytes, changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(data)
@@ -113,7 +113,7 @@ def test_damaged_bytes_give_a_picture_or_a_reason(data: bytes, changes: list[tup
         assert weak.shape == strong.shape == (32, 32, 3)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(st.binary(max_size=300))
 def test_any_bytes_never_crash(data: bytes) -> None:
     with pytest.raises(BadPicture):

@@ -40,7 +40,7 @@ shapes = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**shapes)
 def test_plan_is_a_pure_function(sizes: list[int], samples: int, batch: int, seed: int, epoch: int) -> None:
     one, other = (plan_of(sizes, samples, batch, seed, epoch) for _ in range(2))
@@ -49,7 +49,7 @@ def test_plan_is_a_pure_function(sizes: list[int], samples: int, batch: int, see
     assert all(same(one.global_step(step), other.global_step(step)) for step in range(one.num_steps))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**shapes)
 def test_every_row_is_drawn_evenly_and_labels_travel_with_rows(
     sizes: list[int], samples: int, batch: int, seed: int, epoch: int
@@ -70,7 +70,7 @@ def test_every_row_is_drawn_evenly_and_labels_travel_with_rows(
         np.testing.assert_array_equal(positions, np.arange(samples))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**shapes, data=st.data())
 def test_workers_slices_in_order_are_the_global_step(
     sizes: list[int], samples: int, batch: int, seed: int, epoch: int, data: st.DataObject
@@ -94,7 +94,7 @@ def test_workers_slices_in_order_are_the_global_step(
         assert all(same(part, plan.worker_step(step, rank, world_size)) for rank, part in enumerate(parts))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples=st.integers(1, 500), batch=st.integers(1, 20))
 def test_steps_are_balanced(samples: int, batch: int) -> None:
     plan = plan_of([5, 50], samples, batch)
@@ -221,7 +221,7 @@ def test_pool_refuses(rows: np.ndarray, labels: np.ndarray, message: str) -> Non
 numbers = st.tuples(*[st.integers(0, 2**64 - 1)] * 4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(one=numbers, other=numbers)
 def test_views_depend_on_all_four_numbers_and_on_nothing_else(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     first, again, different = (view_rng(*key).integers(0, 2**63, 4).tolist() for key in (one, one, other))
@@ -246,7 +246,7 @@ def test_view_rng_refuses_negative_numbers() -> None:
         view_rng(0, 0, -1, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(count=st.integers(0, 50), world_size=st.integers(1, 8), batch=st.integers(1, 9))
 def test_evaluation_sees_every_row_once_and_in_order(count: int, world_size: int, batch: int) -> None:
     rows = np.arange(count) * 3 + 1

@@ -81,7 +81,7 @@ def test_proper_cleaning(text: str, wanted: str) -> None:
     assert clean_proper(text) == wanted
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(TEXTS)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     for how in (clean_published, clean_proper):
@@ -168,7 +168,7 @@ def test_texts_of_a_batch_are_encoded_each_for_itself(built: str) -> None:
     assert tokenizer(built).encode([]) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(TEXTS, max_size=5))
 def test_any_text_can_be_encoded(texts: list[str], built: str) -> None:
     encoder = tokenizer_from_json(built, 20, "[CLS]", "[SEP]", "[PAD]")

@@ -149,7 +149,7 @@ def test_a_model_is_registered_and_fetched_in_a_folder_of_any_name(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir() if path.name != "bundle"] == ["My%20Project, what? #1"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=60))
 def test_an_address_leads_to_its_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"x{name}" / "mlflow.db"
@@ -158,7 +158,7 @@ def test_an_address_leads_to_its_folder_whatever_its_name(tmp_path: Path, name: 
     assert make_url(uri).database == str(file)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=60))
 def test_a_folder_of_runs_is_taken_as_it_is_written_or_refused(tmp_path: Path, name: str) -> None:
     data = {"sources": ["a.yaml"], "target": "b.yaml"}
