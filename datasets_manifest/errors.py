@@ -151,7 +151,9 @@ def _describe(faults: list[dict[str, Any]], at: _FieldPath, file: object) -> Inp
     if kind == "missing":
         return InputError("is missing", file=file, field=field)
     if kind in ("value_error", "assertion_error"):
-        return InputError(re.sub(r"^(Value|Assertion) error, ", "", message), file=file, field=field, value=value)
+        # A rule about several keys names them itself; the whole section would only hide it.
+        shown = None if isinstance(value, Mapping) else value
+        return InputError(re.sub(r"^(Value|Assertion) error, ", "", message), file=file, field=field, value=shown)
     problem = "is empty (null)" if value is None else "wrong value"
     wanted = " or ".join(dict.fromkeys(map(_wanted, faults)))
     if kind == "literal_error" and isinstance(value, str):

@@ -6,7 +6,9 @@ A draft's name starts with a dot and has a random part, so two writers of one fi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,46 @@ from uuid import uuid4
 from datasets_manifest.errors import InputError
 
 
+def require_folder(folder: Path, field: str) -> None:
+    """Look whether a folder can be written, or made. Nothing is written.
+
+    Args:
+        field: that names it, for the error.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not place.is_dir():
+        raise InputError("is a file", field=field, value=str(place), wanted="a folder")
+    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise InputError("cannot be written", field=field, value=str(place), wanted="a folder that can be written")
+
+
+def require_file(file: Path, field: str) -> None:
+    """Look whether a file can be written, or made with its folder. Raises InputError: it cannot, and why."""
+    if file.is_dir():
+        raise InputError("is a folder", field=field, value=str(file), wanted="a file")
+    require_folder(file.parent, field)
+
+
+@contextmanager
+def made_folder(folder: Path, *, keep: bool = False) -> Iterator[None]:
+    """Make a folder with those above it. What had to be made is removed again if it stays empty: after an error, or at the
+    end unless `keep`."""
+    missing = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    kept = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        kept = keep
+    finally:
+        if not kept:
+            for place in missing:
+                with contextlib.suppress(OSError):  # somebody has put something there
+                    place.rmdir()
+
+
 @contextmanager
 def whole_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path to write to; without an error it becomes `file`, and replaces what was there. Folders are made.
@@ -29,17 +71,17 @@ def whole_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: not writable or disk full. What was there before is still there.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{uuid4().hex}")
-    try:
-        yield draft
-        if durable:
-            with draft.open("rb") as stream:
-                os.fsync(stream.fileno())
-        draft.replace(file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    draft = _draft_of(file)
+    with made_folder(file.parent, keep=True):
+        try:
+            yield draft
+            if durable:
+                with draft.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            draft.replace(file)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -52,17 +94,21 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: not writable, disk full, or `folder` holds something. Nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, before = (folder.with_name(f".{folder.name}.{uuid4().hex}") for _ in range(2))
-    draft.mkdir()
-    try:
-        yield draft
-        if replace and folder.exists():
-            folder.replace(before)
-        draft.replace(folder)
-    finally:
-        for leftover in (draft, before):
-            shutil.rmtree(leftover, ignore_errors=True)
+    draft, before = _draft_of(folder), _draft_of(folder)
+    with made_folder(folder.parent, keep=True):
+        try:
+            draft.mkdir()
+            yield draft
+            if replace and folder.exists():
+                folder.replace(before)
+            draft.replace(folder)
+        finally:
+            for leftover in (draft, before):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _draft_of(place: Path) -> Path:
+    return place.with_name(f".{place.name[:50]}.{uuid4().hex}")  # a name has at most 255 bytes, a sign at most four
 
 
 def write_atomically(file: Path, content: str | bytes, *, durable: bool = False) -> None:

@@ -33,6 +33,7 @@ def written_frames(
         InputError: the frames cannot be used, or the run that has this name has other data.
     """
     from datasets_manifest.errors import InputError
+    from datasets_manifest.files import made_folder
     from datasets_manifest.packing.frames import classes_of, splits_of, write_domain
     from trainers.tracking.address import run_storage
 
@@ -56,24 +57,23 @@ def written_frames(
     if not goes_on:
         shutil.rmtree(run / DATA, ignore_errors=True)
     manifests = {}
-    try:
-        for domain, splits in domains.items():
-            folder = run / DATA / domain
-            manifests[domain] = str(folder / "manifest.yaml")
-            if goes_on:
-                _require_same(domain, splits, names, folder, name)
-            else:
-                write_domain(domain, splits, names, folder)
-        yield {
-            "run.name": name,
-            "data.sources": [manifests[domain] for domain in sources],
-            "data.target": manifests[target_name],
-        }
-    finally:
-        if not (run / "recipe.json").is_file():
-            shutil.rmtree(run / DATA, ignore_errors=True)
-            if run.is_dir() and not any(run.iterdir()):
-                run.rmdir()
+    with made_folder(run):
+        try:
+            for domain, splits in domains.items():
+                folder = run / DATA / domain
+                manifests[domain] = str(folder / "manifest.yaml")
+                if goes_on:
+                    _require_same(domain, splits, names, folder, name)
+                else:
+                    write_domain(domain, splits, names, folder)
+            yield {
+                "run.name": name,
+                "data.sources": [manifests[domain] for domain in sources],
+                "data.target": manifests[target_name],
+            }
+        finally:
+            if not (run / "recipe.json").is_file():
+                shutil.rmtree(run / DATA, ignore_errors=True)
 
 
 def _require_same(domain: str, splits: Mapping[str, Any], classes: list[str], folder: Path, run: str) -> None:

@@ -58,13 +58,15 @@ def predict_manifest(
     workers: int = 1,
     abstain_below: float | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
+    start_ray: Callable[[], object] = lambda: None,
 ) -> BatchSummary:
-    """Predict all records of a split into the folder `out`. Ray must be running; `out` is on storage all nodes share.
+    """Predict all records of a split into the folder `out`, which is on storage that all nodes share.
 
     Args:
         model: a checkpoint folder; its files travel to the actors.
         abstain_below: confidence, 0 to 1, that a label needs; None: every row that can be predicted has a label.
         on_rows: called with rows done and rows in all.
+        start_ray: called once model, data and folder were found good; afterwards Ray must be running.
 
     Raises:
         InputError: no such manifest or model, `out` holds another prediction, or too few CPUs for the workers.
@@ -82,10 +84,16 @@ def predict_manifest(
     }
     if abstain_below is not None:
         plan["abstain_below"] = abstain_below
-    _open_folder(out, plan)
+    _require_folder(out, plan)
     shards = range(-(-table.num_rows // SHARD_ROWS))
     finished = (out / PREDICTIONS).is_file()
     missing = [shard for shard in shards if not finished and not _part(out, shard).is_file()]
+    if missing:
+        start_ray()
+        workers = min(workers, len(missing))
+        _require_cpus(workers)
+    if not (out / PLAN).is_file():
+        write_atomically(out / PLAN, json.dumps(plan, indent=1))
     done = table.num_rows - sum(_rows_of(shard, table.num_rows) for shard in missing)
     resumed = done
     on_rows(done, table.num_rows)
@@ -162,9 +170,6 @@ def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], wor
 
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    workers = min(workers, len(shards))
-    if workers > cpus:
-        raise InputError("the cluster has fewer CPUs", field="--workers", value=workers, wanted=f"at most {cpus:g}")
     files = {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
     arguments = (ray.put(files), ray.put(table), str(out.resolve()))
     quiet()
@@ -181,7 +186,16 @@ def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], wor
         yield int(row["rows"])
 
 
-def _open_folder(out: Path, plan: dict[str, Any]) -> None:
+def _require_cpus(workers: int) -> None:
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if workers > cpus:
+        raise InputError("the cluster has fewer CPUs", field="--workers", value=workers, wanted=f"at most {cpus:g}")
+
+
+def _require_folder(out: Path, plan: dict[str, Any]) -> None:
+    """Raises InputError: it holds something else than a part of this prediction."""
     if (out / PLAN).is_file():
         found = read_json(out / PLAN)
         if found != plan:
@@ -192,8 +206,6 @@ def _open_folder(out: Path, plan: dict[str, Any]) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("is not empty", file=out, field="--out", wanted="a new folder")
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    write_atomically(out / PLAN, json.dumps(plan, indent=1))
 
 
 def _join(out: Path, table: pa.Table, classes: list[str], resumed: int, abstain_below: float | None) -> BatchSummary:

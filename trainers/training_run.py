@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from datasets_manifest.errors import InputError, without_password
+from datasets_manifest.files import require_file
 from trainers.failures import RunStopped, TrackingUnavailable
 from trainers.tracking.address import tracking_uri
 
@@ -168,6 +169,8 @@ def run(
     """
     observer = observer or RunObserver()
     uri = tracking_uri(recipe) if recipe.tracking.enabled else None
+    if trace is not None:
+        require_file(trace, "--trace")
     prepared = prepare_and_start_ray(recipe)
     from trainers.cluster.driver import run_lock
 
@@ -224,29 +227,18 @@ def _run_prepared(
 
 
 def prepare_and_start_ray(recipe: Recipe) -> Prepared:
-    """`trainers.preflight.preparation.prepare`, with Ray running at its end.
-
-    Name, folder and data are looked at first. Then a Ray of this machine starts while the encoders are tried; a cluster
-    elsewhere is joined only after all inputs were found good.
+    """`trainers.preflight.preparation.prepare`, then Ray: what is refused has started nothing.
 
     Raises:
         InputError: the recipe or its data are not right, or no cluster answers at `cluster.address`.
     """
     from trainers.preflight.inputs import read_inputs
 
-    inputs = read_inputs(recipe)
-    from trainers.cluster.local_cluster import is_elsewhere, start_ray
+    inputs = read_inputs(recipe)  # before torch is imported: it takes seconds, and most that is wrong is found here
+    from trainers.cluster.local_cluster import start_ray
+    from trainers.preflight.preparation import prepare
 
-    def work() -> Prepared:
-        from trainers.preflight.preparation import prepare
-
-        return prepare(recipe, inputs)
-
-    with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(work)
-        if not is_elsewhere(recipe.cluster.address):
-            start_ray(recipe.cluster.address)
-        prepared = working.result()
+    prepared = prepare(recipe, inputs)
     start_ray(recipe.cluster.address)
     return prepared
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import whole_file, write_atomically
+from datasets_manifest.files import whole_file, whole_folder, write_atomically
 from datasets_manifest.manifest.keys import Manifest
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.records import packed_pictures as packed
@@ -83,10 +83,10 @@ def pack(
         InputError: `out` holds something else, or the manifest cannot be read.
     """
     work = out / ".parts"
+    read = {split: read_split(manifest, split).table for split in manifest.splits}
     _claim(manifest, out, work, how)
     totals: Counter[str] = Counter()
-    for split in manifest.splits:
-        table = read_split(manifest, split).table
+    for split, table in read.items():
         tables = []
         for number, start in enumerate(range(0, table.num_rows, RECORDS_A_SHARD)):
             part = work / f"{split}-{number:05d}.parquet"
@@ -104,23 +104,31 @@ def pack(
 
 
 def unpack(manifest: LoadedManifest, out: Path) -> Path:
-    """Write a packed (or any other) data set as one file a picture and JSON lines; the new manifest.
+    """Write a packed (or any other) data set as one file a picture and JSON lines, whole or not at all; the new manifest.
 
     Raises:
         InputError: `out` is not empty, or a picture's bytes are not those that were packed.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError("the folder is not empty", file=out, wanted="a new folder")
-    for split in manifest.splits:
-        lines = []
-        for number, row in enumerate(read_split(manifest, split).table.to_pylist()):
-            images = [
-                _unpack_picture(path, out, f"pictures/{split}/{number:07d}-{n}") for n, path in enumerate(row["images"])
-            ]
-            lines.append(json.dumps(_record(row, manifest, images), ensure_ascii=False))
-        write_atomically(out / f"{split}.jsonl", "\n".join(lines) + "\n")
-    write_atomically(out / "manifest.yaml", _manifest_text(manifest, ".jsonl"))
+    _require_empty(out, "is not empty")
+    with whole_folder(out) as draft:
+        for split in manifest.splits:
+            lines = []
+            for number, row in enumerate(read_split(manifest, split).table.to_pylist()):
+                images = [
+                    _unpack_picture(path, draft, f"pictures/{split}/{number:07d}-{n}")
+                    for n, path in enumerate(row["images"])
+                ]
+                lines.append(json.dumps(_record(row, manifest, images), ensure_ascii=False))
+            (draft / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (draft / "manifest.yaml").write_text(_manifest_text(manifest, ".jsonl"), encoding="utf-8")
     return out / "manifest.yaml"
+
+
+def _require_empty(out: Path, problem: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file", file=out, wanted="a new folder")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"the folder {problem}", file=out, wanted="a new folder")
 
 
 def _claim(manifest: LoadedManifest, out: Path, work: Path, how: Packing) -> None:
@@ -134,9 +142,7 @@ def _claim(manifest: LoadedManifest, out: Path, work: Path, how: Packing) -> Non
     claim = work / "of.txt"
     if claim.is_file() and claim.read_text() == token:
         return
-    if out.exists() and any(out.iterdir()):
-        problem = "holds a packing of something else, unfinished" if claim.is_file() else "is not empty"
-        raise InputError(f"the folder {problem}", file=out, wanted="a new folder")
+    _require_empty(out, "holds a packing of something else, unfinished" if claim.is_file() else "is not empty")
     write_atomically(claim, token)
 
 
@@ -193,7 +199,8 @@ def _unpack_picture(path: str, out: Path, name: str) -> str:
         raise InputError(f"cannot be unpacked ({bad.problem})", file=path) from None
     form = known_format(data)
     name += FORMATS[form][0] if form is not None else ".img"
-    write_atomically(out / name, data)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(data)
     return name
 
 

@@ -129,7 +129,6 @@ def _predict_on_ray(
     from services.batch_prediction import predict_manifest
     from trainers.cluster.local_cluster import start_ray
 
-    start_ray(address)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("records", total=None)
@@ -138,7 +137,14 @@ def _predict_on_ray(
             progress.update(task, completed=done, total=total)
 
         return predict_manifest(
-            bundle, data, out, split=split, workers=workers, abstain_below=abstain_below, on_rows=update
+            bundle,
+            data,
+            out,
+            split=split,
+            workers=workers,
+            abstain_below=abstain_below,
+            on_rows=update,
+            start_ray=lambda: start_ray(address),
         )
 
 

@@ -43,13 +43,15 @@ def import_(
     else:
         named = {part: {"name": name} for part, name in encoders.items() if name is not None}
         settings = make_recipe(recipe_of(found) | {"encoders": named})
+    if register is not None:
+        from trainers.tracking.run_sender import register_import, require_registrable
+
+        require_registrable(register, settings.tracking.experiment, tracking_uri, storage)
     folder = out or Path("models") / checkpoint.resolve().stem
     card = import_published(found, settings, encoder_vocabulary(settings), names, folder)
     result = {"model": str(folder), "classes": names, "epoch": found.epoch, "best_acc": found.best_acc}
     lines = [f"{folder}  ({', '.join(names)})"]
     if register is not None:
-        from trainers.tracking.run_sender import register_import
-
         tracked = register_import(folder, card, register, tracking_uri, storage)
         result |= {"model_name": tracked.model_name, "model_version": str(tracked.model_version)}
         lines.append(f"model  models:/{tracked.model_name}@candidate (version {tracked.model_version})")

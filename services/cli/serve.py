@@ -54,11 +54,10 @@ def serve(
     from trainers.cluster.local_cluster import start_ray
 
     os.environ.setdefault(VARIABLE, IMPORT_PATH)
-    start_ray(address)
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    start(config, host, port)
+    start(config, host, port, lambda: start_ray(address))
     started()
     done.wait()
     typer.echo("stopping: requests under way are answered, new ones are not let in", err=True)

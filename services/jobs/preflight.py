@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from typing import Any
 
 import ray
-from mlflow.exceptions import MlflowException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from sqlalchemy.exc import SQLAlchemyError
 
 from datasets_manifest.errors import InputError, first_line, without_password
+from datasets_manifest.files import made_folder
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
 from datasets_manifest.manifest.schema import load_manifest
@@ -23,10 +21,10 @@ from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe import Recipe
 from trainers.tracking.address import tracking_uri
-from trainers.tracking.mlflow_run import open_client
+from trainers.tracking.look import require_experiment
 
 NODE_TIMEOUT_S = 60.0
-MLFLOW_TIMEOUT_S = 60.0  # a new SQLite store takes half of it on a busy machine
+MLFLOW_TIMEOUT_S = 60.0
 _PICTURES_CHECKED = 8
 
 
@@ -40,7 +38,7 @@ def preflight(recipe: Recipe) -> list[str]:
         InputError: what is wrong, and where.
     """
     if recipe.tracking.enabled:
-        check_mlflow(tracking_uri(recipe))
+        check_mlflow(tracking_uri(recipe), experiment=recipe.tracking.experiment)
     samples = sample_files(recipe)
     start_ray(recipe.cluster.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -60,26 +58,21 @@ def refuse_finished(recipe: Recipe) -> None:
         raise InputError(problem, file=summary, field="run.name", value=recipe.run.name, wanted="a new name")
 
 
-def check_mlflow(uri: str, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
-    """Raises InputError: MLflow does not answer in time."""
-    pool = ThreadPoolExecutor(1)
+def check_mlflow(uri: str, *, experiment: str = "Default", timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
+    """Look whether MLflow answers; a store that is not there yet is not made.
+
+    Raises:
+        InputError: MLflow does not answer in time, or the experiment was deleted in it.
+    """
     try:
-        pool.submit(lambda: open_client(uri).search_experiments(max_results=1)).result(timeout_s)
-    except TimeoutError:
-        raise _no_mlflow(uri, f"no answer in {timeout_s:g} s") from None
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _no_mlflow(uri, first_line(error)) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _no_mlflow(uri: str, why: str) -> InputError:
-    return InputError(
-        f"MLflow does not answer ({without_password(why)})",
-        field="tracking.uri",
-        value=without_password(uri),
-        wanted="an address the cluster reaches, or tracking.enabled=false",
-    )
+        require_experiment(uri, experiment, timeout_s)
+    except OSError as error:
+        raise InputError(
+            f"MLflow does not answer ({first_line(error)})",
+            field="tracking.uri",
+            value=without_password(uri),
+            wanted="an address the cluster reaches, or tracking.enabled=false",
+        ) from None
 
 
 def sample_files(recipe: Recipe) -> list[str]:
@@ -132,31 +125,35 @@ def check_nodes(folder: Path, files: list[str], node_ids: list[str]) -> None:
     Raises:
         InputError: a node that does not, and why.
     """
+    token = secrets.token_hex(8)
+    mark = folder / f".preflight-{token}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        token = secrets.token_hex(8)
-        mark = folder / f".preflight-{token}"
-        mark.write_text(token)
+        with made_folder(folder):
+            try:
+                mark.write_text(token)
+                _ask_nodes(mark, token, files, node_ids)
+            finally:
+                mark.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(folder)) from None
-    try:
-        found: dict[str, Any] = {
-            node: _check_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(mark), token, files
+
+
+def _ask_nodes(mark: Path, token: str, files: list[str], node_ids: list[str]) -> None:
+    found: dict[str, Any] = {
+        node: _check_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            str(mark), token, files
+        )
+        for node in node_ids
+    }
+    done, _ = ray.wait(list(found.values()), num_returns=len(found), timeout=NODE_TIMEOUT_S)
+    for node, reference in found.items():
+        problem = ray.get(reference) if reference in done else f"no answer in {NODE_TIMEOUT_S:g} s"
+        if problem:
+            raise InputError(
+                f"node {node[:12]}: {problem}",
+                field="run.storage, data",
+                wanted="storage and data that every node mounts at the same path",
             )
-            for node in node_ids
-        }
-        done, _ = ray.wait(list(found.values()), num_returns=len(found), timeout=NODE_TIMEOUT_S)
-        for node, reference in found.items():
-            problem = ray.get(reference) if reference in done else f"no answer in {NODE_TIMEOUT_S:g} s"
-            if problem:
-                raise InputError(
-                    f"node {node[:12]}: {problem}",
-                    field="run.storage, data",
-                    wanted="storage and data that every node mounts at the same path",
-                )
-    finally:
-        mark.unlink(missing_ok=True)
 
 
 @ray.remote(num_cpus=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,19 +90,23 @@ def build(arguments: BuildArguments) -> Any:
     return application(ServeConfig(tokens=Tokens.read(arguments.tokens), limits=limits, **options))
 
 
-def start(config: ServeConfig, host: str, port: int) -> None:
-    """Serve at host:port, until `stop`. Ray must be running.
+def start(config: ServeConfig, host: str, port: int, start_ray: Callable[[], object] = lambda: None) -> None:
+    """Serve at host:port, until `stop`.
+
+    Args:
+        start_ray: called once the models and the port were found good; afterwards Ray must be running.
 
     Raises:
         InputError: a model that is not in the registry, the port is taken, or the cluster serves something already:
             Ray Serve has one port a cluster, and shutting it down ends all applications.
     """
     require_models(config)
+    _port_is_free(host, port)
+    start_ray()
     running = serve.status().applications
     if running:
         wanted = "a cluster that serves nothing; end what is served there first"
         raise InputError("serves already", field="--address", value=", ".join(running), wanted=wanted)
-    _port_is_free(host, port)
     http = {"host": host, "port": port, "request_timeout_s": config.limits.timeout_s + 5}
     serve.start(http_options=http)
     serve.run(application(config), name=APP, route_prefix="/")

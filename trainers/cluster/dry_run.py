@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import shutil
 import uuid
-from pathlib import Path
 from typing import Any
 
+from datasets_manifest.files import made_folder
 from trainers.cluster.driver import ended_with, start_workers
 from trainers.failures import RunFailed
 from trainers.preflight.disk import evaluation_bytes, most_at_once
@@ -53,29 +51,19 @@ def dry_run(prepared: Prepared) -> DryRun:
         RunFailed: the steps failed.
     """
     storage = prepared.folder.parent
-    made = _make_folder(storage)
     name = f".dry-run-{uuid.uuid4().hex[:12]}"
-    try:
-        trainer, listener = start_workers(
-            dataclasses.replace(prepared, name=name, folder=storage / name), dry_run_worker, restarts=0
-        )
-        with ended_with(listener, prepared), listener:
-            trainer.fit()
-        if listener.measured is None:
-            raise RunFailed("the workers ended without a measurement")
-        return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)
-    finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):  # another run has come
-                folder.rmdir()
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """The folders that had to be made, innermost first."""
-    missing = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+    with made_folder(storage):
+        try:
+            trainer, listener = start_workers(
+                dataclasses.replace(prepared, name=name, folder=storage / name), dry_run_worker, restarts=0
+            )
+            with ended_with(listener, prepared), listener:
+                trainer.fit()
+            if listener.measured is None:
+                raise RunFailed("the workers ended without a measurement")
+            return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)
+        finally:
+            shutil.rmtree(storage / name, ignore_errors=True)
 
 
 def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:

@@ -70,11 +70,6 @@ def _without_hangup() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-def is_elsewhere(address: str | None) -> bool:
-    """Whether a cluster would be joined that others may share."""
-    return find_cluster(address) is not None
-
-
 def hide_token() -> None:
     """Ray writes its token of authentication so that every user of the machine can read it."""
     with contextlib.suppress(OSError, RuntimeError):  # a user without a home folder

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import read_json
+from datasets_manifest.files import read_json, require_folder
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
 from trainers.preflight.run_lock import require_free
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
 from trainers.tracking.findings import before_start
+from trainers.tracking.look import require_tracking
 from trainers.validators import NEED_SOURCE_VALIDATION
 
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
@@ -36,10 +36,11 @@ def read_inputs(recipe: Recipe) -> Inputs:
         InputError: what is wrong with the recipe or the data.
     """
     data, storage = recipe.data, run_storage(recipe)
-    require_folder(storage)
+    require_folder(storage, "run.storage")
     if recipe.run.name is not None:
         require_own_name(recipe, storage / recipe.run.name)
         require_free(storage / recipe.run.name)
+    require_tracking(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
     before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
@@ -48,20 +49,6 @@ def read_inputs(recipe: Recipe) -> Inputs:
     steps = -(-(data.samples_per_epoch or longest_source) // recipe.train.batch_size)
     warnings = [str(finding) for finding in before_start(recipe, steps)]
     return Inputs(recipe, corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings)
-
-
-def require_folder(storage: Path) -> None:
-    """Look whether the folder of runs can be written, or made. Nothing is written.
-
-    Raises:
-        InputError: it cannot, and why.
-    """
-    place = next(place for place in (storage, *storage.parents) if place.exists())
-    if not place.is_dir():
-        raise InputError("is a file", field="run.storage", value=str(place), wanted="a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        wanted = "a folder that can be written"
-        raise InputError("cannot be written", field="run.storage", value=str(place), wanted=wanted)
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

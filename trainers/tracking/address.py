@@ -44,10 +44,16 @@ def resolve_tracking_uri(recipe_uri: str | None, storage: Path) -> str:
     for uri, field in ((recipe_uri, "tracking.uri"), (os.environ.get("MLFLOW_TRACKING_URI"), "MLFLOW_TRACKING_URI")):
         if uri:
             if scheme(uri) not in (*SERVERS, *_DATABASES):
-                wanted = "http(s)://…, sqlite:///file.db, postgresql://…, mysql://… or mssql://…"
-                raise InputError("is no address MLflow can track to", field=field, value=uri, wanted=wanted)
+                raise not_an_address(uri, field)
             return uri
     return sqlite_uri(storage / "mlflow.db")
+
+
+def not_an_address(uri: str, field: str, why: str = "") -> InputError:
+    """The refusal of an address of no kind that MLflow knows."""
+    wanted = "http(s)://…, sqlite:///file.db, postgresql://…, mysql://… or mssql://…"
+    problem = "is no address MLflow can track to" + (f" ({why})" if why else "")
+    return InputError(problem, field=field, value=uri, wanted=wanted)
 
 
 def sqlite_uri(file: Path) -> str:

@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from datasets_manifest.errors import InputError, without_password
+from datasets_manifest.errors import without_password
 from trainers.tracking.address import SERVERS, scheme, sqlite_file
 from trainers.tracking.journal import EpochRecord
+from trainers.tracking.look import deleted, lacks_package
 from trainers.tracking.mlflow_compat import (
     EXPERIMENT_KIND,
     MAX_ENTITY_KEY_LENGTH,
@@ -45,8 +46,7 @@ def open_client(uri: str) -> MlflowClient:
     try:
         return _client(uri)
     except ModuleNotFoundError as error:
-        problem = f"needs the package {error.name}, which is not installed"
-        raise InputError(problem, field="tracking.uri", value=uri, wanted=f"pip install {error.name}") from None
+        raise lacks_package(error, uri) from None
 
 
 def _client(uri: str) -> MlflowClient:
@@ -74,8 +74,7 @@ def open_experiment(uri: str, experiment: str, storage: Path) -> str:
                 raise
             found = client.get_experiment_by_name(experiment)
     if found.lifecycle_stage == "deleted":
-        wanted = "its restoration, or another name"
-        raise InputError("was deleted in MLflow", field="tracking.experiment", value=experiment, wanted=wanted)
+        raise deleted(experiment)
     return found.experiment_id
 
 

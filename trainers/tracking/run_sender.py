@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,10 +13,12 @@ from types import MappingProxyType
 
 import pandas as pd  # type: ignore[import-untyped]
 
+from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
 from trainers.tracking.journal import Journal
+from trainers.tracking.look import require_experiment
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
 from trainers.tracking.registration import IF_NOT_WORSE, SCORE_TAG, SOURCE_TAG, ModelToLog, signature_for
@@ -101,6 +105,19 @@ def model_to_log(
         candidate=candidate,
         gate=card.recipe.selection.gate,
     )
+
+
+def require_registrable(name: str, experiment: str, uri: str | None, storage: Path) -> None:
+    """Look at what `register_import` needs, before the model folder is written. MLflow may be away: the folder stays then.
+
+    Raises:
+        InputError: the name cannot be a model's, or the experiment was deleted in MLflow.
+    """
+    if re.fullmatch(r"[^/:'\"\s][^/:'\"]*", name) is None:
+        wanted = "a name without quotes, / and :"
+        raise InputError("cannot be a registered model's name", field="--register", value=name, wanted=wanted)
+    with contextlib.suppress(OSError):
+        require_experiment(resolve_tracking_uri(uri, storage.resolve()), experiment)
 
 
 def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, storage: Path) -> TrackedRun:

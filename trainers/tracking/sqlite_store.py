@@ -5,20 +5,17 @@ A command that is killed while MLflow makes its tables would leave a store that 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
-from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_file
 from trainers.tracking.address import sqlite_uri
+from trainers.tracking.look import is_whole
 from trainers.tracking.mlflow_compat import make_sqlite_store
 
 _log = logging.getLogger(__name__)
@@ -31,34 +28,16 @@ def ensure_store(file: Path) -> None:
         InputError: the file is no database.
         OSError: the folder cannot be written, or the disk is full.
     """
-    if _is_whole(file):
+    if is_whole(file):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with _lock(file):
-        if _is_whole(file):
+        if is_whole(file):
             return
         _remove_drafts(file)
         _move_away(file)
         with whole_file(file, durable=True) as draft:
             make_sqlite_store(sqlite_uri(draft), (file.parent / "mlartifacts").absolute().as_uri())
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether the store has an experiment: MLflow enters its first one when all tables are made.
-
-    Raises:
-        InputError: the file is no database.
-    """
-    if not file.is_file():
-        return False
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True)) as database:
-            return database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is not None
-    except sqlite3.OperationalError as error:
-        # A database that is locked, or that may only be read, is one that was used.
-        return "no such table" not in str(error)
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"is no MLflow store ({error})", file=file, wanted="another folder, or its removal") from None
 
 
 def _move_away(file: Path) -> None:
