@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from datasets_manifest.disk import cannot_write
 from datasets_manifest.errors import InputError
 
 
@@ -48,10 +49,13 @@ def require_file(file: Path, field: str) -> None:
 def made_folder(folder: Path, *, keep: bool = False) -> Iterator[None]:
     """Make a folder with those above it. What had to be made is removed again if it stays empty: after an error, or at the
     end unless `keep`."""
-    missing = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    missing = list(itertools.takewhile(lambda place: not os.path.exists(place), (folder, *folder.parents)))
     kept = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) or error from None
         yield
         kept = keep
     finally:
@@ -62,49 +66,68 @@ def made_folder(folder: Path, *, keep: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(file: Path, *, durable: bool = False) -> Iterator[Path]:
+def whole_file(file: Path, *, durable: bool = False, size: int | None = None) -> Iterator[Path]:
     """Yield a path to write to; without an error it becomes `file`, and replaces what was there. Folders are made.
 
     Args:
         durable: wait until the content is on the disk, so that it survives a machine that stops.
+        size: bytes it will take, if that is known: the error of a full disk says it.
 
     Raises:
-        OSError: not writable or disk full. What was there before is still there.
+        CannotWrite: not writable or disk full. What was there before is still there.
     """
     draft = _draft_of(file)
-    with made_folder(file.parent, keep=True):
-        try:
-            yield draft
-            if durable:
-                with draft.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            draft.replace(file)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+    with made_folder(file.parent, keep=True), _told(file, draft, size):
+        yield draft
+        if durable:
+            with draft.open("rb") as stream:
+                os.fsync(stream.fileno())
+        draft.replace(file)
 
 
 @contextmanager
-def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, *, replace: bool = False, size: int | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; without an error it becomes `folder`, which must be absent or empty.
 
     Args:
         replace: put it in the place of a `folder` that holds something, which is removed.
+        size: bytes it will take, if that is known: the error of a full disk says it.
 
     Raises:
-        OSError: not writable, disk full, or `folder` holds something. Nothing is left behind.
+        CannotWrite: not writable or disk full. Nothing is left behind.
+        OSError: `folder` holds something.
     """
     draft, before = _draft_of(folder), _draft_of(folder)
-    with made_folder(folder.parent, keep=True):
+    with made_folder(folder.parent, keep=True), _told(folder, draft, size):
+        draft.mkdir()
+        yield draft
+        if replace and folder.exists():
+            folder.replace(before)
         try:
-            draft.mkdir()
-            yield draft
-            if replace and folder.exists():
-                folder.replace(before)
             draft.replace(folder)
-        finally:
-            for leftover in (draft, before):
-                shutil.rmtree(leftover, ignore_errors=True)
+        except OSError:
+            if before.exists():
+                before.replace(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def _told(place: Path, draft: Path, size: int | None) -> Iterator[None]:
+    """After an error the draft is removed, and an error of writing gets words."""
+    try:
+        yield
+    except BaseException as error:
+        written = sum(path.lstat().st_size for path in [draft, *draft.rglob("*")] if path.is_file())
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+        told = cannot_write(place, error, written=written, needed=size) if isinstance(error, Exception) else None
+        if told is None:
+            raise
+        raise told from error
 
 
 def _draft_of(place: Path) -> Path:
@@ -113,8 +136,9 @@ def _draft_of(place: Path) -> Path:
 
 def write_atomically(file: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write `content` to `file`; see whole_file."""
-    with whole_file(file, durable=durable) as draft:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(file, durable=durable, size=len(data)) as draft:
+        draft.write_bytes(data)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def _run_prepared(
         link_best(outcome)
     except BaseException as error:
         # What is refused before the first step leaves nothing in MLflow: the name may be that of a finished run.
-        if tracking is not None and (tracking.has_begun or not isinstance(error, InputError)):
+        if tracking is not None and (tracking.has_begun or not isinstance(error, (InputError, OSError))):
             asked = isinstance(error, (KeyboardInterrupt, RunStopped))
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
                 tracking.close("KILLED" if asked else "FAILED")

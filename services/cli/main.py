@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -74,10 +75,19 @@ def main() -> None:
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except Exception as error:
-        words = in_words(error)
+        words = in_words(error) or _of_writing(error)
         if words is None:
             raise
         _end(words, 1)
+
+
+def _of_writing(error: Exception) -> OSError | None:
+    """A disk that is full or must not be written, in words."""
+    from datasets_manifest.disk import CannotWrite, cannot_write
+
+    if isinstance(error, OSError) and not isinstance(error, CannotWrite):
+        return cannot_write(Path(error.filename or Path.cwd()), error)
+    return error if isinstance(error, CannotWrite) else None
 
 
 def _end(words: object, code: int) -> NoReturn:

@@ -66,8 +66,8 @@ def train(
 
 def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     """What a run of the recipe would take, from a few of its steps."""
+    from datasets_manifest.disk import megabytes
     from trainers.cluster.dry_run import dry_run
-    from trainers.preflight.disk import megabytes
     from trainers.recipe.base import decided
     from trainers.tracking.address import tracking_uri
     from trainers.training_run import prepare_and_start_ray

@@ -15,6 +15,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from datasets_manifest.disk import cannot_write
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.monitor import Listener, start_monitor
 from trainers.cluster.resources import worker_resources
@@ -160,5 +161,7 @@ def ended_with(listener: Listener, prepared: Prepared) -> Iterator[None]:
     full = listener.out_of_memory or (ended_by_memory(failed) if failed is not None else None)
     if full is not None:
         raise RunFailed(hints(prepared.recipe, prepared.state_bytes, full)) from failed
+    if listener.fatal is None and failed is not None and (told := cannot_write(prepared.folder, failed)) is not None:
+        raise RunFailed(str(told)) from failed
     if listener.fatal is not None or failed is not None:
         raise RunFailed(listener.fatal or f"{failed}\nThe workers: {listener.where()}") from failed

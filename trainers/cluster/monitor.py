@@ -132,7 +132,10 @@ class Listener:
         except RayError:
             messages = []  # the cluster is on its way out; the journal still speaks
         for kind, content in messages:
-            getattr(self, f"_take_{kind}")(content)
+            try:
+                getattr(self, f"_take_{kind}")(content)
+            except OSError as error:  # a list of bad pictures or a trace on a full disk; the run goes on
+                self._take_note(f"could not be written: {error}")
         for record in self.journal.read():
             if record.epoch not in self._seen:
                 self._seen.add(record.epoch)

@@ -65,7 +65,8 @@ class Snapshot:
         if self.copied is not None:
             self.copied.synchronize()
         frozen = self.frozen.write(folder.parent)
-        with whole_folder(folder) as draft:
+        size = sum(x.nbytes for part in (self.model, self.training, self.evaluation) for x in part.values())
+        with whole_folder(folder, size=size) as draft:
             _write_model(draft / "model", self.model, self.card)
             if frozen is not None:
                 _write_json(draft / "model" / REFERENCE, frozen)

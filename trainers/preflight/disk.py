@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ray.train import CheckpointConfig
 
+from datasets_manifest.disk import megabytes
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import FUSED
@@ -94,8 +95,3 @@ def require_disk(recipe: Recipe, size: int, folder: Path, frozen: int = 0) -> li
 def _taken(folder: Path) -> int:
     files = [*folder.glob("checkpoint_*/**/*"), folder / FROZEN]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def megabytes(size: float) -> str:
-    """`1,234 MB`, with a decimal where it matters."""
-    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

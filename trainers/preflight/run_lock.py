@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+from datasets_manifest.disk import cannot_write
 from datasets_manifest.errors import InputError
+from datasets_manifest.files import made_folder
 
 LOCK_FILE = ".driver.json"
 BEAT_S = 5.0
 DEAD_AFTER_S = 4 * BEAT_S
+_LEAST_BYTES = 4096  # a block of a disk
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def driver_lock(
     """Hold the lock of `folder`, which is made. The lock of a process that has died is taken over.
 
     Raises:
-        InputError: another command holds it, or the folder cannot be written.
+        InputError: another command holds it, or there cannot be such a folder.
+        CannotWrite: the folder cannot be written, or the disk is full.
     """
     dead, file = require_free(folder, field, on_wait), folder / LOCK_FILE
     own = Holder(
@@ -109,30 +113,42 @@ def driver_lock(
         began=_began(os.getpid()),
         since=time.strftime("%Y-%m-%d %H:%M:%S"),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(file) as lock:
-            now = _parsed(lock.read())
-            # The one that was found dead may have been replaced meanwhile.
-            if now is not None and now != dead:
-                raise _taken(folder, field, now)
-            lock.seek(0)
-            lock.truncate()
+    with contextlib.ExitStack() as made:
+        try:
+            made.enter_context(made_folder(folder, keep=True))
+            _take(file, own, dead, field)
+        except OSError as error:
+            problem = f"cannot be made or written ({error.strerror})"
+            other = InputError(problem, field="run.storage", value=str(folder), wanted="a folder to write to")
+            raise cannot_write(folder, error, needed=_LEAST_BYTES) or other from None
+        over = threading.Event()
+        beating = threading.Thread(target=_keep_beating, args=(file, own, over), daemon=True, name="m2can-heartbeat")
+        beating.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beating.join()
+            with contextlib.suppress(OSError), _alone(file) as lock:
+                if _parsed(lock.read()) == own:
+                    file.unlink()
+
+
+def _take(file: Path, own: Holder, dead: Holder | None, field: str) -> None:
+    """Write our name into the lock. Raises InputError: another one stands in it. Raises OSError: it cannot be written."""
+    with _alone(file) as lock:
+        now = _parsed(lock.read())
+        # The one that was found dead may have been replaced meanwhile.
+        if now is not None and now != dead:
+            raise _taken(file.parent, field, now)
+        lock.seek(0)
+        lock.truncate()
+        try:
             lock.write(json.dumps(asdict(own)).encode())
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise InputError(problem, field="run.storage", value=str(folder), wanted="a folder to write to") from None
-    over = threading.Event()
-    beating = threading.Thread(target=_keep_beating, args=(file, own, over), daemon=True, name="m2can-heartbeat")
-    beating.start()
-    try:
-        yield
-    finally:
-        over.set()
-        beating.join()
-        with contextlib.suppress(OSError), _alone(file) as lock:
-            if _parsed(lock.read()) == own:
-                file.unlink()
+            lock.flush()
+        except OSError:
+            file.unlink()
+            raise
 
 
 def _keep_beating(file: Path, own: Holder, over: threading.Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OURS = ("trainers", "datasets_manifest")
@@ -26,6 +26,17 @@ class LogContext(logging.Filter):
         return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS
 
 
+class _LogFile(logging.FileHandler):
+    """A disk that is full loses lines; it does not fill standard error with a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def worker_log(folder: Path, context: LogContext) -> Iterator[None]:
     """Append this process's log to `<folder>/logs/rank-<rank>.log`, as long as the context lasts.
@@ -35,7 +46,7 @@ def worker_log(folder: Path, context: LogContext) -> Iterator[None]:
     file = folder / "logs" / f"rank-{context.rank}.log"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler: logging.Handler = logging.FileHandler(file, encoding="utf-8")
+        handler: logging.Handler = _LogFile(file, encoding="utf-8")
     except OSError as error:
         logging.getLogger(__name__).warning("there is no log: %s", error)
         handler = logging.NullHandler()

@@ -15,6 +15,7 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
+from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from trainers.loop.loop import Loop, Observer, Passes
@@ -67,8 +68,10 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
         try:
             snapshot.write(folder)
         except OSError as error:
-            note = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
-            ray.get(monitor.post.remote("note", note))
+            problem = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
+            # A disk that is full stays full: nothing is gained by starting the workers again.
+            kind = "fatal" if isinstance(error, CannotWrite) else "note"
+            ray.get(monitor.post.remote(kind, problem))
             raise
         _log.info("checkpoint of step %d since the run began", step)
         return ray.train.Checkpoint.from_directory(folder)

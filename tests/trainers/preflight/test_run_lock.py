@@ -151,5 +151,8 @@ def test_the_holder_beats_and_leaves_a_lock_alone_that_was_taken_from_it(
 
 def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"run\.storage: cannot be written"), driver_lock(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(InputError, match=r"run\.storage: cannot be made or written"),
+        driver_lock(tmp_path / "file" / "run"),
+    ):
         pass

@@ -1,0 +1,59 @@
+"""What is said when something cannot be written: where, why, how much is free and how much was needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+# safetensors, pyarrow and SQLite have words only, and torch says no more than that writing failed.
+_FULL_IN_WORDS = re.compile(r"No space left|[Dd]isk quota|disk is full|os error (28|122)\b|errno (28|122)\b")
+_LEAST_FREE = 2**16  # bytes; where fewer are free, a failure to write needs no other reason
+
+
+class CannotWrite(OSError):
+    """A file or folder could not be written. The message is one line that says what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def cannot_write(
+    place: Path, error: Exception, *, written: int = 0, needed: int | None = None
+) -> CannotWrite | None:
+    """An error of writing in words; None if it is of another kind.
+
+    Args:
+        place: file or folder that was to be written.
+        written: bytes of it that were written before the disk was full.
+        needed: bytes it takes in all, where that is known.
+    """
+    number = getattr(error, "errno", None)
+    there = next(folder for folder in place.absolute().parents if folder.is_dir())
+    if number in _REFUSED:
+        problem = os.strerror(number)
+        words = f"{place}: cannot be written ({problem}); make {there} writable for this user, or name another folder"
+        return CannotWrite(number, words)
+    free = shutil.disk_usage(there).free
+    if number in _FULL or _FULL_IN_WORDS.search(str(error)) or (_is_of_writing(error) and free < _LEAST_FREE):
+        number = number if number in _FULL else errno.ENOSPC
+        size = megabytes(needed) if needed else f"more than {megabytes(max(written, free))}"
+        return CannotWrite(
+            number,
+            f"{place}: {os.strerror(number)}: {megabytes(free)} free, {size} needed; make room in {there}, then give the "
+            "command again",
+        )
+    return None
+
+
+def megabytes(size: float) -> str:
+    """`1,234 MB`, with a decimal where it matters."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def _is_of_writing(error: Exception) -> bool:
+    return isinstance(error, OSError) or "writ" in str(error)
