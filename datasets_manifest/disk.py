@@ -22,9 +22,7 @@ class CannotWrite(OSError):
         return str(self.strerror)
 
 
-def cannot_write(
-    place: Path, error: Exception, *, written: int = 0, needed: int | None = None
-) -> CannotWrite | None:
+def cannot_write(place: Path, error: Exception, *, written: int = 0, needed: int | None = None) -> CannotWrite | None:
     """An error of writing in words; None if it is of another kind.
 
     Args:

@@ -1,17 +1,22 @@
 """Files and folders that appear whole or not at all: written under a name of their own, renamed when complete. JSON files,
 and the checksums of a folder.
 
-A draft's name starts with a dot and has a random part, so two writers of one file never meet in a draft.
+A draft's name starts with a dot and has a random part, so two writers of one file never meet in a draft. Its writer holds a
+lock on it, which ends with the process: the next writer of the same file removes what a killed one left, and says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +25,9 @@ from uuid import uuid4
 
 from datasets_manifest.disk import cannot_write
 from datasets_manifest.errors import InputError
+
+_log = logging.getLogger(__name__)
+_SURELY_LOCKED_S = 10.0  # age of a draft after which a living writer has its lock
 
 
 def require_folder(folder: Path, field: str) -> None:
@@ -78,11 +86,14 @@ def whole_file(file: Path, *, durable: bool = False, size: int | None = None) ->
     """
     draft = _draft_of(file)
     with made_folder(file.parent, keep=True), _told(file, draft, size):
-        yield draft
-        if durable:
-            with draft.open("rb") as stream:
-                os.fsync(stream.fileno())
-        draft.replace(file)
+        remove_left(file)
+        draft.touch()
+        with _locked(draft):
+            yield draft
+            if durable:
+                with draft.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            draft.replace(file)
 
 
 @contextmanager
@@ -99,17 +110,19 @@ def whole_folder(folder: Path, *, replace: bool = False, size: int | None = None
     """
     draft, before = _draft_of(folder), _draft_of(folder)
     with made_folder(folder.parent, keep=True), _told(folder, draft, size):
+        remove_left(folder)
         draft.mkdir()
-        yield draft
-        if replace and folder.exists():
-            folder.replace(before)
-        try:
-            draft.replace(folder)
-        except OSError:
-            if before.exists():
-                before.replace(folder)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
+        with _locked(draft):
+            yield draft
+            if replace and folder.exists():
+                folder.replace(before)
+            try:
+                draft.replace(folder)
+            except OSError:
+                if before.exists():
+                    before.replace(folder)
+                raise
+            shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager
@@ -132,6 +145,41 @@ def _told(place: Path, draft: Path, size: int | None) -> Iterator[None]:
 
 def _draft_of(place: Path) -> Path:
     return place.with_name(f".{place.name[:50]}.{uuid4().hex}")  # a name has at most 255 bytes, a sign at most four
+
+
+@contextmanager
+def _locked(draft: Path) -> Iterator[None]:
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks: then nobody removes it, either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_left(place: Path) -> None:
+    """Remove what writers of `place` that were killed have left beside it; the log names it. `whole_file` and `whole_folder`
+    do so first."""
+    if not place.parent.is_dir():
+        return
+    draft = re.compile(rf"\.{re.escape(place.name[:50])}\.[0-9a-f]{{32}}")
+    with os.scandir(place.parent) as entries:
+        found = [Path(entry.path) for entry in entries if entry.name.startswith(".") and draft.fullmatch(entry.name)]
+    for left in found:
+        with contextlib.suppress(OSError):  # somebody else was quicker, or there are no locks
+            if time.time() - left.stat().st_mtime < _SURELY_LOCKED_S:
+                continue
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+                _log.warning("%s: what a command that was killed left half written is removed (%s)", place, left.name)
+            finally:
+                os.close(descriptor)
 
 
 def write_atomically(file: Path, content: str | bytes, *, durable: bool = False) -> None:

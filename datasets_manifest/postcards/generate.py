@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import whole_folder
+from datasets_manifest.files import remove_left, whole_folder
 from datasets_manifest.postcards.art import STYLES, encode, picture
 from datasets_manifest.postcards.words import CLASSES, DOMAINS, caption
 
@@ -53,6 +53,7 @@ def write_postcards(out: str | Path, *, seed: int = 0, train: int = 600, val: in
         if value < least:
             raise InputError("number too small", field=field, value=value, wanted=f"at least {least}")
     out, wanted = Path(out), {"generator": "postcards", "version": VERSION, "seed": seed, "train": train, "val": val}
+    remove_left(out)
     if not _is_there(out, wanted):
         _refuse_foreign(out)
         _write(out, wanted)
