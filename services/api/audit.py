@@ -20,7 +20,9 @@ class AuditLog:
         self._file = file
         self._lock = threading.Lock()
         file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o600), "a+b") as log:
+            if log.tell() and os.pread(log.fileno(), 1, log.tell() - 1) != b"\n":
+                log.write(b"\n")  # a process that was killed left half a line
 
     def write(self, **content: Any) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), **content}) + "\n"
