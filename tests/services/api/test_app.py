@@ -413,9 +413,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, registered: Registered) -> N
 
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == 12
-    how = settings(
-        max_examples=20, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
+    how = settings(max_examples=20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     for operation in operations:
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             how(given(case=operation.as_strategy(generation_mode=mode))(try_out))()
