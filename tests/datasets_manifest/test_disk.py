@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,13 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
 from services.prediction_output import write_predictions
+from tests.small_disk import SMALL_DISK, small_disk
 from tests.trainers.made_run import made_run
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
 from trainers.reports.run_report import draw_report
 from trainers.tracking.journal import EpochRecord, Journal
-
-SMALL_DISK = 64 * 1024
-
-
-@contextmanager
-def small_disk(folder: Path, size: int = SMALL_DISK, options: str = "") -> Iterator[Callable[[str], None]]:
-    """A file system of its own, of `size` bytes; yields what mounts it again with other options."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "none", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield lambda changed: subprocess.run(["mount", "-o", f"remount,{changed}", str(folder)], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +64,7 @@ NAMES = ("generate", "pack", "unpack", "checkpoint", "report", "predictions", "p
 @pytest.mark.parametrize("name", NAMES)
 def test_a_full_disk_is_one_line_and_after_room_was_made_it_goes_on(run: Prepared, tmp_path: Path, name: str) -> None:
     write = writers(run, tmp_path)[name]
-    with small_disk(tmp_path / "disk") as remount:
+    with small_disk(tmp_path / "disk", SMALL_DISK) as remount:
         with pytest.raises(OSError) as caught:
             write(tmp_path / "disk")
         words = str(caught.value)
