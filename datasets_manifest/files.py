@@ -193,10 +193,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises InputError: missing or damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})", file=file) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=file) from None
+    except ValueError as error:
+        raise InputError(f"is not JSON, or was cut off ({error})", file=file) from None
     if not isinstance(content, dict):
-        raise InputError("does not hold an object", file=file)
+        raise InputError("is not a JSON object", file=file, value=content, wanted="{…}")
     return content
 
 

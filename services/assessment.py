@@ -44,7 +44,8 @@ def assess(
     table = remap_labels(read_split(manifest, split).table, manifest.classes, predictor.classes)
     labels_N = table["label"].to_numpy()
     if not (labels_N >= 0).any():
-        raise InputError("no record has a label", file=manifest.path, field=f"splits.{split}")
+        wanted = "labels to compare with; `m2can predict` needs none"
+        raise InputError("no record has a label", file=manifest.path, field=f"splits.{split}", wanted=wanted)
     result = predictor.predict_usable(table["texts"].to_pylist(), table["images"].to_pylist())
     known_N = labels_N >= 0
     usable_N = known_N & np.array([label is not None for label in result.labels])

@@ -177,7 +177,7 @@ def bundle_of(folder: Path) -> Path:
     """The folder inside a fetched version that Predictor.load takes. Raises InputError: there is none."""
     found = sorted((folder / "artifacts").rglob("model.json"))
     if not found:
-        raise InputError("is not a model of this tool", file=folder)
+        raise InputError("is not a model of this tool", file=folder, wanted="a folder that `m2can models fetch` wrote")
     return found[0].parent
 
 

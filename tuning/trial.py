@@ -136,7 +136,12 @@ def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> di
         swapped = [*overrides, f"data.sources={json.dumps(others)}", f"data.target={json.dumps(left_out)}"]
         result = train_run(job, placed_recipe(job, f"{name}-without-{position}", swapped))
         if result.target_accuracy_chosen is None:
-            raise InputError("has no labelled validation rows to score by", field="data.sources", value=left_out)
+            raise InputError(
+                "has no labelled validation records, by which leave_one_source_out scores it",
+                field="data.sources",
+                value=left_out,
+                wanted=f"labels in its split `{job.plan.recipe(overrides).data.val_split}`, or another objective",
+            )
         accuracies[result.target] = result.target_accuracy_chosen
         epochs += result.last_epoch
     return {"score": float(np.mean(list(accuracies.values()))), "left_out": accuracies, "epochs": epochs}

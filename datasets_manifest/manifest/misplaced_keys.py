@@ -67,7 +67,8 @@ def _check_labels(labels: Any, classes: Any, file: Location) -> None:
         field = f"labels.{found}"
         if isinstance(found, bool) or not isinstance(found, str | int):
             # YAML makes a boolean of `yes` and a date of 2020-01-01.
-            raise InputError("not what stands in a record", file=file, field=field, wanted="a string (in quotes)")
+            problem = f"YAML reads this as a {type(found).__name__}, which stands in no record"
+            raise InputError(problem, file=file, field=field, wanted="a string (in quotes)")
         if not isinstance(name, str) or composed(name) in known:
             continue
         if isinstance(found, str) and composed(found) in known:

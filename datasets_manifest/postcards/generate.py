@@ -51,7 +51,7 @@ def write_postcards(out: str | Path, *, seed: int = 0, train: int = 600, val: in
     """
     for field, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
         if value < least:
-            raise InputError("number too small", field=field, value=value, wanted=f"at least {least}")
+            raise InputError("is too small", field=field, value=value, wanted=f"at least {least}")
     out, wanted = Path(out), {"generator": "postcards", "version": VERSION, "seed": seed, "train": train, "val": val}
     remove_left(out)
     if not _is_there(out, wanted):

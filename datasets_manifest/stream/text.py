@@ -122,7 +122,8 @@ class TextTokenizer:
             ids[field] = found
         special = self._tokenizer.num_special_tokens_to_add(False)
         if max_tokens <= special:
-            raise InputError("no room for text", field="max_tokens", value=max_tokens, wanted=f"more than {special}")
+            problem = f"leaves no room for text beside the tokenizer's {special} special tokens"
+            raise InputError(problem, field="data.texts.max_tokens", value=max_tokens, wanted=f"more than {special}")
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_tokens)
         self.max_tokens, self.cls_token, self.sep_token, self.pad_token = max_tokens, cls_token, sep_token, pad_token

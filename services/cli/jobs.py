@@ -145,7 +145,8 @@ def _request(kind: str, identity: str, file: Path, overrides: list[str], recipe:
 
         return tune_request(identity, load_sweep(file, recipe, overrides), environment())
     if recipe is not None:
-        raise InputError("goes with tune", field="--recipe", value=str(recipe), wanted="the recipe as FILE")
+        problem = "goes with `submit tune` only"
+        raise InputError(problem, field="--recipe", value=str(recipe), wanted="the recipe as FILE of `submit train`")
     found = file if file.is_file() else packaged_recipe(str(file)) or file
     return train_request(identity, load_recipe(found, overrides), environment())
 

@@ -67,7 +67,7 @@ class Tokens:
         except ValidationError as error:
             raise InputError(describe(error.errors()), file=file, wanted="a list of name, sha256, scopes") from None
         if not entries:
-            raise InputError("has no token", file=file, wanted="what `m2can token NAME` prints")
+            raise InputError("has no token", file=file, wanted="the line that `m2can token NAME --scope …` prints")
         return cls(entries)
 
     def __len__(self) -> int:

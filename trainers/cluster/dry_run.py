@@ -60,7 +60,7 @@ def dry_run(prepared: Prepared) -> DryRun:
             with ended_with(listener, prepared), listener:
                 trainer.fit()
             if listener.measured is None:
-                raise RunFailed("the workers ended without a measurement")
+                raise RunFailed("the dry run's workers ended before they had measured a step")
             return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)
         finally:
             shutil.rmtree(storage / name, ignore_errors=True)

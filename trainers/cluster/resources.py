@@ -30,7 +30,10 @@ def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, 
     use_gpu = recipe.cluster.device == "cuda" or (recipe.cluster.device == "auto" and gpus >= workers)
     if use_gpu and gpus < workers:
         raise InputError(
-            "the cluster has fewer GPUs", field="cluster.workers", value=workers, wanted=f"at most {gpus:g}"
+            f"each worker takes a GPU and the cluster has {gpus:g}",
+            field="cluster.workers",
+            value=workers,
+            wanted=f"at most {gpus:g}" if gpus else "cluster.device=cpu, or a cluster with GPUs",
         )
     each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
     left = (cpus - each * workers) / workers

@@ -40,7 +40,8 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
     specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
     for key, token in specials.items():
         if token is None:
-            raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name)
+            wanted = "an encoder whose tokenizer marks beginning, end and padding, such as BERT's or RoBERTa's"
+            raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name, wanted=wanted)
     return _vocabulary(recipe, json, specials)
 
 

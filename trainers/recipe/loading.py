@@ -107,5 +107,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"is not YAML ({first_line(error)})", file=file) from None
     if not isinstance(tree, dict):
-        raise InputError("does not hold a mapping", file=file, value=tree, wanted="keys such as `data:`")
+        problem = "is empty" if tree is None else "is no recipe: it holds no keys"
+        raise InputError(problem, file=file, value=tree, wanted="keys such as `data:`")
     return tree

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 
 Tree = dict[str, Any]
 
@@ -15,17 +15,23 @@ def apply_override(tree: Tree, override: str) -> None:
     """Set the value that `a.b=c` states, c being YAML. Raises InputError: no such form, or no section."""
     key, equals, written = override.partition("=")
     if not equals or not key.strip():
-        raise InputError("is not of the form a.b=c", field="--set", value=override)
+        wanted = "a key, = and its value, for example train.epochs=5"
+        raise InputError("is not of the form a.b=c", field="--set", value=override, wanted=wanted)
     try:
         value = yaml.safe_load(written)
     except yaml.YAMLError as error:
-        raise InputError("has a value that is not YAML", field=f"--set {key}", value=written) from error
+        problem = f"has a value that is not YAML ({first_line(error)})"
+        raise InputError(
+            problem, field=f"--set {key}", value=written, wanted="quotes around it, for the shell too"
+        ) from None
     *parents, last = key.strip().split(".")
     node = tree
     for depth, parent in enumerate(parents):
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise InputError("is not a section", field=f"--set {'.'.join(parents[: depth + 1])}", value=node)
+            section = ".".join(parents[: depth + 1])
+            problem = "has a value of its own and no keys below it"
+            raise InputError(problem, field=f"--set {section}", value=node, wanted=f"{section}=…")
     node[last] = value
 
 

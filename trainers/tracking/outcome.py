@@ -83,7 +83,10 @@ def choose_epoch_of(
     """
     candidates = [record for record in records if record.epoch in kept]
     if not candidates:
-        raise RunFailed("the run ended without a checkpoint")
+        raise RunFailed(
+            f"{name} ended and no epoch has both a checkpoint and a record in the journal; {folder / 'logs'} says what the "
+            "workers did"
+        )
     inputs = [read_validator_inputs(kept[record.epoch]) for record in candidates]
     selection = card.recipe.selection
     chosen = candidates[choose_candidate(selection.validator, inputs, selection.gate)]

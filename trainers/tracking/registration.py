@@ -73,7 +73,8 @@ class ModelToLog:
     def __post_init__(self) -> None:
         for name in _BUNDLE_FILES:
             if not (self.bundle / name).is_file():
-                raise InputError("is missing in the model folder", file=self.bundle / name)
+                wanted = f"a folder with {', '.join(_BUNDLE_FILES)}"
+                raise InputError("is missing in the model folder", file=self.bundle / name, wanted=wanted)
         if not self.registered_name.strip() or re.search(r"[/:']", self.registered_name):
             wanted = "a name without / : and '"
             raise InputError("cannot be a model's name", field="register_as", value=self.registered_name, wanted=wanted)
