@@ -14,10 +14,8 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
-from tests.small_disk import small_disk
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster.driver import train
-from trainers.failures import RunFailed
 from trainers.preflight.disk import most_at_once, retention
 from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe
@@ -111,24 +109,6 @@ def test_a_full_disk_is_noticed_before_the_run(tmp_path: Path, monkeypatch: pyte
     before.mkdir(parents=True)
     (before / "model.safetensors").write_bytes(b"\0" * 3 * run.checkpoint_bytes)  # a run that goes on has some already
     assert not any("disk" in note for note in prepared_run(tmp_path, named).notes)
-
-
-@pytest.mark.slow
-def test_a_run_ends_on_a_full_disk_with_one_line_and_goes_on(tmp_path: Path, ray_cluster: None) -> None:
-    size = prepared_run(tmp_path).checkpoint_bytes
-    with small_disk(tmp_path / "disk", size + size // 2) as remount:
-        settings = ["train.epochs=2", "cluster.max_failures=3", f"run.storage={tmp_path / 'disk'}", "run.name=full"]
-        run = prepare(small_recipe(tmp_path, settings))
-        with pytest.raises(RunFailed, match=r"checkpoint of epoch 2 could not be written .*No space left") as caught:
-            train(run)
-        words = str(caught.value)
-        assert "\n" not in words and "MB free" in words and "MB needed; make room in" in words
-        assert "the one before it stays" in words
-        remount(f"size={10 * size}")
-        outcome = train(prepare(run.recipe))
-        assert [record.epoch for record in outcome.records] == [1, 2]
-        first = outcome.records[0]
-        assert first.time < outcome.records[1].time and len(outcome.checkpoints) == 2  # epoch 1 was not made again
 
 
 @pytest.mark.slow
