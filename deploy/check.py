@@ -1,11 +1,13 @@
-"""What can be known of deploy/ without a cluster:  python -m deploy.check
+"""What can be known of deploy/ without a cluster:  python -m deploy.check [--crds helm-chart/kuberay-operator/crds]
 
 YAML, the fields we use, rules of the controllers, versions against the lock, secrets by reference, commands against their
 own parsers. Where kubectl or kustomize is installed the overlays are rendered and checked as a cluster would get them.
+With a checkout of KubeRay at hand, `--crds` holds them against the operator's own schemas too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -19,22 +21,29 @@ from typing import Any
 import jsonschema
 import yaml
 
-from deploy import cross_references, kubernetes
+from datasets_manifest.errors import InputError
+from deploy import cross_references, kubernetes, operator_rules
 from deploy.commands import command_fault, shell_faults
+from deploy.crds import Crds
 from deploy.images import dockerfile_faults, image_fault
 from deploy.locked import ROOT, locked, packages, version_of
 
 HERE = Path(__file__).parent
-OVERLAYS = ("single-node", "multi-node")
+OVERLAYS = ("single-node", "multi-node", "queue")
 _SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|ACCESS_KEY|CREDENTIALS)", re.I)
 _SECRET_ASSIGNED = re.compile(r"\b[A-Z_]*(?:PASSWORD|AUTH_TOKEN|SECRET_KEY|ACCESS_KEY)=(?![\"']?\$)[\"']?\w+")
 _PASSWORD_IN_ADDRESS = re.compile(r"\w://[^/\s:@{}$]+:[^/\s@{}$]+@")
 
 
-def check(folder: Path = HERE, render: bool = True) -> list[str]:
-    """All faults, each with its file."""
+def check(folder: Path = HERE, render: bool = True, crds: Crds | None = None) -> list[str]:
+    """All faults, each with its file.
+
+    Args:
+        render: render the overlays, where a tool for it is installed.
+        crds: the operator's schemas; None: its objects are held against the fields in schemas/ alone.
+    """
     faults = [*_texts(folder), *dockerfile_faults(folder), *_mlflow(folder), *_ray_up(folder), *_compose(folder)]
-    return list(dict.fromkeys([*faults, *_kubernetes(folder, render)]))
+    return list(dict.fromkeys([*faults, *_kubernetes(folder, render, crds)]))
 
 
 def documents(file: Path) -> tuple[list[Any], list[str]]:
@@ -107,8 +116,11 @@ def _ray_up(folder: Path) -> Iterator[str]:
         if wrong:
             yield from (f"ray-cluster.yaml: {fault[:300]}" for fault in wrong)
             continue
-        if fault := image_fault(content["docker"]["image"]):
+        docker = content["docker"]
+        if fault := image_fault(docker["image"]):
             yield f"ray-cluster.yaml: {fault}"
+        if any("--gpus" in option for option in docker.get("run_options", []) + docker.get("head_run_options", [])):
+            yield "ray-cluster.yaml: --gpus for the head, which may have no GPU; wanted in worker_run_options"
         starts = [*content["head_start_ray_commands"], *content["worker_start_ray_commands"]]
         for command in starts:
             yield from (f"ray-cluster.yaml: {fault}" for fault in shell_faults(command))
@@ -156,9 +168,13 @@ def _service_faults(service: dict[str, Any], content: dict[str, Any]) -> Iterato
         waits = condition["condition"] == "service_healthy"
         if waits and "healthcheck" not in content["services"].get(other, {}):
             yield f"waits for the health of {other}, which has no healthcheck"
+        if condition["condition"] == "service_started":
+            yield f"waits for the start of {other}, which may not answer yet; wanted service_healthy"
+    if "build" in service and "USER_ID" not in service["build"].get("args", {}):
+        yield "build without USER_ID: its user could not read the secrets, which are the host user's alone"
 
 
-def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
+def _kubernetes(folder: Path, render: bool, crds: Crds | None) -> Iterator[str]:
     facts = kubernetes.Facts(version_of("ray"), image_fault, secret_faults)
     objects: list[Any] = []
     generated: dict[str, list[str]] = {}
@@ -171,19 +187,20 @@ def _kubernetes(folder: Path, render: bool) -> Iterator[str]:
                 yield from schema_faults(content, "kustomization", where)
                 yield from (f"{where}: {fault}" for fault in cross_references.kustomization_faults(file, content))
                 for made in content.get("configMapGenerator", []):
-                    generated[made["name"]] = [Path(name).name for name in made["files"]]
+                    generated.setdefault(made["name"], []).extend(Path(name).name for name in made["files"])
             elif "recipes" in file.parts:
                 yield from (f"{where}: {fault}" for fault in kubernetes.recipe_faults(file, content))
             elif wrong := list(schema_faults(content, "kubernetes", where)):
                 yield from wrong
             else:
                 yield from (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
+                yield from (f"{where}: {fault}" for fault in (crds.faults(content) if crds else ()))
                 objects.append(content)
     yield from kubernetes.reference_faults(objects, (ROOT / "docs/deploy.md").read_text())
     yield from cross_references.kubernetes_faults(objects, folder, generated)
     if render and (tool := renderer()):
         for overlay in OVERLAYS:
-            yield from _rendered(tool, folder / "kuberay/overlays" / overlay, facts)
+            yield from _rendered(tool, folder / "kuberay/overlays" / overlay, facts, crds)
 
 
 def renderer() -> list[str] | None:
@@ -193,21 +210,34 @@ def renderer() -> list[str] | None:
     return ["kubectl", "kustomize"] if shutil.which("kubectl") else None
 
 
-def _rendered(tool: list[str], overlay: Path, facts: kubernetes.Facts) -> Iterator[str]:
+def _rendered(tool: list[str], overlay: Path, facts: kubernetes.Facts, crds: Crds | None) -> Iterator[str]:
     done = subprocess.run([*tool, str(overlay)], capture_output=True, text=True, timeout=60)
     if done.returncode:
         yield f"{overlay.name}: {done.stderr.strip().splitlines()[-1]}"
         return
+    fitting = []
     for content in yaml.safe_load_all(done.stdout):
         where = f"{overlay.name}, rendered: {content['kind']}"
-        wrong = list(schema_faults(content, "kubernetes", where))
-        yield from wrong or (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
+        if wrong := list(schema_faults(content, "kubernetes", where)):
+            yield from wrong
+            continue
+        yield from (f"{where}: {fault}" for fault in kubernetes.faults(content, facts))
+        yield from (f"{where}: {fault}" for fault in (crds.faults(content) if crds else ()))
+        fitting.append(content)
+    yield from (f"{overlay.name}, rendered: {fault}" for fault in operator_rules.recipe_size_faults(fitting))
 
 
 def main() -> None:
-    faults = check()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--crds", type=Path, help="KubeRay's CustomResourceDefinitions, a file or a folder")
+    place = parser.parse_args().crds
+    try:
+        faults = check(crds=Crds(place) if place else None)
+    except InputError as error:
+        sys.exit(f"deploy.check: {error}")
     print("\n".join(faults), file=sys.stderr) if faults else print("deploy/: no fault found")
     print("overlays rendered" if renderer() else "overlays not rendered: neither kubectl nor kustomize is here")
+    print(f"held against {place}" if place else "not held against the operator's own schemas: no --crds")
     sys.exit(1 if faults else 0)
 
 

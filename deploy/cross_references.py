@@ -63,7 +63,7 @@ def kubernetes_faults(objects: list[dict[str, Any]], folder: Path, generated: di
         if content["kind"] == "RayJob":
             files = {file for made in generated.values() for file in made}
             for word in content["spec"]["entrypoint"].split():
-                if word.endswith(".yaml") and Path(word).name not in files:
+                if word.endswith((".yaml", ".sh")) and Path(word).name not in files:
                     yield f"{name}: entrypoint: {Path(word).name} is in no ConfigMap that kustomize makes"
 
 
@@ -99,7 +99,7 @@ def _hosts(text: str) -> list[str]:
 def _config_maps(pod: dict[str, Any]) -> set[str]:
     found = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
     sources = [source for container in pod["containers"] for source in container.get("envFrom", [])]
-    return found | {source["configMapRef"]["name"] for source in sources}
+    return found | {source["configMapRef"]["name"] for source in sources if "configMapRef" in source}
 
 
 @cache

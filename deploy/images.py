@@ -20,7 +20,7 @@ def project() -> dict[str, Any]:
 
 def image_fault(image: str) -> str | None:
     """Ours carry the project's version; others a number, never `latest`."""
-    name, _, tag = image.rpartition(":")
+    name, _, tag = image.partition("@")[0].rpartition(":")
     if name.rsplit("/", 1)[-1] in OURS:
         version = project()["project"]["version"]
         return None if tag == version else f"image {image}: wanted the tag {version}"
@@ -72,6 +72,10 @@ def _stage_faults(found: dict[str, str], arguments: dict[str, str]) -> Iterator[
         source = _expand(stage.split()[0], arguments)
         if source not in known and (fault := image_fault(source)):
             yield fault
+        if source not in known and not re.search(r"@sha256:[0-9a-f]{64}$", source):
+            yield f"image {source}: wanted a digest, @sha256:…, beside the tag"
+        if name == "cluster" and "install -y --no-install-recommends g++" not in stage:
+            yield "stage cluster has no C++ compiler, which train.compile needs"
         known.add(name)
         for user in re.findall(r"--uid (\S+)", stage):
             if _expand(user, arguments) == "0":

@@ -13,12 +13,13 @@ import yaml
 from pydantic import ValidationError
 
 from datasets_manifest.errors import InputError
+from deploy import operator_rules
 from deploy.commands import command_fault, shell_faults
 from services.jobs.job_request import refuse_passwords
 from trainers.recipe import Recipe, make_recipe
 
 CLUSTER_AT = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig")}
-DATA, GPU = "/data", "nvidia.com/gpu"
+DATA = "/data"
 COMPONENT = "app.kubernetes.io/component"
 
 
@@ -40,10 +41,15 @@ def faults(content: dict[str, Any], facts: Facts) -> Iterator[str]:
         yield from (f"{name}: {role}: {fault}" for fault in _pod_faults(pod, facts))
     if kind in CLUSTER_AT:
         yield from (f"{name}: {fault}" for fault in _cluster_faults(cluster_of(content), facts))
+        yield from (f"{name}: {fault}" for fault in operator_rules.group_faults(kind, cluster_of(content)))
     if kind == "RayJob":
         yield from (f"{name}: {fault}" for fault in _job_faults(content["spec"]))
+        yield from (f"{name}: {fault}" for fault in operator_rules.job_faults(content))
     if kind == "RayService":
         yield from (f"{name}: {fault}" for fault in _serve_faults(content["spec"]["serveConfigV2"]))
+        yield from (f"{name}: {fault}" for fault in operator_rules.probe_faults(content["spec"]))
+    if kind == "NetworkPolicy":
+        yield from (f"{name}: {fault}" for fault in operator_rules.network_faults(content["spec"]))
     if kind == "Deployment":
         labels = content["spec"]["template"]["metadata"]["labels"]
         if not content["spec"]["selector"]["matchLabels"].items() <= labels.items():
@@ -57,17 +63,23 @@ def cluster_of(content: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def pods(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(role, pod spec) of everything an object starts."""
+def templates(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(role, pod template) of everything an object starts."""
     if content["kind"] in CLUSTER_AT:
         cluster = cluster_of(content)
-        yield "head", cluster["headGroupSpec"]["template"]["spec"]
+        yield "head", cluster["headGroupSpec"]["template"]
         if "submitterPodTemplate" in content["spec"]:
-            yield "submitter", content["spec"]["submitterPodTemplate"]["spec"]
+            yield "submitter", content["spec"]["submitterPodTemplate"]
         for group in cluster["workerGroupSpecs"]:
-            yield f"group {group['groupName']}", group["template"]["spec"]
+            yield f"group {group['groupName']}", group["template"]
     elif content["kind"] == "Deployment":
-        yield "pod", content["spec"]["template"]["spec"]
+        yield "pod", content["spec"]["template"]
+
+
+def pods(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(role, pod spec) of everything an object starts."""
+    for role, template in templates(content):
+        yield role, template["spec"]
 
 
 def _pod_faults(pod: dict[str, Any], facts: Facts) -> Iterator[str]:
@@ -95,8 +107,6 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
         yield "autoscalerOptions without enableInTreeAutoscaling"
     for group in cluster["workerGroupSpecs"]:
         name, fewest, most = group["groupName"], group["minReplicas"], group["maxReplicas"]
-        if GPU not in group["template"]["spec"]["containers"][0]["resources"]["limits"]:
-            yield f"group {name}: no {GPU}"
         if not fewest <= group["replicas"] <= most:
             yield f"group {name}: replicas {group['replicas']} is not between {fewest} and {most}"
         pod = group["template"]["spec"]
@@ -133,11 +143,12 @@ def _job_faults(spec: dict[str, Any]) -> Iterator[str]:
         yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true"
     if "clusterSelector" in spec and spec.get("backoffLimit"):
         yield "backoffLimit does not go with clusterSelector"
-    yield from shell_faults(spec["entrypoint"])
+    line = re.sub(rf"^sh \S+/{operator_rules.RUN_JOB} \S+ ", "", spec["entrypoint"])
+    yield from shell_faults(line)
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     mounts = tuple(f"{mount['mountPath']}/" for mount in head.get("volumeMounts", []))
     for word in spec["entrypoint"].split():
-        if word.endswith(".yaml") and not word.startswith(mounts):
+        if word.endswith((".yaml", ".sh")) and not word.startswith(mounts):
             yield f"entrypoint: {word} lies in no volume of the head"
 
 
@@ -188,9 +199,11 @@ def recipe_faults(file: Path, content: dict[str, Any]) -> Iterator[str]:
 
 
 def reference_faults(objects: list[dict[str, Any]], page: str) -> Iterator[str]:
-    """Claims, accounts and services that are named must be there; Secrets and ConfigMaps too, or be made by the page."""
+    """Claims, accounts and classes that are named must be there; Secrets too, or be made by the page."""
     there = {(content["kind"], content["metadata"]["name"]) for content in objects}
     by_operator = {content["metadata"]["name"] for content in objects if content["kind"] == "RayCluster"}
+    started = [template for content in objects for _, template in templates(content)]
+    yield from operator_rules.together_faults(objects, started)
     for content in objects:
         for _, pod in pods(content):
             for volume in pod.get("volumes", []):
@@ -210,6 +223,9 @@ def _secrets(pod: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for entry in container.get("env", []):
             if "valueFrom" in entry:
                 yield entry["valueFrom"]["secretKeyRef"]["name"], entry["valueFrom"]["secretKeyRef"]["key"]
+        for source in container.get("envFrom", []):
+            if "secretRef" in source:
+                yield source["secretRef"]["name"], ""
     for volume in pod.get("volumes", []):
         if "secret" in volume:
             yield volume["secret"]["secretName"], ""

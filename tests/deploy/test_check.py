@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.check import HERE, check
+from datasets_manifest.errors import InputError
+from deploy.check import HERE, OVERLAYS, check, renderer
 from deploy.commands import fault, shell_faults
+from deploy.crds import Crds, closed
 from deploy.locked import LOCK, ROOT, packages, select
 from deploy.make_secrets import make
 from services.web.auth import Tokens
@@ -76,18 +78,41 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/service.yaml", "route_prefix", "route_prefx", "Ray does not know route_prefx"),
         ("kuberay/base/service.yaml", "tracking_uri: http://mlflow:", "tracking_uri: http://mlfow:", "host mlfow is no Service"),
         ("kuberay/base/cluster.yaml", 'nvidia.com/gpu: "1"', 'nvidia.com/gpus: "1"', "nvidia.com/gpus"),
-        ("kuberay/base/cluster.yaml", ', nvidia.com/gpu: "1"', "", "no nvidia.com/gpu"),
+        ("kuberay/base/cluster.yaml", ', nvidia.com/gpu: "1"', "", "no group has nvidia.com/gpu"),
+        ("kuberay/base/cluster.yaml", 'cpu: "16", memory', 'cpu: "16", nvidia.com/gpu: "1", memory', "GPU nodes to decode"),
+        ("kuberay/base/cluster.yaml", "key: nvidia.com/gpu", "key: gpu", "group gpu: does not tolerate"),
+        ("kuberay/base/cluster.yaml", "priorityClassName: m2can-batch", "priorityClassName: high", "PriorityClass high"),
+        ("kuberay/base/service.yaml", "path: /-/healthz", "path: /healthz", "the operator's own calls wget"),
+        ("kuberay/base/service.yaml", "readinessProbe: {httpGet", "livenessProbe: {httpGet", "the operator's own calls wget"),
+        ("kuberay/base/service.yaml", "port: 8000, request", "port: 8001, request", "'port': 8001"),
+        ("kuberay/base/network.yaml", "namespaceSelector: {}", "namespaceSelector: {matchLabels: {a: b}}", "may be in another"),
+        ("kuberay/base/network.yaml", ": kuberay-operator}", ": operator}", "does not let in pods"),
+        ("kuberay/base/train.yaml", "sh /etc/m2can/run-job.sh m2can-train m2can", "m2can", "exit code 2, would be tried again"),
+        ("kuberay/base/train.yaml", "jobId: m2can-train", "jobId: m2can-tune", "stops the job m2can-train"),
+        ("kuberay/base/train.yaml", "/etc/m2can/run-job.sh", "/opt/run-job.sh", "/opt/run-job.sh lies in no volume"),
+        ("kuberay/base/train.yaml", 'value: "90"', 'value: "3"', "RAY_JOB_STOP_WAIT_TIME_S leaves no time"),
+        ("kuberay/base/train.yaml", "metadata: {name: m2can-train, labels: {", "metadata: {name: m2can-train, labels: {kueue.x-k8s.io/queue-name: q, ", "without suspend"),
+        ("kuberay/base/train.yaml", "metadata: {name: m2can-train, labels: {", "metadata: {name: m2can-train, labels: {kueue.x-k8s.io/queue-name: q, ", "wanted enableInTreeAutoscaling: false"),
+        ("kuberay/base/train.yaml", "name: m2can-s3", "name: bucket", "how to make Secret bucket"),
+        ("kuberay/base/kustomization.yaml", ", recipes/run-job.sh", "", "run-job.sh is in no ConfigMap"),
+        ("kuberay/base/disruption.yaml", "component: serve, ray", "component: server, ray", "PodDisruptionBudget m2can-serve: its selector"),
+        ("kuberay/base/disruption.yaml", "minAvailable: 1", "minAvailable: 50%", "minAvailable"),
         ("kuberay/base/cluster.yaml", "sizeLimit: 8Gi", "sizeLimit: 64Gi", "/dev/shm of 64Gi in a container of 32Gi"),
         ("kuberay/base/api.yaml", "m2can-head-svc", "ray-head-svc", "host ray-head-svc is no Service"),
         ("mlflow/server.yaml", "selector: {app: mlflow}", "selector: {app: other}", "its selector finds no pod"),
         ("mlflow/server.yaml", "/opt/mlflow/start.sh", "/opt/start.sh", "there is no /opt/start.sh in the image"),
         ("mlflow/start.sh", "take PGPASSWORD postgres_password", "export PGPASSWORD=mlflow", "a secret in the open"),
         ("compose.yaml", "/opt/mlflow/make_bucket.py", "/opt/mlflow/bucket.py", "there is no /opt/mlflow/bucket.py"),
-        ("compose.yaml", "target: mlflow}", "target: server}", "has no stage server"),
+        ("compose.yaml", "target: mlflow,", "target: server,", "has no stage server"),
         ("compose.yaml", "dockerfile: deploy/Dockerfile,", "dockerfile: deploy/Dockerfiles,", "there is no deploy/Dockerfiles"),
         ("compose.yaml", "PGHOST: postgres", "PGHOST: database", "host database is no service"),
         ("compose.yaml", "http://head:8265", "http://ray:8265", "host ray is no service"),
         ("compose.yaml", "{file: secrets/ray_token}", "{file: secrets/token}", "make_secrets.py writes no secrets/token"),
+        ("compose.yaml", "{s3: {condition: service_healthy}}", "{s3: {condition: service_started}}", "may not answer yet"),
+        ("compose.yaml", 'args: {USER_ID: "${USER_ID:-1000}", ', "args: {", "build without USER_ID"),
+        ("ray-cluster.yaml", 'run_options: ["--shm', 'run_options: ["--gpus=all", "--shm', "--gpus for the head"),
+        ("Dockerfile", "@sha256:", "#", "wanted a digest"),
+        ("Dockerfile", "--no-install-recommends g++", "--no-install-recommends git", "no C++ compiler"),
         ("compose.gpu.yaml", "driver: nvidia", "drive: nvidia", "compose.gpu.yaml: $.services.worker.deploy"),
         ("compose.gpu.yaml", "worker:", "workers:", "compose.gpu.yaml: $.services.workers"),
         ("Dockerfile", "COPY tuning /src/tuning\n", "", "the package tuning is not copied"),
@@ -106,6 +131,96 @@ def test_a_fault_is_found(tmp_path: Path, file: str, old: str, new: str, words: 
     assert any(words in fault for fault in found), found
 
 
+@pytest.mark.skipif(renderer() is None, reason="neither kubectl nor kustomize is installed")
+def test_an_overlays_recipe_uses_all_its_gpus(tmp_path: Path) -> None:
+    folder = tmp_path / "deploy"
+    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("__pycache__", "secrets"))
+    recipe = folder / "kuberay/overlays/multi-node/recipes/train.yaml"
+    recipe.write_text(recipe.read_text().replace("[8, 32]", "[8, 16]"))
+    assert [fault for fault in check(folder) if "queue" not in fault] == [
+        "multi-node, rendered: m2can-train: train.yaml: 16 workers for 32 GPUs",
+        "multi-node, rendered: m2can-tune: sweep.yaml: 16 workers for 32 GPUs",
+    ]
+
+
+def test_every_overlay_is_rendered() -> None:
+    assert {place.name for place in (HERE / "kuberay/overlays").iterdir()} == {*OVERLAYS}
+
+
+CRD = {
+    "kind": "CustomResourceDefinition",
+    "spec": {
+        "group": "ray.io",
+        "names": {"kind": "RayCluster"},
+        "versions": [{
+            "name": "v1",
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"},
+                "spec": {"type": "object", "properties": {
+                    "cpu": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+                    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "free": {"type": "object", "properties": {"a": {}}, "x-kubernetes-preserve-unknown-fields": True},
+                    "none": {"type": "string", "nullable": True},
+                }},
+            }}},
+        }],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ({"cpu": 1, "labels": {"a": "b"}, "free": {"b": 1}, "none": None}, ""),
+        ({"cpu": "1", "replica": 2}, "$.spec: Additional properties are not allowed ('replica' was unexpected)"),
+        ({"labels": {"a": 1}}, "$.spec.labels.a: 1 is not of type 'string'"),
+        ({"cpu": 1.5}, "$.spec.cpu: 1.5 is not of type 'integer', 'string'"),
+    ],
+)
+def test_fields_that_the_operators_schema_does_not_list_are_faults(
+    tmp_path: Path, spec: dict[str, object], fault: str
+) -> None:
+    (tmp_path / "crd.yaml").write_text(yaml.safe_dump(CRD))
+    found = list(
+        Crds(tmp_path).faults(
+            {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "x"}, "spec": spec}
+        )
+    )
+    assert found == ([fault] if fault else [])
+    assert list(Crds(tmp_path).faults({"apiVersion": "v1", "kind": "Service", "spec": spec})) == []
+
+
+def test_manifests_are_held_against_the_schemas_that_are_given(tmp_path: Path) -> None:
+    (tmp_path / "crd.yaml").write_text(yaml.safe_dump(CRD))
+    found = check(render=False, crds=Crds(tmp_path / "crd.yaml"))
+    assert found and all(
+        fault.startswith("kuberay/base/cluster.yaml: $.spec: Additional properties") for fault in found
+    )
+
+
+def test_a_place_without_schemas_is_refused(tmp_path: Path) -> None:
+    for place, words in ((tmp_path, "holds no CustomResourceDefinition"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(InputError, match=words):
+            Crds(place)
+
+
+def test_a_list_in_a_schema_is_closed_too() -> None:
+    assert closed({"items": [{"properties": {"a": {}}}]})["items"][0]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(("code", "stops"), [(0, False), (1, False), (2, True), (143, False)])
+def test_a_refused_recipe_stops_its_rayjob(tmp_path: Path, code: int, stops: bool) -> None:
+    for name, line in (("m2can", f'echo "$@"; exit {code}'), ("ray", 'echo "ray $@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ["sh", str(HERE / "kuberay/base/recipes/run-job.sh"), "m2can-train", "m2can", "train", "a b.yaml"]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "STOPPED_WITHIN_S": "0"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    stopped = "ray job stop --address http://127.0.0.1:8265 --no-wait m2can-train\n" if stops else ""
+    assert (done.returncode, done.stdout) == (code, "train a b.yaml\n" + stopped)
+    assert ("not tried again" in done.stderr) is stops
+
+
 def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
     script = [sys.executable, "-S", str(HERE / "make_secrets.py")]  # -S: a host for compose has nothing but Python
     for folder in ("a", "b"):
@@ -122,7 +237,7 @@ def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
 
 def test_files_of_the_page_are_files_that_are_made(tmp_path: Path) -> None:
     named = re.findall(r"--from-file=(?:[\w.]+=)?(\S+)", (ROOT / "docs" / "deploy.md").read_text())
-    assert len(named) == 7 and set(named) <= set(make(tmp_path / "made"))
+    assert len(named) == 9 and set(named) <= set(make(tmp_path / "made"))
 
 
 def test_the_page_says_what_was_run() -> None:
