@@ -134,7 +134,8 @@ def _by_view(batch: Batch) -> list[Batch]:
         mine = (batch.picture_owner // half) == view
         pictures, owner = batch.pictures[mine], batch.picture_owner[mine] - view * half
         text, mask = (x[view * half : (view + 1) * half] for x in (batch.text, batch.text_mask))
-        halves.append(replace(batch, text=text, text_mask=mask, pictures=pictures, picture_owner=owner, num_views=1))
+        alone = replace(batch, text=text, text_mask=mask, pictures=pictures, picture_owner=owner, num_views=1)
+        halves.append(replace(alone, text_lengths=None, picture_counts=None, sent_counts=None))  # those of both views
     return halves
 
 

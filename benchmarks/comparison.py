@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def run_one(task: tuple[str, int, str, Path]) -> dict[str, Any]:
     features = features_of(data, seed, cache)
     started = time.process_time()
     with applied(*EXPERIMENTS_OF.get(name, [])):
-        metrics = majority(features) if name == "majority" else run_variant(features, name, seed)
+        metrics = UNTRAINED[name](features) if name in UNTRAINED else run_variant(features, name, seed)
     return {"data": data, "seed": seed, "variant": name, **metrics, "cpu_s": round(time.process_time() - started, 2)}
 
 
@@ -140,6 +141,36 @@ def majority(features: Any) -> dict[str, Any]:
     return {**same, "macro_f1": found["macro_f1"], "auc": 0.5}
 
 
+def floor(features: Any, self_training: bool) -> dict[str, Any]:
+    """Linear probes on the standardised features of all domains' training rows."""
+    import torch
+
+    from trainers.loop.evaluation import classification_metrics
+    from trainers.m2can.floor import fit_floor
+
+    corpus = features.corpus
+    views = {"text": features.text_VNK[0], "picture": features.picture_VNK[0]}
+
+    def rows_of(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {name: x[torch.from_numpy(rows)] for name, x in views.items()}
+
+    sources = [(rows_of(part.rows), torch.from_numpy(corpus.labels[part.rows]).long()) for part in corpus.train[:-1]]
+    target = rows_of(corpus.train[-1].rows)
+    fitted = fit_floor(sources, target, len(corpus.classes), self_training=self_training)
+    labels = corpus.labels[target_rows(corpus)]
+    probs = fitted.logits(rows_of(target_rows(corpus))).softmax(1).numpy()
+    found = classification_metrics(labels, probs.argmax(1))
+    same = dict.fromkeys(("chosen", "last", "oracle"), found["accuracy"])
+    return {**same, "macro_f1": found["macro_f1"], "auc": area_under_curve(labels, probs)}
+
+
+UNTRAINED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "majority": majority,
+    "floor": functools.partial(floor, self_training=False),
+    "floor + self-training": functools.partial(floor, self_training=True),
+}
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Mean and standard deviation of every metric by (data, variant)."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -160,7 +191,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--variants", nargs="+", choices=["majority", *VARIANTS], default=["majority", *VARIANTS])
+    parser.add_argument("--variants", nargs="+", choices=[*UNTRAINED, *VARIANTS], default=[*UNTRAINED, *VARIANTS])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.cached import STRONG_VIEWS, view_features
 from benchmarks.comparison import area_under_curve, summary
 from benchmarks.comparison_page import GROUPS, MARK, README, RESULTS, TRIED_GROUPS, experiments_section, table
 from benchmarks.icons import Icon, draw, write_icons
 from benchmarks.variants import COMMON, EXPERIMENTS_OF, PRESET_OF, VARIANTS
+from datasets_manifest.postcards.generate import write_postcards
+from datasets_manifest.stream.local_stream import LocalStream
 from experiments.catalog import NAMES
+from trainers.model.build import build_network
+from trainers.model.device_batches import make_encoding, to_batch
+from trainers.preflight.preparation import prepare
 from trainers.recipe import apply_override, make_recipe
 
 
@@ -105,3 +112,28 @@ def test_table_of_runs() -> None:
     ]
     assert summary(runs)["postcards", "published"]["chosen"] == pytest.approx((0.81, 0.0141421), abs=1e-6)
     assert "| published (2) | 81.0 ± 1.4 | 90.0 ± 0.0 | 70.0 | 95.0 |" in table(runs)
+
+
+def test_cached_features_are_what_the_encoders_make_of_each_view(tmp_path: Path) -> None:
+    manifests = [str(path) for path in write_postcards(tmp_path, train=14, val=3).values()]
+    data = {"sources": manifests[:-1], "target": manifests[-1], "pictures": {"resize": 36, "crop": 32}}
+    encoders = {"text": {"name": "tiny"}, "picture": {"name": "tiny"}}
+    prepared = prepare(make_recipe({"data": data, "encoders": encoders}))
+    card, corpus = prepared.card, prepared.corpus
+    torch.manual_seed(3)
+    text_VNK, picture_VNK = view_features(card, corpus)
+    assert text_VNK.shape[:2] == picture_VNK.shape[:2] == (1 + STRONG_VIEWS, corpus.table.num_rows)
+    torch.manual_seed(3)
+    network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True).eval()
+    rows = np.arange(corpus.table.num_rows)
+    encoding = make_encoding(card.recipe, card.vocabulary, epoch=0, strong=False)
+    host = next(LocalStream(corpus.table).evaluate([rows], encoding))
+    batch = to_batch(host, np.full((1, len(rows)), -1), device=torch.device("cpu"), dtype=torch.float32)
+    with torch.inference_mode():
+        text_NK = network.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
+        picture_NK = network.picture_encoder(batch.pictures, batch)
+    torch.testing.assert_close(text_VNK[0], text_NK, rtol=1e-4, atol=1e-5)
+    # The scale at which a picture is decoded depends on its strong view: the weak one is the same but for some grey levels.
+    likeness_VN = torch.cosine_similarity(picture_VNK, picture_NK, dim=-1)
+    assert likeness_VN[0].min() > 0.99 > likeness_VN[1:].min()
+    assert not torch.equal(picture_VNK[1], picture_VNK[2])

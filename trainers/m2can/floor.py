@@ -1,0 +1,194 @@
+"""The floor: linear probes with strong decay on the features of frozen encoders. No encoder is trained; it takes seconds.
+
+Every domain's features are standardised by that domain's own mean and deviation, so that a probe of the sources fits the
+target. How much a modality counts is learned from source to source: probes of all sources but one predict that one. The
+target's predictions are shifted until their mean is the assumed class prior. One round of self-training follows: a probe on
+both modalities, of the sources and of the target with its own sharpened predictions.
+
+Shapes: N rows, K features of a modality, C classes. All is computed in float64 and is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DECAY = 1.0  # of the mean cross-entropy's probe, on features of unit variance
+SOURCE_WEIGHT = 0.3  # of a source row against a target row in self-training
+TEMPERATURE = 0.5  # that sharpens the target's predictions
+FOLDS = 5  # in which a single source predicts itself
+_LEAST_DEVIATION = 1e-6
+
+Features = Mapping[str, Tensor]  # by modality, [N, K]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A linear classifier of the target's features.
+
+    weight: by modality, [C, K] on standardised features. bias: [C]. mean, deviation: the target's, by modality, [K].
+    """
+
+    weight: dict[str, Tensor]
+    bias: Tensor
+    mean: dict[str, Tensor]
+    deviation: dict[str, Tensor]
+
+    def logits(self, features: Features) -> Tensor:
+        """[N, C] of rows of the target."""
+        standardised = {
+            name: (features[name].double() - self.mean[name]) / self.deviation[name] for name in self.weight
+        }
+        return self.bias + sum(standardised[name] @ weight.T for name, weight in self.weight.items())
+
+
+def fit_floor(
+    sources: Sequence[tuple[Features, Tensor]],
+    target: Features,
+    num_classes: int,
+    *,
+    prior: Tensor | None = None,
+    self_training: bool = True,
+) -> Floor:
+    """The floor of labelled sources and an unlabelled target.
+
+    Args:
+        sources: features and labels [N] of each source.
+        target: features of the target's training rows.
+        prior: [C], the classes' assumed shares in the target; None: all equal.
+        self_training: whether the round of self-training follows.
+    """
+    shares = torch.full((num_classes,), 1 / num_classes) if prior is None else prior
+    log_prior = (shares.double() / shares.sum()).log()
+    standardised = [({name: _standardised(x)[0] for name, x in features.items()}, y) for features, y in sources]
+    statistics = {name: _standardised(x) for name, x in target.items()}
+    of_target = {name: found[0] for name, found in statistics.items()}
+
+    scales, bias = _modality_scales(standardised, num_classes)
+    weight, probes_bias = {}, bias
+    for name, scale in scales.items():
+        x = torch.cat([features[name] for features, _ in standardised])
+        y = F.one_hot(torch.cat([labels for _, labels in standardised]), num_classes).double()
+        probe, probe_bias = fit_probe(x, y)
+        weight[name] = scale * probe
+        probes_bias = probes_bias + scale * probe_bias
+    logits = _logits(of_target, weight, probes_bias)
+    bias = probes_bias + prior_shift(logits, log_prior)
+    if self_training:
+        soft = ((logits + bias - probes_bias) / TEMPERATURE).softmax(1)
+        weight, bias = _self_trained(standardised, of_target, soft, log_prior)
+    return Floor(
+        weight,
+        bias,
+        {name: found[1] for name, found in statistics.items()},
+        {name: found[2] for name, found in statistics.items()},
+    )
+
+
+def fit_probe(
+    x_NK: Tensor, y_NC: Tensor, weight_N: Tensor | None = None, decay: float = DECAY
+) -> tuple[Tensor, Tensor]:
+    """Weight [C, K] and bias [C] that minimise the (weighted) mean cross-entropy against soft labels, plus
+    decay / 2 · ‖weight‖²."""
+    share_N = torch.full((len(x_NK),), 1 / len(x_NK)).double() if weight_N is None else weight_N / weight_N.sum()
+    weight_CK = torch.zeros(y_NC.shape[1], x_NK.shape[1], dtype=torch.float64, requires_grad=True)
+    bias_C = torch.zeros(y_NC.shape[1], dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        entropy_N = F.cross_entropy(x_NK @ weight_CK.T + bias_C, y_NC, reduction="none")
+        return (share_N * entropy_N).sum() + 0.5 * decay * weight_CK.square().sum()
+
+    _minimise(loss, [weight_CK, bias_C])
+    return weight_CK.detach(), bias_C.detach()
+
+
+def prior_shift(logits_NC: Tensor, log_prior_C: Tensor) -> Tensor:
+    """What is added to the logits so that the mean of their softmax is the prior: Sinkhorn's scaling of the classes."""
+    shift_C = torch.zeros_like(log_prior_C).requires_grad_()
+
+    def loss() -> Tensor:  # its gradient is the mean prediction less the prior
+        return (logits_NC + shift_C).logsumexp(1).mean() - (log_prior_C.exp() * shift_C).sum()
+
+    _minimise(loss, [shift_C])
+    return shift_C.detach()
+
+
+def _modality_scales(sources: Sequence[tuple[Features, Tensor]], num_classes: int) -> tuple[dict[str, float], Tensor]:
+    """The scale ≥ 0 of each modality's logits and a bias [C], by the cross-entropy on rows that their probes did not see."""
+    names = list(sources[0][0])
+    unseen: dict[str, list[Tensor]] = {name: [] for name in names}
+    labels: list[Tensor] = []
+    for seen, held in _held_out(sources):
+        labels.append(held[1])
+        y = F.one_hot(torch.cat([y for _, y in seen]), num_classes).double()
+        for name in names:
+            weight, bias = fit_probe(torch.cat([features[name] for features, _ in seen]), y)
+            unseen[name].append(held[0][name] @ weight.T + bias)
+    logits = {name: torch.cat(parts) for name, parts in unseen.items()}
+    y_N = torch.cat(labels)
+    root = torch.ones(len(names), dtype=torch.float64, requires_grad=True)
+    bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+
+    def loss() -> Tensor:
+        together = sum(scale * logits[name] for name, scale in zip(names, root.square(), strict=True))
+        return F.cross_entropy(together + bias_C, y_N)
+
+    _minimise(loss, [root, bias_C])
+    return dict(zip(names, root.detach().square().tolist(), strict=True)), bias_C.detach()
+
+
+def _held_out(
+    sources: Sequence[tuple[Features, Tensor]],
+) -> list[tuple[list[tuple[Features, Tensor]], tuple[Features, Tensor]]]:
+    """Each source against all others; of a single one every fold against the rest."""
+    parts = list(sources)
+    if len(parts) == 1:
+        features, labels = parts[0]
+        fold_N = torch.arange(len(labels)) % FOLDS
+        parts = [
+            ({name: x[fold_N == fold] for name, x in features.items()}, labels[fold_N == fold])
+            for fold in range(min(FOLDS, len(labels)))
+        ]
+    return [([*parts[:at], *parts[at + 1 :]], part) for at, part in enumerate(parts)]
+
+
+def _self_trained(
+    sources: Sequence[tuple[Features, Tensor]], target: Features, soft_NC: Tensor, log_prior_C: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    names, num_classes = list(target), soft_NC.shape[1]
+    domains = [*(features for features, _ in sources), target]
+    x = torch.cat([torch.cat([features[name] for name in names], 1) for features in domains])
+    hard = F.one_hot(torch.cat([labels for _, labels in sources]), num_classes).double()
+    importance = torch.cat([torch.full((len(hard),), SOURCE_WEIGHT), torch.ones(len(soft_NC))]).double()
+    probe, bias = fit_probe(x, torch.cat([hard, soft_NC]), importance)
+    weight = dict(zip(names, probe.split([target[name].shape[1] for name in names], 1), strict=True))
+    return weight, bias + prior_shift(_logits(target, weight, bias), log_prior_C)
+
+
+def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor) -> Tensor:
+    return bias + sum(features[name] @ matrix.T for name, matrix in weight.items())
+
+
+def _standardised(x_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows standardised, their mean and their deviation."""
+    x = x_NK.double()
+    mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=_LEAST_DEVIATION)
+    return (x - mean) / deviation, mean, deviation
+
+
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=200, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
