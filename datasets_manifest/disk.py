@@ -31,7 +31,11 @@ def cannot_write(place: Path, error: Exception, *, written: int = 0, needed: int
         needed: bytes it takes in all, where that is known.
     """
     number = getattr(error, "errno", None)
-    there = next(folder for folder in place.absolute().parents if folder.is_dir())
+    there = next(folder for folder in place.absolute().parents if os.path.isdir(folder))
+    if number == errno.ENAMETOOLONG:
+        longest = max(place.absolute().parts, key=lambda part: len(os.fsencode(part)))
+        bytes_ = len(os.fsencode(longest))
+        return CannotWrite(number, f"{longest[:40]}…: {os.strerror(number)}: {bytes_} bytes; give a shorter name")
     if number in _REFUSED:
         problem = os.strerror(number)
         words = f"{place}: cannot be written ({problem}); make {there} writable for this user, or name another folder"

@@ -84,6 +84,7 @@ def load_manifest(path: str | Path) -> LoadedManifest:
             an image root that it names does not exist.
     """
     file = _location(str(path))
+    _require_text(file)
     content: Any = None
     if catalog.is_reference(str(file)):
         found = catalog.resolve(str(file))
@@ -115,6 +116,15 @@ def _location(written: str) -> Location:
     if catalog.is_reference(written) or storage.is_uri(written):
         return written
     return Path(as_stored(str(Path(os.path.expanduser(written)).absolute())))
+
+
+def _require_text(file: Location) -> None:
+    """Tables and reports hold paths as text. Raises InputError: bytes that are none."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        problem = "the path has bytes that are not UTF-8"
+        raise InputError(problem, file=ascii(str(file)), wanted="a folder and a file of another name") from None
 
 
 def _read_text(file: Location) -> str:

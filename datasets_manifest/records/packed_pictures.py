@@ -7,7 +7,10 @@ import zlib
 
 from datasets_manifest.manifest import storage
 
-_REFERENCE = re.compile(r"(?P<shard>.+\.shard)#(?P<offset>\d+)\+(?P<length>\d+)\+(?P<crc>[0-9a-f]{8})")
+# A folder's name may have a line's end in it.
+_REFERENCE = re.compile(
+    r"(?P<shard>.+\.shard)#(?P<offset>\d+)\+(?P<length>\d+)\+(?P<crc>[0-9a-f]{8})", re.DOTALL
+)  # a folder's name may have a line's end in it
 
 
 def reference(shard: str, offset: int, data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def _root(
 
 def main() -> None:
     """Run the command; bad input ends with one line and exit code 2, a failure with exit code 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end a command
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # hides the progress bars of downloads
     from services.errors import ServiceUnavailable, in_words
     from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
