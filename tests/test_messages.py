@@ -29,7 +29,7 @@ from datasets_manifest.records.corpus import load_corpus
 from datasets_manifest.records.tables import find_separator
 from datasets_manifest.records.text_files import read_text
 from datasets_manifest.stream.text import TextTokenizer, build_tokenizer
-from services import assessment, batch_prediction
+from services import assessment, batch_prediction, registry
 from services.cli.main import app
 from services.jobs import jobs
 from services.jobs.preflight import check_capacity
@@ -276,6 +276,20 @@ def test_messages_about_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(InputError, match=r"--workers: the cluster has fewer CPUs; found 3; wanted at most 2"):
         batch_prediction._require_cpus(3)
+
+
+def test_what_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", unreachable)
+    with pytest.raises(InputError, match=r"the weights could not be fetched \(no route to host\); .* or a network"):
+        encoders._torchvision("resnet18", "pretrained")
+    monkeypatch.setattr(registry, "download_artifacts", unreachable)
+    client: Any = SimpleNamespace(get_model_version_download_uri=lambda *_: "runs:/x", tracking_uri="sqlite://")
+    version: Any = SimpleNamespace(name="mine", version="3")
+    with pytest.raises(InputError, match=r"MODEL: its files could not be fetched \(no route to host\); found 'mine:3'"):
+        registry._download(client, version)
 
 
 def test_a_model_without_a_vector_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
