@@ -34,6 +34,7 @@ from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import Snapshot, TrainingState
+from trainers.model.compiled import compile_encoders
 from trainers.model.device_batches import Fed, make_encoding, step_batches, unlabelled
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
@@ -41,7 +42,6 @@ from trainers.model.precision import (
     autocast_of,
     choose_kernels,
     choose_layout,
-    compile_encoders,
     dtype_of,
     eval_batch_size,
     picture_form,
@@ -63,6 +63,9 @@ class Observer:
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None: ...
 
     def not_finite(self, slice_: StepSlice) -> None: ...
+
+    def compiled(self, seconds: float) -> None:
+        """After the first step, if `train.compile` is set: how long it took."""
 
 
 class Loop:
@@ -106,6 +109,7 @@ class Loop:
             int, StepSlice
         ] = {}  # rows of the last steps, by number: what the device says of a step comes later
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
+        self._compiles = self.recipe.train.compile  # in the first step
         self._next: tuple[EpochPlan, Feed[Fed]] | None = None  # of the next epoch, asked for before it begins
         self._build()
 
@@ -302,8 +306,13 @@ class Loop:
         self._seed(slice_.step)
         number = self.step.number
         self._slices = {n: rows for n, rows in self._slices.items() if n == number - 1} | {number: slice_}
+        started = time.perf_counter()
         with self._failure_told():
-            return self.step(batch)
+            passes = self.step(batch)
+        if self._compiles:
+            self._compiles = False
+            self.observer.compiled(time.perf_counter() - started)
+        return passes
 
     def check(self) -> None:
         """Wait for the last step. Raises NonFiniteLoss: on every worker; see Step."""

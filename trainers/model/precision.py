@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.collective import Collective
-from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
+from trainers.model.compiled import require_compiler
 from trainers.model.device_batches import PictureForm
 from trainers.recipe import Recipe
 
@@ -77,20 +74,12 @@ def require_device(recipe: Recipe, device: torch.device) -> None:
     if train.precision == "tf32" and not _is_ampere(device):
         raise InputError("needs an Ampere GPU or a later one", field="train.precision", value="tf32", wanted="`fp32`")
     if train.compile:
-        _require_compiler(cuda)
+        require_compiler(recipe, device)
 
 
 def _is_ampere(device: torch.device) -> bool:
     """Whether it is a CUDA GPU of that generation or a later one: bf16 and TF32 in its tensor cores."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _require_compiler(cuda: bool) -> None:
-    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in compilers if name):
-        raise InputError("torch.compile finds no C++ compiler", field="train.compile", value=True, wanted="`false`")
-    if cuda and importlib.util.find_spec("triton") is None:
-        raise InputError("torch.compile needs triton", field="train.compile", value=True, wanted="`false`")
 
 
 def choose_kernels(recipe: Recipe, device: torch.device) -> None:
@@ -148,18 +137,3 @@ def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
 def _channels_last(recipe: Recipe, device: torch.device) -> bool:
     tensor_cores = device.type == "cuda" and computed_in(recipe, device) in ("tf32", *_HALF)
     return tensor_cores and recipe.encoders.picture.batch_norm in ("batch", "frozen")
-
-
-def compile_encoders(network: M2CAN, device: torch.device) -> None:
-    """Compile what is inside the encoders; what lies around it reads sizes from the batch.
-
-    On the CPU pictures are left as they are: the compiled backward pass of a strided 1×1 convolution ends the process
-    (torch 2.14), and without it three minutes of compiling gained nothing.
-    """
-    network.text_encoder.packs = False  # what is compiled is the model as a whole
-    encoders = (network.text_encoder, network.picture_encoder) if device.type == "cuda" else (network.text_encoder,)
-    for encoder in encoders:
-        if not isinstance(encoder, GivenFeatures):
-            encoder.half_weights.enabled = False
-        inside: nn.Module = getattr(encoder, "model", encoder)
-        inside.compile(dynamic=True)

@@ -37,7 +37,9 @@ class Train(Section):
         "pass more, the same step.",
     )
     compile: bool = Field(
-        False, description="Compile the encoders with torch.compile. On the CPU that is the text encoder alone."
+        False,
+        description="Compile the encoders' blocks (a transformer's layers, a ResNet's residual blocks) with torch.compile, in "
+        "the first step. On the CPU those of the text encoder alone.",
     )
     target_labels: Literal["unused", "oracle"] = Field(
         "unused", description="`oracle`: train on the target's labels, an upper bound for comparisons."

@@ -193,6 +193,11 @@ class Reporter(Observer):
         if bad:
             self.monitor.post.remote("bad", [(self.ids[row].as_py(), problem) for row, problem in bad])
 
+    def compiled(self, seconds: float) -> None:
+        if self.rank == 0:
+            note = f"train.compile: the encoders' blocks were compiled in the first step, which took {seconds:,.1f} s"
+            self.monitor.post.remote("note", note)
+
     def not_finite(self, slice_: StepSlice) -> None:
         ids = [[self.ids[int(row)].as_py() for row in rows] for rows in slice_.rows_DB]
         content = {

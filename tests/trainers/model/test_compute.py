@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +75,6 @@ def test_half_precision_is_near(folder: Path, precision: str) -> None:
 def test_parts_need_statistics_of_their_own(folder: Path) -> None:
     with pytest.raises(InputError, match=r"train\.accumulate.*per_sample"):
         prepared_run(folder, ["train.accumulate=2"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="no C++ compiler")
-def test_compiled_encoders_give_the_same_losses(folder: Path) -> None:
-    settings = ["train.epochs=1", "data.samples_per_epoch=12"]
-    plain, compiled = (first_epoch(folder, *settings, f"train.compile={on}") for on in ("false", "true"))
-    assert list(plain) == list(compiled)
-    for name in (name for name in plain if name.startswith("loss/")):
-        assert compiled[name] == pytest.approx(plain[name], rel=1e-5), name
-    loop = make_loop(prepared_run(folder, [*settings, "train.compile=true"]))
-    assert loop.network.text_encoder.model._compiled_call_impl is not None
-    assert loop.network.state_dict().keys() == make_loop(prepared_run(folder, settings)).network.state_dict().keys()
-
-
-def test_compiling_without_a_compiler_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match=r"train\.compile.*C\+\+ compiler"):
-        prepared_run(folder, ["train.compile=true", "cluster.device=cpu"])
 
 
 def test_what_the_device_lacks_is_refused(folder: Path) -> None:

@@ -274,7 +274,9 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def _whole_batch(self, x: Tensor) -> Tensor:
         groups = self.groups
         if groups.collective.world_size == 1 and groups.real_P is None:
-            seen_2C = self.pending[groups.part] = groups.zeros_for(self)
+            compiling = torch.compiler.is_compiling()
+            seen_2C = self.weight.new_zeros(2, x.shape[1]) if compiling else groups.zeros_for(self)
+            self.pending[groups.part] = seen_2C
             return F.batch_norm(x, seen_2C[0], seen_2C[1], self.weight, self.bias, True, 1.0, self.eps)  # fills both
         single = self.weight.dtype
         number = (groups.global_pictures * x.shape[2] * x.shape[3]).clamp_min(1).to(single)

@@ -165,6 +165,7 @@ def pack(lengths_N: np.ndarray, longest: int, device: torch.device) -> Packing:
     return Packing(groups, take_T, position_T, text_T, first_N, back_N, lengths_N_, ends_N1.int(), int(lengths.max()))
 
 
+@torch.compiler.disable  # it cuts by the batch's lengths; what is around it can be compiled
 def packed_attention(
     module: nn.Module,
     query: Tensor,
