@@ -13,6 +13,7 @@ from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 
 if TYPE_CHECKING:
+    from trainers.cluster.dry_run import DryRun
     from trainers.recipe import Recipe
     from trainers.training_run import Result
 
@@ -92,6 +93,24 @@ def dry_run_recipe(recipe: Recipe, *, as_json: bool) -> None:
     frozen = f", frozen weights {megabytes(found.frozen_bytes)} once" if found.frozen_bytes else ""
     typer.echo(f"checkpoints  {megabytes(found.checkpoint_bytes)} each, at most {found.checkpoints} at a time{frozen}: "
                f"{megabytes(found.disk_bytes)} of {megabytes(found.free_bytes)} free")  # fmt: skip
+    for line in batch_size_lines(found, prepared.recipe):
+        typer.echo(line)
+
+
+def batch_size_lines(found: DryRun, recipe: Recipe) -> list[str]:
+    """What a dry run says of `train.batch_size`."""
+    from trainers.worker.batch_sizes import rate_factor, to_take
+
+    if found.batch_sizes is None:
+        return ["batch size   not tried: only a GPU is asked for the one to take"]
+    if not found.batch_sizes:
+        return ["batch size   not tried: there are more workers than rows in a step"]
+    speeds = ", ".join(f"{one.size}: {one.rows_per_s:,.0f}" for one in found.batch_sizes)
+    largest = "" if found.largest_batch_size is None else f"; about {found.largest_batch_size} fit into memory"
+    best, now = to_take(found.batch_sizes).size, recipe.train.batch_size
+    factor = rate_factor(best, now, recipe.optimizer.type)
+    rates = f" and every rate of optimizer.lr × {factor:.3g}" if best != now else ", as it is"
+    return [f"batch size   rows/s at {speeds}{largest}", f"             take train.batch_size={best}{rates}"]
 
 
 def run_recipe(

@@ -12,6 +12,7 @@ from trainers.cluster.driver import ended_with, start_workers
 from trainers.failures import RunFailed
 from trainers.preflight.disk import evaluation_bytes, most_at_once
 from trainers.preflight.preparation import Prepared
+from trainers.worker.batch_sizes import Tried
 from trainers.worker.entrypoint import dry_run_worker
 
 
@@ -24,6 +25,8 @@ class DryRun:
     step_s, eval_batch_s: without the first, which warms up. epoch_s: estimated, of an epoch in which the whole target takes
     part. checkpoint_bytes: of a real checkpoint. frozen_bytes: of the weights that are written once. disk_bytes: of all these
     that lie in the run's folder at a time, at most. free_bytes: on that disk.
+    batch_sizes: on GPUs, the values of `train.batch_size` that were tried; None on CPUs.
+    largest_batch_size: that fits into the GPUs' memory, by those that were tried.
     """
 
     workers: int
@@ -41,6 +44,8 @@ class DryRun:
     checkpoints: int
     disk_bytes: int
     free_bytes: int
+    batch_sizes: list[Tried] | None = None
+    largest_batch_size: int | None = None
 
 
 def dry_run(prepared: Prepared) -> DryRun:
@@ -86,4 +91,6 @@ def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:
         checkpoints=checkpoints,
         disk_bytes=checkpoints * size + prepared.frozen_bytes,
         free_bytes=free,
+        batch_sizes=[Tried(**one) for one in found["batch_sizes"]] if "batch_sizes" in found else None,
+        largest_batch_size=found.get("largest_batch_size"),
     )

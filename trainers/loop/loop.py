@@ -229,6 +229,16 @@ class Loop:
 
     def plan(self, ahead: int = 0) -> EpochPlan:
         """The plan of the running epoch, or of so many epochs later with the pseudo labels that there are now."""
+        return EpochPlan.build(
+            seed=self.recipe.train.seed,
+            epoch=self.epoch + ahead,
+            pools=self.pools(),
+            samples_per_epoch=self.samples_per_epoch,
+            batch_size=self.recipe.train.batch_size,
+        )
+
+    def pools(self) -> list[DomainPool]:
+        """The rows of each domain that steps are drawn from now."""
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
         if recipe.train.target_labels == "oracle":
@@ -237,13 +247,7 @@ class Loop:
             pools += self.pseudo_labels.pools()
         elif recipe.target_takes_part:
             pools.append(DomainPool(target.rows, np.full(len(target), -1)))
-        return EpochPlan.build(
-            seed=recipe.train.seed,
-            epoch=self.epoch + ahead,
-            pools=pools,
-            samples_per_epoch=self.samples_per_epoch,
-            batch_size=recipe.train.batch_size,
-        )
+        return pools
 
     def _next_plan_needs_scores(self) -> bool:
         selects = self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,12 @@ import ray.train
 import torch
 
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
-from datasets_manifest.stream.plan import EpochPlan, StepSlice
+from datasets_manifest.stream.plan import EpochPlan
 from trainers.loop.loop import Loop
+from trainers.worker.batch_sizes import GpuMemory, find_batch_sizes
 from trainers.worker.log_context import LogContext
 from trainers.worker.reports import memory_metrics
+from trainers.worker.slices import fullest, most_of_all
 from trainers.worker.training import WorkerConfig, errors_told, make_loop
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
@@ -38,28 +41,33 @@ def dry_run_on_worker(given: WorkerConfig) -> None:
             ray.get(given.monitor.post.remote("measured", told))
 
 
-def _measure(loop: Loop, table: pa.Table) -> dict[str, float]:
+def _measure(loop: Loop, table: pa.Table) -> dict[str, Any]:
     target = loop.corpus.train[-1]
     # As in a late epoch, when all of the target has pseudo labels: before that a step has a domain less.
     loop.pseudo_labels.rows = target.rows
     loop.pseudo_labels.labels = np.arange(len(target)) % len(loop.corpus.classes)
     plan = loop.plan()
-    steps = _timed_steps(loop, plan, pc.list_value_length(table["images"]).to_numpy())
+    pictures = pc.list_value_length(table["images"]).to_numpy()
+    steps = _timed_steps(loop, plan, pictures)
     batches, scored = _timed_batches(loop)
     size = _checkpoint_bytes(loop)
     seconds = {"step_s": _usual(steps), "eval_batch_s": _usual(scored)}
     memory = memory_metrics(loop.device)
     if isinstance(loop.source, EvaluationCache):  # a run keeps those of all batches
         memory["memory/process_peak_mib"] += (loop.source.bytes_of(batches) - loop.source.bytes) / 2**20
-    most = _most_of_all(loop, seconds | memory | {"checkpoint_bytes": float(size)})
-    return most | {"steps": len(steps), "steps_per_epoch": plan.num_steps, "eval_batches": batches}
+    most = most_of_all(loop, seconds | memory | {"checkpoint_bytes": float(size)})
+    found: dict[str, Any] = most | {"steps": len(steps), "steps_per_epoch": plan.num_steps, "eval_batches": batches}
+    if loop.device.type == "cuda":
+        tried, largest = find_batch_sizes(loop, pictures, GpuMemory(loop.device))
+        found |= {"batch_sizes": [asdict(one) for one in tried], "largest_batch_size": largest}
+    return found
 
 
 def _timed_steps(loop: Loop, plan: EpochPlan, pictures: np.ndarray) -> list[float]:
     """Seconds of each step, its wait for data included. The first one has the samples with the most pictures."""
     numbers = itertools.islice(itertools.cycle(range(plan.num_steps)), MOST_STEPS)
     slices = [plan.worker_step(number, loop.rank, loop.world_size) for number in numbers]
-    slices[0] = _fullest(slices[0], plan, pictures)
+    slices[0] = fullest(slices[0], plan, pictures)
     times: list[float] = []
     asked = time.perf_counter()
     with loop.feed(slices) as feed:
@@ -79,14 +87,6 @@ def _all_have_enough(loop: Loop, enough: bool) -> bool:
     """All workers stop after the same step."""
     votes = loop.collective.sum_(torch.tensor([float(enough)], device=loop.device))
     return bool(votes > 0)
-
-
-def _fullest(slice_: StepSlice, plan: EpochPlan, pictures: np.ndarray) -> StepSlice:
-    """The slice with each domain's samples of the most pictures in place of its own."""
-    rows = [np.unique(rows) for rows in plan.rows_DN]
-    order = [own[np.argsort(-pictures[own], kind="stable")] for own in rows]
-    width = slice_.rows_DB.shape[1]
-    return dataclasses.replace(slice_, rows_DB=np.stack([np.resize(own[:width], width) for own in order]))
 
 
 @torch.inference_mode()
@@ -121,10 +121,3 @@ def _checkpoint_bytes(loop: Loop) -> int:
         checkpoint = Path(folder) / "checkpoint"
         loop.save(checkpoint, {}, state)
         return sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
-
-
-def _most_of_all(loop: Loop, values: dict[str, float]) -> dict[str, float]:
-    """The largest of each value over the workers."""
-    table = torch.zeros(loop.world_size, len(values), dtype=torch.float64, device=loop.device)
-    table[loop.rank] = torch.tensor(list(values.values()), dtype=torch.float64)
-    return dict(zip(values, loop.collective.sum_(table).amax(0).tolist(), strict=True))

@@ -28,6 +28,7 @@ def test_a_dry_run_measures_and_leaves_nothing(tmp_path: Path, ray_cluster: None
     assert found.step_s > 0
     assert 0.9 * run.checkpoint_bytes < found.checkpoint_bytes <= run.checkpoint_bytes
     assert (found.checkpoints, found.disk_bytes) == (5, 5 * found.checkpoint_bytes)
+    assert (found.batch_sizes, found.largest_batch_size) == (None, None)  # on a CPU
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
