@@ -49,7 +49,8 @@ class Row:
 ROWS = {
     "step_64": Row("ready step, texts that differ from step to step, 64 rows a domain, `recommended`", "ms", 120, 90),
     "step_64_dropout": Row("the same with BERT's own dropout (0.1)", "ms"),
-    "step_8": Row("the same without dropout, 8 rows a domain", "ms", 45, 25),
+    "step_64_compiled": Row("the same without dropout, with `train.compile: true`", "ms"),
+    "step_8": Row("the same, not compiled, 8 rows a domain", "ms", 45, 25),
     "first_steps": Row("the slowest of steps 1-10 after the first, against the median, 64 rows", "×", 1.5),
     "published_tf32": Row("ready step of `published` (SAM, per-sample statistics), 64 rows, TF32", "ms", 300, 220),
     "published_bf16": Row("the same in bf16", "ms", 300, 220),
@@ -94,6 +95,7 @@ MEASUREMENTS = {
     "floor": Measurement("benchmarks.gpu_step:picture_floor", 30, ("floor",)),
     "baseline": Measurement("benchmarks.gpu_step:against_baseline", 75, ("baseline",)),
     "run": Measurement("benchmarks.gpu_run:whole_run", 150, AGAINST_READY, writes=True),
+    "compiled": Measurement("benchmarks.gpu_step:compiled_steps", 90, ("step_64_compiled",)),
 }
 Found = dict[str, Any]  # of a row: `value` and `note`, or `error`; `reached` where there is a bar
 

@@ -191,6 +191,15 @@ def small_steps(scale: Scale, tell: Tell) -> None:
     tell("step_8", step * 1e3, note, rows_per_s=ready.rows / step, top=work["top"])
 
 
+def compiled_steps(scale: Scale, tell: Tell) -> None:
+    """`recommended` with its encoders' blocks compiled, 64 rows a domain. On a CPU nothing is made of what is traced."""
+    ready = ReadySteps(scale, scale.size.batch, "recommended", "train.compile=true")
+    seconds = ready.seconds(scale.steps // 2)
+    step = usual(seconds)
+    note = f"{ready.rows / step:,.0f} rows/s; the first step, in which they are compiled, {seconds[0]:.1f} s"
+    tell("step_64_compiled", step * 1e3, note, all_ms=[round(1e3 * s, 2) for s in seconds])
+
+
 def published_steps(scale: Scale, tell: Tell) -> None:
     """`published`, with SAM, 64 rows a domain. A CPU has no TF32."""
     on_gpu = device_here().type == "cuda"

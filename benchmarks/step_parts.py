@@ -18,6 +18,7 @@ from trainers.m2can.encoders.freezing import freeze
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
 from trainers.model import build, encoders, optimizers
+from trainers.model.compiled import compile_encoders
 from trainers.model.precision import autocast_of, choose_kernels, choose_layout
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide
@@ -140,6 +141,8 @@ def make_step(
     if not ordinary:
         choose_kernels(recipe, device)
         choose_layout(network, recipe, device)
+        if recipe.train.compile:
+            compile_encoders(network, device, "inductor" if device.type == "cuda" else "aot_eager")
     discriminators = build.build_discriminators(
         len(network.heads), network.num_classes, recipe.objective.discriminators
     ).to(device)
