@@ -94,11 +94,23 @@ def choose_kernels(recipe: Recipe, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
+def for_prediction(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with the precision that a trained network predicts in on this device: what it was trained in, on a GPU.
+
+    A CPU computes in float32 whatever a GPU trained in, as few of them have half precision; so do GPUs that lack it.
+    """
+    trained_in = recipe.train.precision
+    lacking = device.type != "cuda" or (trained_in in ("bf16", "tf32") and not _is_ampere(device))
+    if trained_in == "fp64" or not lacking:
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": "fp32"})})
+
+
 @contextlib.contextmanager
 def predicting(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """The context in which a trained network predicts: in what it was trained in, with the kernels of `choose_kernels`.
+    """The context in which a network predicts, given `for_prediction`: autocast, and the kernels of `choose_kernels`.
 
-    The process's settings are put back. A CPU computes in float32 whatever a GPU trained in: few have half precision.
+    The process's settings are put back.
     """
     if device.type != "cuda":
         yield

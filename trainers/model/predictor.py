@@ -22,7 +22,7 @@ from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.model.checkpoint import load_model_weights
 from trainers.model.device_batches import make_encoding, to_batch
 from trainers.model.feed import Feed
-from trainers.model.precision import choose_layout, eval_batch_size, picture_form, predicting
+from trainers.model.precision import choose_layout, eval_batch_size, for_prediction, picture_form, predicting
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -104,7 +104,7 @@ class _Scored:
 class Predictor:
     """A trained network with its way of reading. Needs neither Ray nor MLflow.
 
-    On a GPU it computes in the precision that it was trained in, on a CPU in float32.
+    On a GPU it computes in the precision that it was trained in, on a CPU in float32; see precision.for_prediction.
     """
 
     def __init__(self, network: M2CAN, card: ModelCard, device: torch.device) -> None:
@@ -112,8 +112,9 @@ class Predictor:
         self.card = card
         self.device = device
         self.dtype = next(network.parameters()).dtype
-        choose_layout(self.network, card.recipe, device)
-        self._pictures = picture_form(card.recipe, device)
+        self._recipe = for_prediction(card.recipe, device)
+        choose_layout(self.network, self._recipe, device)
+        self._pictures = picture_form(self._recipe, device)
         self._encoding = make_encoding(card.recipe, card.vocabulary)
 
     @classmethod
@@ -228,7 +229,7 @@ class Predictor:
                     logits = torch.empty(len(self.network.heads), 0, len(self.classes), device=self.device)
                     yield _Scored(read, logits, torch.empty(0, self.network.fusion.h1.out_features, device=self.device))
                     continue
-                with predicting(self.card.recipe, self.device):
+                with predicting(self._recipe, self.device):
                     outputs = self.network(batch).single()
                 yield _Scored(read, outputs.logits_HQDBC[:, 0, 0, read.passed], outputs.fused_DBK[0, read.passed])
 

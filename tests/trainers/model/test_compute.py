@@ -23,6 +23,7 @@ from trainers.model.precision import (
     computed_in,
     described,
     eval_batch_size,
+    for_prediction,
     picture_form,
     predicting,
     with_chosen_precision,
@@ -232,6 +233,25 @@ def test_a_gpu_predicts_in_what_it_was_trained_in(
         assert seen() == ("high" if rounded else "highest", rounded, False)
     assert seen() == before
     assert entered == ([("cuda", torch.bfloat16)] if half else [])
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "device", "ampere", "predicts_in"),
+    [
+        ("bf16", "cuda", True, "bf16"),
+        ("bf16", "cuda", False, "fp32"),
+        ("tf32", "cuda", False, "fp32"),
+        ("fp16", "cuda", False, "fp16"),
+        ("bf16", "cpu", False, "fp32"),
+        ("fp16", "cpu", False, "fp32"),
+        ("fp64", "cpu", False, "fp64"),
+    ],
+)
+def test_what_a_trained_network_predicts_in(
+    monkeypatch: pytest.MonkeyPatch, trained_in: str, device: str, ampere: bool, predicts_in: str
+) -> None:
+    monkeypatch.setattr("trainers.model.precision._is_ampere", lambda device: ampere)
+    assert for_prediction(of_precision(trained_in), torch.device(device)).train.precision == predicts_in
 
 
 def test_a_cpu_predicts_in_float32(folder: Path) -> None:
