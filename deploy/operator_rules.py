@@ -100,7 +100,10 @@ def together_faults(objects: list[dict[str, Any]], templates: list[dict[str, Any
     classes = {content["metadata"]["name"] for content in objects if content["kind"] == "PriorityClass"}
     for template in templates:
         name = template["spec"].get("priorityClassName")
-        if name and name not in classes:
+        if name is None:
+            container = template["spec"]["containers"][0]["name"]
+            yield f"pods of {container} have no priorityClassName: online inference would evict them"
+        elif name not in classes:
             yield f"PriorityClass {name} is not there"
     found = [template.get("metadata", {}).get("labels", {}) for template in templates]
     for content in objects:

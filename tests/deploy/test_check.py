@@ -82,6 +82,7 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/cluster.yaml", 'cpu: "16", memory', 'cpu: "16", nvidia.com/gpu: "1", memory', "GPU nodes to decode"),
         ("kuberay/base/cluster.yaml", "key: nvidia.com/gpu", "key: gpu", "group gpu: does not tolerate"),
         ("kuberay/base/cluster.yaml", "priorityClassName: m2can-batch", "priorityClassName: high", "PriorityClass high"),
+        ("mlflow/server.yaml", "priorityClassName", "# priorityClassName", "pods of mlflow have no priorityClassName"),
         ("kuberay/base/service.yaml", "path: /-/healthz", "path: /healthz", "the operator's own calls wget"),
         ("kuberay/base/service.yaml", "readinessProbe: {httpGet", "livenessProbe: {httpGet", "the operator's own calls wget"),
         ("kuberay/base/service.yaml", "port: 8000, request", "port: 8001, request", "'port': 8001"),
