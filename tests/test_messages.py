@@ -384,8 +384,31 @@ def test_messages_of_a_job_server(error: Exception, words: str, monkeypatch: pyt
     def refuse(address: str) -> None:
         raise error
 
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
     monkeypatch.setattr(jobs, "JobSubmissionClient", refuse)
     with pytest.raises(jobs.JobsUnavailable, match=words):
+        jobs.JobServer("http://head:8265").list_jobs()
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_token_that_is_not_there_is_named_with_its_file(
+    stated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: str) -> None:
+        raise AuthenticationError("no")
+
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "my.token" if stated else tmp_path / ".ray" / "auth_token"
+    if stated:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.setattr(jobs, "JobSubmissionClient", refuse)
+    with pytest.raises(jobs.JobsUnavailable, match=f"^no token here: {file} is not there; .* mode 600"):
+        jobs.JobServer("http://head:8265").list_jobs()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("t")
+    with pytest.raises(jobs.JobsUnavailable, match="the job server refuses the token"):
         jobs.JobServer("http://head:8265").list_jobs()
 
 

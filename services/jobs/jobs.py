@@ -45,6 +45,14 @@ class JobsUnavailable(ServiceUnavailable):
     """The cluster's job server does not answer, or refuses."""
 
 
+def _token_fault() -> str:
+    """Whether a token is missing here or refused there: Ray raises the same error for both."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_TOKEN" not in os.environ and not file.is_file():
+        return f"no token here: {file} is not there; copy the cluster's to it with mode 600 and set RAY_AUTH_MODE=token"
+    return "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+
+
 @dataclass(frozen=True)
 class Job:
     """One job as it is shown. Its environment variables are left out: they may hold secrets."""
@@ -107,9 +115,7 @@ class JobServer:
             why = f"{first_line(error)}); is the dashboard up and --address right?"
             raise JobsUnavailable(f"no job server answers{at} ({why}") from None
         except AuthenticationError:
-            raise JobsUnavailable(
-                "the job server refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            ) from None
+            raise JobsUnavailable(_token_fault()) from None
         except RuntimeError as error:
             raise JobsUnavailable(f"the job server refused: {first_line(error)}") from None
 
