@@ -108,7 +108,9 @@ def view_features(card: ModelCard, corpus: Corpus) -> tuple[Tensor, Tensor]:
     """What the recipe's encoders, as they are built, make of all rows: text [V, N, K] and picture, the weak view first."""
     from trainers.model.build import build_network
 
-    network = build_network(card.recipe, card.text_config, len(corpus.classes), load_weights=True).eval()
+    network = build_network(
+        card.recipe, card.text_config, len(corpus.classes), load_weights=True, pictures=card.picture_config
+    ).eval()
     stream, number = LocalStream(corpus.table), corpus.table.num_rows
     parts = []
     for rows in np.array_split(np.arange(number), -(-number // 32)):

@@ -307,9 +307,7 @@ def test_a_tokenizer_without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Bare())
     tree = {"data": {"sources": ["a"], "target": "b"}, "encoders": {"text": {"name": "gpt"}}}
-    with pytest.raises(
-        InputError, match=r"its tokenizer has no cls_token; found 'gpt'; wanted an encoder whose tokenizer"
-    ):
+    with pytest.raises(InputError, match=r"its tokenizer has no pad_token; found 'gpt'; wanted a tokenizer that names"):
         vocabulary.encoder_vocabulary(make_recipe(tree))
 
 

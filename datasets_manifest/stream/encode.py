@@ -17,7 +17,15 @@ from datasets_manifest.manifest.storage import is_uri
 from datasets_manifest.stream.images import PictureViews, decode_views, read_picture_bytes
 from datasets_manifest.stream.picture_files import BadPicture
 from datasets_manifest.stream.plan import view_rng
-from datasets_manifest.stream.text import Cleaning, Joining, clean, drop_words, join_sentences, tokenizer_from_json
+from datasets_manifest.stream.text import (
+    Cleaning,
+    Joining,
+    TextTokenizer,
+    clean,
+    drop_words,
+    join_sentences,
+    tokenizer_from_json,
+)
 
 _FETCHES = 8  # at a time, of one task
 
@@ -28,7 +36,7 @@ INDEX_SCHEMA = pa.schema([("step", pa.int64()), ("row", pa.int64()), ("position"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer as it travels: its JSON and its special tokens."""
+    """A tokenizer as it travels: its JSON and its special tokens; one that it does not have is empty."""
 
     json: str
     cls_token: str
@@ -129,21 +137,30 @@ def encode_samples(
 
 def _tokens(texts: list[list[str]], encoding: Encoding, rngs: list[np.random.Generator]) -> list[list[np.ndarray]]:
     """Token ids of the weak view and, if wanted, the strong one, of all samples in one call of the tokenizer."""
-    vocabulary = encoding.vocabulary
-    tokenizer = tokenizer_from_json(
-        vocabulary.json, encoding.max_tokens, vocabulary.cls_token, vocabulary.sep_token, vocabulary.pad_token
-    )
 
     def join(sentences: list[str]) -> str:
-        return join_sentences(sentences, encoding.form, vocabulary.sep_token, vocabulary.cls_token)
+        return join_sentences(sentences, encoding.form, encoding.vocabulary.sep_token, encoding.vocabulary.cls_token)
 
     weak = [[clean(sentence, encoding.cleaning) for sentence in sample] for sample in texts]
     views = [[join(sample) for sample in weak]]
     if encoding.strong:
         p = encoding.word_dropout
         views.append([join([drop_words(s, p, rng) for s in sample]) for sample, rng in zip(weak, rngs, strict=True)])
-    encoded = tokenizer.encode([text for view in views for text in view])
+    encoded = _tokenizer(encoding).encode([text for view in views for text in view])
     return [encoded[i * len(texts) : (i + 1) * len(texts)] for i in range(len(views))]
+
+
+def count_cut(texts: list[list[str]], encoding: Encoding) -> int:
+    """How many of these samples' texts have more than `max_tokens` tokens."""
+    vocabulary = encoding.vocabulary
+    cleaned = [[clean(sentence, encoding.cleaning) for sentence in sample] for sample in texts]
+    joined = [join_sentences(s, encoding.form, vocabulary.sep_token, vocabulary.cls_token) for s in cleaned]
+    return _tokenizer(encoding).count_cut(joined)
+
+
+def _tokenizer(encoding: Encoding) -> TextTokenizer:
+    words = encoding.vocabulary
+    return tokenizer_from_json(words.json, encoding.max_tokens, words.cls_token, words.sep_token, words.pad_token)
 
 
 def _fetch_remote(images: list[list[str | bytes]], most: int) -> dict[str, bytes | BadPicture]:

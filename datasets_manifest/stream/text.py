@@ -86,13 +86,13 @@ def drop_words(text: str, p: float, rng: np.random.Generator) -> str:
 def join_sentences(sentences: Sequence[str], how: Joining, sep_token: str, cls_token: str) -> str:
     """One text from a sample's sentences.
 
-    "plain": the separator token between them. "published": the class token in front and the separator after every
-    sentence, the last one too. The tokenizer adds its own special tokens to either, so that the published form begins with
-    two class tokens and ends with two separators, as the published code has it.
+    "plain": the separator token between them, or a blank where the tokenizer has none. "published": the class token in front
+    and the separator after every sentence, the last one too. The tokenizer adds its own special tokens to either, so
+    that the published form begins with two class tokens and ends with two separators, as the published code has it.
     """
     if how == "published":
         return " ".join([cls_token, *(f"{sentence} {sep_token}" for sentence in sentences)])
-    return f" {sep_token} ".join(sentences)
+    return (f" {sep_token} " if sep_token else " ").join(sentences)
 
 
 class TextTokenizer:
@@ -101,7 +101,7 @@ class TextTokenizer:
     Args:
         json: the content of a tokenizer.json.
         max_tokens: the most tokens of a text, its special tokens included.
-        cls_token, sep_token, pad_token: the tokens by name; each must be in the vocabulary.
+        cls_token, sep_token, pad_token: the tokens by name; each must be in the vocabulary, and pad_token must be there.
 
     Raises:
         InputError: the JSON is not a tokenizer, a token is not in it, or `max_tokens` leaves no room for text.
@@ -117,6 +117,8 @@ class TextTokenizer:
         ids: dict[str, int] = {}
         for field, token in (("cls_token", cls_token), ("sep_token", sep_token), ("pad_token", pad_token)):
             found = self._tokenizer.token_to_id(token)
+            if not token and field != "pad_token":
+                continue
             if found is None:
                 raise InputError("not in the tokenizer's vocabulary", field=field, value=token)
             ids[field] = found
@@ -138,6 +140,11 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """The number of tokens, special ones included: the least number of rows of an embedding."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def count_cut(self, texts: list[str]) -> int:
+        """How many texts are longer than `max_tokens`."""
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        return sum(bool(encoding.overflowing) for encoding in self._tokenizer.encode_batch_fast(texts))
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
         """Ids [num_tokens] of each text, special tokens included, cut to `max_tokens`, not padded."""

@@ -24,6 +24,7 @@ def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:
     weights = [("encoders.text.weights", text.weights), ("encoders.picture.weights", picture.weights)]
     paths += [(field, path) for field, path in weights if "/" in path or path.endswith((".safetensors", ".pt", ".pth"))]
     for field, name in (("encoders.text.name", text.name), ("encoders.picture.name", picture.name)):
+        name = name.removeprefix("hf:")
         if name.startswith("/"):
             paths.append((field, name))
         elif _NAME.fullmatch(name) is None or ".." in name:

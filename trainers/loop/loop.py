@@ -141,7 +141,13 @@ class Loop:
         )
 
     def make_network(self) -> M2CAN:
-        return build_network(self.recipe, self.card.text_config, len(self.corpus.classes), load_weights=True)
+        return build_network(
+            self.recipe,
+            self.card.text_config,
+            len(self.corpus.classes),
+            load_weights=True,
+            pictures=self.card.picture_config,
+        )
 
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.

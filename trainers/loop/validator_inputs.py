@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.batch import Outputs, sent
 from trainers.m2can.collective import Collective
-from trainers.m2can.network import FUSED, M2CAN, PROJECTED
+from trainers.m2can.network import FUSED, M2CAN
 from trainers.validators.inputs import ValidatorInputs, spread
 from trainers.validators.mixing import SHARE
 
@@ -40,7 +40,7 @@ class ValidatorInputsCollector:
         self._order = np.argsort(self._rows, kind="stable")
         width, device = network.num_classes + FUSED, next(network.parameters()).device
         self._seen = torch.zeros(len(self._rows), width, device=device)
-        self._projected = torch.zeros(len(self.target_rows), 2 * PROJECTED, device=device)
+        self._projected = torch.zeros(len(self.target_rows), 2 * network.projected, device=device)
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         """Keep what is wanted of a batch of one view and one domain. The host waits for nothing."""
@@ -82,7 +82,9 @@ class ValidatorInputsCollector:
         a, b = torch.from_numpy(first), torch.from_numpy(second)
         mixed = SHARE * projected_NK[a] + (1 - SHARE) * projected_NK[b]
         dtype = next(self.network.parameters()).dtype
-        text, picture = (torch.nn.functional.normalize(x, dim=-1).to(dtype) for x in mixed.split(PROJECTED, 1))
+        text, picture = (
+            torch.nn.functional.normalize(x, dim=-1).to(dtype) for x in mixed.split(self.network.projected, 1)
+        )
         fused = self.network.fusion(text[None, None], picture[None, None])[0, 0]
         logits = torch.stack([head(fused) for head in self.network.heads]).mean(0)
         return logits.softmax(-1).float().cpu().numpy()

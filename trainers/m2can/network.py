@@ -18,12 +18,14 @@ PROJECTED, BILINEAR, FUSED, HIDDEN = 256, 128, 64, 128
 class Projection(nn.Module):
     """Linear, ReLU, L2-normalise: [..., width] → unit vectors [..., 256]."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, projected: int = PROJECTED, *, rectified: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, PROJECTED)
+        self.linear = nn.Linear(width, projected)
+        self.rectified = rectified
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(F.relu(self.linear(x)), dim=-1)
+        y = self.linear(x)
+        return F.normalize(F.relu(y) if self.rectified else y, dim=-1)
 
 
 class Fusion(nn.Module):
@@ -32,13 +34,13 @@ class Fusion(nn.Module):
     Source: Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017, with two shortcuts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, projected: int = PROJECTED) -> None:
         super().__init__()
-        self.U = nn.Linear(PROJECTED, BILINEAR)
-        self.V = nn.Linear(PROJECTED, BILINEAR)
+        self.U = nn.Linear(projected, BILINEAR)
+        self.V = nn.Linear(projected, BILINEAR)
         self.P = nn.Linear(BILINEAR, FUSED)
-        self.h1 = nn.Linear(PROJECTED, FUSED)
-        self.h2 = nn.Linear(PROJECTED, FUSED)
+        self.h1 = nn.Linear(projected, FUSED)
+        self.h2 = nn.Linear(projected, FUSED)
 
     def forward(self, text_VDBK: Tensor, picture_VDBK: Tensor) -> Tensor:
         """All view pairs: → [V·V, D, B, 64]; the text's view is the slower index, so pair 0 is weak × weak."""
@@ -47,10 +49,10 @@ class Fusion(nn.Module):
         return (self.P(torch.sigmoid(u * v)) + shortcut).flatten(0, 1)
 
 
-def single_modality_head(num_classes: int) -> nn.Sequential:
+def single_modality_head(num_classes: int, projected: int = PROJECTED) -> nn.Sequential:
     """[..., 256] → [..., C] from one modality alone."""
     return nn.Sequential(
-        nn.Linear(PROJECTED, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FUSED), nn.Linear(FUSED, num_classes)
+        nn.Linear(projected, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FUSED), nn.Linear(FUSED, num_classes)
     )
 
 
@@ -61,6 +63,7 @@ class M2CAN(nn.Module):
         text_encoder, picture_encoder: modules with a `width`.
         num_heads: classifier heads; the published code has one for each source.
         num_classes: C.
+        aligned: width of projections that start as a dual encoder's own, which have no ReLU; None: 256, with ReLU.
         modalities: `text` and `pictures` put zeros in the place of the other modality's features: baselines.
 
     Source: Zhao et al. 2025.
@@ -73,17 +76,20 @@ class M2CAN(nn.Module):
         num_heads: int,
         num_classes: int,
         *,
+        aligned: int | None = None,
         modalities: Modalities = "both",
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.picture_encoder = picture_encoder
-        self.text_projection = Projection(text_encoder.width)
-        self.picture_projection = Projection(picture_encoder.width)
-        self.fusion = Fusion()
+        self.projected = aligned or PROJECTED
+        rectified = aligned is None
+        self.text_projection = Projection(text_encoder.width, self.projected, rectified=rectified)
+        self.picture_projection = Projection(picture_encoder.width, self.projected, rectified=rectified)
+        self.fusion = Fusion(self.projected)
         self.heads = nn.ModuleList(nn.Linear(FUSED, num_classes) for _ in range(num_heads))
-        self.text_head = single_modality_head(num_classes)
-        self.picture_head = single_modality_head(num_classes)
+        self.text_head = single_modality_head(num_classes, self.projected)
+        self.picture_head = single_modality_head(num_classes, self.projected)
         self.num_classes = num_classes
         self.modalities = modalities
 

@@ -27,6 +27,7 @@ class ModelCard:
     target: str
     text_config: dict[str, Any]
     vocabulary: Vocabulary
+    picture_config: dict[str, Any] | None = None  # of transformers' vision models
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
         "sources": card.sources,
         "target": card.target,
         "text_config": card.text_config,
+        **({} if card.picture_config is None else {"picture_config": card.picture_config}),
         "vocabulary": vocabulary,
     }
     return {"model.json": json_text(content), "tokenizer.json": tokenizer}
@@ -98,6 +100,7 @@ def load_card(folder: Path) -> ModelCard:
             target=content["target"],
             text_config=content["text_config"],
             vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
+            picture_config=content.get("picture_config"),
         )
     except (KeyError, TypeError, OSError) as error:
         raise InputError(f"is damaged ({error!r})", file=file) from None

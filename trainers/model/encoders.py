@@ -8,12 +8,15 @@ import torch
 import torchvision
 from torch import nn
 
-from datasets_manifest.errors import InputError, first_line, nearest
+from datasets_manifest.errors import InputError, nearest
 from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
-from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet
+from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet, VisionModel
 from trainers.m2can.encoders.text import TextEncoder
+from trainers.model import hub_models
 from trainers.model.weights import HEADS, is_weights_file, load_weights_file
 from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
+
+ALIGNED = "aligned"  # beside a tower's own settings: the width in which its dual encoder compares
 
 
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
     Raises:
         InputError: no such encoder.
     """
-    from transformers import AutoConfig, BertConfig
+    from transformers import BertConfig
 
     if section.tiny is not None:
         hidden, layers = section.tiny
@@ -38,15 +41,9 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
             attention_probs_dropout_prob=0.0,
         )
     else:
-        try:
-            config = AutoConfig.from_pretrained(section.name)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no text encoder could be read ({first_line(error)})",
-                field="encoders.text.name",
-                value=section.name,
-                wanted="`tiny`, a local folder or a hub name of a transformers encoder",
-            ) from None
+        config = hub_models.tower_config(hub_models.read_config(section.name, "text"), "text")
+        if config.model_type.startswith("siglip"):
+            config.pad_token_id = pad_id  # its text tower reads padding
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and max_tokens > limit:
             raise InputError(
@@ -58,28 +55,37 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
     return config.to_dict()
 
 
-def build_text_encoder(
-    section: TextEncoderSection, config: dict[str, Any], *, load_weights: bool, checkpointed: bool = False
-) -> TextEncoder:
-    from transformers import AutoConfig, AutoModel
+def picture_config(section: PictureEncoderSection) -> dict[str, Any] | None:
+    """The configuration of a transformers vision model or tower; None for other encoders.
 
-    settings = dict(config)
-    made = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    Raises:
+        InputError: no such encoder.
+    """
+    if not section.name.startswith("hf:"):
+        return None
+    whole = hub_models.read_config(section.name[3:], "vision")
+    settings: dict[str, Any] = hub_models.tower_config(whole, "vision").to_dict()
+    if hub_models.is_dual(whole):
+        settings[ALIGNED] = hub_models.projection_width(whole)
+    return settings
+
+
+def build_text_encoder(
+    section: TextEncoderSection,
+    config: dict[str, Any],
+    *,
+    load_weights: bool,
+    checkpointed: bool = False,
+    dual: Any = None,
+) -> TextEncoder:
+    """Raises InputError: no such encoder or weights. dual: the model whose tower is taken, if it was read already."""
     if load_weights and section.weights == "pretrained" and section.tiny is None:
-        try:
-            model = AutoModel.from_pretrained(section.name, config=made, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"its weights could not be read ({first_line(error)})",
-                field="encoders.text.weights",
-                value=section.name,
-                wanted="a folder or hub name with weights, `random` or a file",
-            ) from None
+        model = hub_models.tower_of(dual or hub_models.read_model(section.name, "text"), "text", section.name)
     else:
-        model = AutoModel.from_config(made, dtype=torch.float32)
+        model = hub_models.tower_of(hub_models.empty_model(config), "text", section.name)
     model.train()  # from_pretrained leaves eval mode behind
     try:
-        encoder = TextEncoder(model, section.pooling)
+        encoder = hub_models.text_tower(model, section.pooling, config)
         freeze(encoder, section.freeze)
         if checkpointed:
             checkpoint_activations(encoder)
@@ -91,9 +97,18 @@ def build_text_encoder(
 
 
 def build_picture_encoder(
-    section: PictureEncoderSection, *, load_weights: bool, checkpointed: bool = False
+    section: PictureEncoderSection,
+    *,
+    load_weights: bool,
+    checkpointed: bool = False,
+    config: dict[str, Any] | None = None,
+    dual: Any = None,
 ) -> PictureEncoder:
-    """Raises InputError: no such encoder or weights."""
+    """Raises InputError: no such encoder or weights.
+
+    Args:
+        config: picture_config. dual: the model whose tower is taken, if it was read already.
+    """
     pretrained = load_weights and section.weights not in ("random",) and not is_weights_file(section.weights)
     kind, _, name = section.name.partition(":")
     if section.tiny is not None:
@@ -103,17 +118,23 @@ def build_picture_encoder(
         model, width = _torchvision(name, section.weights if pretrained else None)
     elif kind == "timm":
         model, width = _timm(name, pretrained)
+    elif kind == "hf" and config is not None:
+        require_known_weights(section)
+        settings = {key: value for key, value in config.items() if key != ALIGNED}
+        whole = (dual or hub_models.read_model(name, "vision")) if pretrained else hub_models.empty_model(settings)
+        model, width = hub_models.vision_model(hub_models.tower_of(whole, "vision", section.name), section.name)
     else:
         raise InputError(
             "unknown picture encoder",
             field="encoders.picture.name",
             value=section.name,
-            wanted="`tiny`, `torchvision:<model>` or `timm:<model>`",
+            wanted="`tiny`, `torchvision:<model>`, `timm:<model>` or `hf:<folder or hub name>`",
         )
     if section.head == "identity_linear":
         _append_identity(model, width)
     if load_weights and is_weights_file(section.weights):
-        load_weights_file(model, section.weights, "encoders.picture.weights")
+        inside = model.model if isinstance(model, VisionModel) else model
+        load_weights_file(inside, section.weights, "encoders.picture.weights")
     encoder = PictureEncoder(model, width, section.batch_norm)
     try:
         freeze(encoder, section.freeze)
@@ -130,6 +151,17 @@ def build_picture_encoder(
                 wanted="false",
             ) from None
     return encoder
+
+
+def require_known_weights(section: PictureEncoderSection) -> None:
+    """Raises InputError: the name of weights, which only torchvision has."""
+    if section.weights not in ("pretrained", "random") and not is_weights_file(section.weights):
+        raise InputError(
+            "unknown weights",
+            field="encoders.picture.weights",
+            value=section.weights,
+            wanted="`pretrained`, `random` or a file",
+        )
 
 
 def _torchvision(name: str, weights: str | None) -> tuple[nn.Module, int]:

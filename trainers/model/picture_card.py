@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torchvision
+from PIL import Image
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.images import PictureViews
@@ -37,6 +38,8 @@ def picture_card(section: PictureEncoderSection) -> PictureCard:
         found = _of_torchvision(name, section.weights)
     elif kind == "timm":
         found = _of_timm(name)
+    elif kind == "hf":
+        found = _of_transformers(name)
     else:
         found = None
     if found is not None:
@@ -82,6 +85,43 @@ def _of_torchvision(name: str, weights: str) -> PictureCard | None:
         "channels": "rgb",
     }
     return PictureCard(values, f"of torchvision's {chosen}")
+
+
+def _of_transformers(name: str) -> PictureCard | None:
+    """From preprocessor_config.json; None if there is none."""
+    from transformers import AutoImageProcessor
+
+    try:
+        card = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None
+    size, cut = dict(getattr(card, "size", None) or {}), dict(getattr(card, "crop_size", None) or {})
+    shorter, sides = size.get("shortest_edge"), (size.get("height"), size.get("width"))
+    values: dict[str, Any] = {"channels": "bgr" if getattr(card, "do_flip_channel_order", False) else "rgb"}
+    if getattr(card, "do_center_crop", False) and cut:
+        values["crop"] = _square(cut["height"], cut["width"], name)
+        values["resize"] = shorter or _square(*_whole(sides), name)
+    elif shorter and getattr(card, "crop_pct", None):  # ConvNeXt and ResNet: below 384 pixels a part is cut out
+        values |= {"crop": shorter, "resize": int(shorter / card.crop_pct) if shorter < 384 else "squash"}
+    elif sides[0] and sides[1]:
+        values |= {"crop": _square(*_whole(sides), name), "resize": "squash"}
+    elif shorter:
+        values |= {"crop": shorter, "resize": shorter}
+    else:
+        return None
+    values["interpolation"] = Image.Resampling(int(card.resample)).name.lower()
+    # What it makes of a byte is (byte · factor − shift − mean) / deviation; ours is (byte / 255 − mean) / deviation.
+    factor = 255 * (card.rescale_factor if card.do_rescale else 1.0)
+    shift = 1.0 if getattr(card, "rescale_offset", False) else 0.0
+    means, stds = (card.image_mean, card.image_std) if card.do_normalize else ([0.0] * 3, [1.0] * 3)
+    exact = factor == 1 and not shift
+    values["mean"] = tuple(float(x) if exact else (x + shift) / factor for x in means)
+    values["std"] = tuple(float(x) if exact else x / factor for x in stds)
+    return PictureCard(values, f"of {name}'s preprocessor_config.json")
+
+
+def _whole(sides: tuple[Any, Any]) -> tuple[int, int]:
+    return int(sides[0] or 0), int(sides[1] or 0)
 
 
 def _of_timm(name: str) -> PictureCard | None:

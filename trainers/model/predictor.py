@@ -126,7 +126,9 @@ class Predictor:
         """
         place = model_folder(Path(folder))
         card = load_card(place)
-        network = build_network(card.recipe, card.text_config, len(card.classes), load_weights=False)
+        network = build_network(
+            card.recipe, card.text_config, len(card.classes), load_weights=False, pictures=card.picture_config
+        )
         if card.recipe.train.precision == "fp64":
             network = network.double()
         load_model_weights(place, network)

@@ -108,7 +108,7 @@ def import_published(
         raise InputError("is there already", file=out, field="OUT", wanted="a new folder")
     _check_number(found, "classes", classes, found.num_classes)
     _check_number(found, "data.sources", recipe.data.sources, found.num_heads)
-    limit = recipe.data.texts.max_tokens
+    limit = recipe.data.texts.most_tokens
     config = text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, limit)
     network = build_network(recipe, config, found.num_classes, load_weights=False)
     _fill(network, found)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.records.corpus import Corpus
-from datasets_manifest.stream.encode import Vocabulary
+from datasets_manifest.stream.encode import Vocabulary, count_cut
 from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
+from trainers.model.device_batches import make_encoding
 from trainers.recipe import Recipe
+
+MOST_COUNTED = 20_000  # texts
 
 
 def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
@@ -28,7 +33,7 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
 
     name = recipe.encoders.text.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
         json = tokenizer.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
@@ -37,16 +42,24 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
             value=name,
             wanted="`tiny`, a local folder or a hub name of a transformers encoder",
         ) from None
-    specials = {key: getattr(tokenizer, key) for key in ("cls_token", "sep_token", "pad_token")}
-    for key, token in specials.items():
-        if token is None:
-            wanted = "an encoder whose tokenizer marks beginning, end and padding, such as BERT's or RoBERTa's"
-            raise InputError(f"its tokenizer has no {key}", field="encoders.text.name", value=name, wanted=wanted)
+    # CLIP's and SigLIP's tokenizers have nothing to put between two sentences: their end token would end the text.
+    specials = {key: getattr(tokenizer, key) or "" for key in ("cls_token", "sep_token", "pad_token")}
+    if not specials["pad_token"]:
+        wanted = "a tokenizer that names its pad_token"
+        raise InputError("its tokenizer has no pad_token", field="encoders.text.name", value=name, wanted=wanted)
     return _vocabulary(recipe, json, specials)
 
 
+def count_cut_texts(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> tuple[int, int]:
+    """How many training texts are longer than the encoder reads, and of how many: at most MOST_COUNTED, evenly spread."""
+    parts = [corpus.table["texts"].slice(part.start, len(part)) for part in corpus.train]
+    every = max(1, -(-sum(map(len, parts)) // MOST_COUNTED))
+    samples = [texts for part in parts for texts in part.take(np.arange(0, len(part), every)).to_pylist() if texts]
+    return count_cut(samples, make_encoding(recipe, vocabulary)), len(samples)
+
+
 def _vocabulary(recipe: Recipe, json: str, specials: dict[str, str]) -> Vocabulary:
-    made = tokenizer_from_json(json, recipe.data.texts.max_tokens, **specials)
+    made = tokenizer_from_json(json, recipe.data.texts.most_tokens, **specials)
     return Vocabulary(json=json, pad_id=made.pad_id, size=made.vocab_size, **specials)
 
 

@@ -73,6 +73,7 @@ def require_own_name(recipe: Recipe, folder: Path) -> None:
     found = recipe_of_run(folder)
     if found is not None:
         before, now, open_keys = found.flat(), recipe.flat(), left_to_the_rule(recipe)
+        open_keys += [] if recipe.data.texts.max_tokens is not None else ["data.texts.max_tokens"]
         open_keys += [f"data.pictures.{key}" for key in recipe.data.pictures.left_to_the_card]
         changed = [
             key for key in now if now[key] != before.get(key) and not key.startswith(_FREE) and key not in open_keys

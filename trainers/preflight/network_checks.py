@@ -5,9 +5,30 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.network import M2CAN
+
+
+@torch.no_grad()
+def require_size(network: M2CAN, crop: int) -> None:
+    """Raises InputError: the picture encoder does not take pictures of `crop` pixels."""
+    encoder = network.picture_encoder
+    if not isinstance(encoder, PictureEncoder):
+        return
+    training = network.training
+    network.eval()
+    try:
+        encoder.model(next(network.parameters()).new_zeros(1, 3, crop, crop))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"the picture encoder takes no pictures of this size ({first_line(error)})",
+            field="data.pictures.crop",
+            value=crop,
+            wanted="the size that it was trained with: leave `crop` and `resize` out",
+        ) from None
+    finally:
+        network.train(training)
 
 
 @torch.no_grad()

@@ -15,13 +15,14 @@ from datasets_manifest.files import json_text, write_atomically
 from datasets_manifest.records.corpus import Corpus
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, shareable
-from trainers.model.encoders import text_config
+from trainers.model.encoders import picture_config, text_config
+from trainers.model.hub_models import context_length
 from trainers.model.picture_card import PictureCard, described, picture_card, with_views
 from trainers.model.precision import expected_device, require_device
-from trainers.model.vocabulary import make_vocabulary
+from trainers.model.vocabulary import count_cut_texts, make_vocabulary
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.inputs import Inputs, read_inputs, recipe_of_run, require_own_name
-from trainers.preflight.network_checks import require_parts, require_statistics
+from trainers.preflight.network_checks import require_parts, require_size, require_statistics
 from trainers.preflight.sizes import state_sizes
 from trainers.recipe import Recipe
 from trainers.recipe.data_sections import OF_THE_CARD
@@ -58,9 +59,11 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         InputError: what is wrong with the recipe or the data.
     """
     inputs = inputs or read_inputs(recipe)
-    storage, corpus, notes = run_storage(inputs.recipe), inputs.corpus, list(inputs.notes)
-    of_encoder = _picture_card(inputs.recipe, storage)
-    recipe = with_views(inputs.recipe, of_encoder)
+    recipe, corpus, notes = inputs.recipe, inputs.corpus, list(inputs.notes)
+    storage = run_storage(recipe)
+    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
+    of_encoder = _picture_card(recipe, before)
+    recipe = with_views(_with_max_tokens(recipe, before), of_encoder)
     pictures = f"{described(recipe)} ({of_encoder.whence})"
     if of_encoder.assumed:
         notes.append(f"pictures: {pictures}; data.pictures.mean, std, … state others")
@@ -70,14 +73,25 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         classes=corpus.classes,
         sources=[part.domain for part in corpus.train[:-1]],
         target=corpus.target,
-        text_config=text_config(recipe.encoders.text, vocabulary.size, vocabulary.pad_id, recipe.data.texts.max_tokens),
+        text_config=text_config(
+            recipe.encoders.text, vocabulary.size, vocabulary.pad_id, recipe.data.texts.most_tokens
+        ),
         vocabulary=vocabulary,
+        picture_config=picture_config(recipe.encoders.picture),
     )
+    cut, looked_at = count_cut_texts(recipe, corpus, vocabulary)
+    if cut:
+        notes.append(
+            f"{cut:,} of {looked_at:,} training texts have more than {recipe.data.texts.most_tokens} tokens and are cut"
+        )
     device = expected_device(recipe)
     if device is not None:
         require_device(recipe, device)
     with one_thread():
-        network = build_network(recipe, card.text_config, len(corpus.classes), load_weights=True)
+        network = build_network(
+            recipe, card.text_config, len(corpus.classes), load_weights=True, pictures=card.picture_config
+        )
+        require_size(network, recipe.data.pictures.views().crop)
         require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -87,9 +101,22 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen, pictures)
 
 
-def _picture_card(recipe: Recipe, storage: Path) -> PictureCard:
+def _with_max_tokens(recipe: Recipe, before: Recipe | None) -> Recipe:
+    """The recipe with as many tokens as its text encoder reads, where it leaves them open."""
+    texts = recipe.data.texts
+    if texts.max_tokens is not None:
+        return recipe
+    if before is not None:
+        most = before.data.texts.most_tokens
+    else:
+        limit = None if recipe.encoders.text.tiny is not None else context_length(recipe.encoders.text.name)
+        most = min(texts.most_tokens, limit or texts.most_tokens)
+    data = recipe.data.model_copy(update={"texts": texts.model_copy(update={"max_tokens": most})})
+    return recipe.model_copy(update={"data": data})
+
+
+def _picture_card(recipe: Recipe, before: Recipe | None) -> PictureCard:
     """The encoder's, or what a run that goes on began with."""
-    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
     if before is None:
         return picture_card(recipe.encoders.picture)
     pictures = before.data.pictures

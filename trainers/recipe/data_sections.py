@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from datasets_manifest.stream.images import (
 )
 from trainers.recipe.base import Count, Fraction, Section
 
+MOST_TOKENS = 200  # of a text, where a recipe states no number
 Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
 _TINY_TEXT = re.compile(r"tiny(?::([1-9]\d{0,3})(?:x(\d{1,2}))?)?")
 _TINY_PICTURE = re.compile(r"tiny(?::([1-9]\d{0,3}))?")
@@ -33,10 +34,17 @@ class Texts(Section):
         "cleaning, and their form of a text, with a second class token before the sentences and a second separator at the "
         "end. `none`: texts as they are.",
     )
-    max_tokens: int = Field(
-        200, ge=3, le=8192, description="Most tokens of a text, special tokens included. The rest is cut off."
+    max_tokens: Annotated[int, Field(ge=3, le=8192)] | None = Field(
+        None,
+        description="Most tokens of a text, special tokens included. The rest is cut off. `null`: 200, or as many as the "
+        "encoder reads.",
     )
     word_dropout: Fraction = Field(0.1, description="Probability that a word is left out of the strong view.")
+
+    @property
+    def most_tokens(self) -> int:
+        """`max_tokens`, and MOST_TOKENS as long as nobody asked the encoder."""
+        return self.max_tokens or MOST_TOKENS
 
     @property
     def form(self) -> Literal["published", "plain"]:
@@ -117,14 +125,17 @@ class TextEncoderSection(Section):
 
     name: str = Field(
         "bert-base-uncased",
-        description="A local folder or a hub name of a transformers encoder. `tiny`: a small BERT with random weights and "
+        description="A local folder or a hub name of a transformers encoder, or of a dual encoder (CLIP, SigLIP, …), whose text "
+        "tower is taken. `tiny`: a small BERT with random weights and "
         "without dropout, for demos; `tiny:32x2` has 32 hidden units and 2 layers.",
     )
     weights: str = Field(
         "pretrained", description="`pretrained`, `random`, or a file: safetensors, or a weights-only file of torch."
     )
     pooling: Literal["pooler", "cls", "mean"] = Field(
-        "mean", description="A text's feature: the pooler's output, the first token's, or the mean over the tokens."
+        "mean",
+        description="A text's feature: the pooler's output, the first token's, or the mean over the tokens. The tower "
+        "of a dual encoder gives its own.",
     )
     freeze: Freeze = Field(
         "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
@@ -147,8 +158,9 @@ class PictureEncoderSection(Section):
 
     name: str = Field(
         "torchvision:resnet50",
-        description="`torchvision:<model>` or `timm:<model>`. `tiny`: a small ResNet with random weights, for demos; "
-        "`tiny:8` begins with 8 channels.",
+        description="`torchvision:<model>`, `timm:<model>`, or `hf:` and the folder or hub name of a transformers vision model "
+        "or of a dual encoder (CLIP, SigLIP, …), whose vision tower is taken. `tiny`: a small ResNet with random weights, for "
+        "demos; `tiny:8` begins with 8 channels.",
     )
     weights: str = Field(
         "pretrained", description="`pretrained`, the name of weights of torchvision, `random`, or a file."
@@ -186,6 +198,11 @@ def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:
 class Encoders(Section):
     """The two encoders."""
 
+    both: str | None = Field(
+        None,
+        description="Folder or hub name of a dual encoder (CLIP, SigLIP, …) in the place of both names. The projections start as "
+        "its own and have no ReLU, so that the similarity of text and picture is the dual encoder's before the first step.",
+    )
     text: TextEncoderSection = TextEncoderSection()
     picture: PictureEncoderSection = PictureEncoderSection()
     activation_checkpointing: Literal["none", "text", "pictures", "both"] = Field(
@@ -193,6 +210,22 @@ class Encoders(Section):
         description="Which encoders keep only their blocks' inputs for the backward pass and compute the rest again: less "
         "memory, more time, the same result.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_names(cls, values: Any) -> Any:
+        both = values.get("both") if isinstance(values, dict) else None
+        if not isinstance(both, str):
+            return values
+        both = both.removeprefix("hf:")
+        named: dict[str, Any] = {"both": both}
+        for part, name in (("text", both), ("picture", f"hf:{both}")):
+            section = values.get(part) or {}
+            section = section if isinstance(section, dict) else section.model_dump()
+            if section.get("name", name) != name:
+                raise ValueError(f"both: found beside {part}.name {section['name']}; wanted one of the two")
+            named[part] = section | {"name": name}
+        return values | named
 
     @property
     def checkpointed(self) -> tuple[bool, bool]:

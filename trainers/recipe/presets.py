@@ -17,7 +17,7 @@ DECIDED_BY_RULE = (
 
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
-        "data": {"texts": {"cleaning": "published"}, "pictures": {"resize": 256, "crop": 224}},
+        "data": {"texts": {"cleaning": "published", "max_tokens": 200}, "pictures": {"resize": 256, "crop": 224}},
         "encoders": {
             "text": {"pooling": "pooler"},
             "picture": {"weights": "IMAGENET1K_V1", "batch_norm": "per_sample", "head": "identity_linear"},

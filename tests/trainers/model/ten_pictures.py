@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_manifest.stream.encode import collate, encode_samples, index_table
+from datasets_manifest.stream.encode import HostBatch, Vocabulary, collate, encode_samples, index_table
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.model.device_batches import make_encoding, to_batch
 from trainers.model.picture_card import picture_card, with_views
@@ -23,7 +23,7 @@ def draw(folder: Path) -> list[Path]:
     rng = np.random.default_rng(7)
     files = []
     for number in range(10):
-        height, width = (int(side) for side in rng.integers(90, 400, 2))
+        height, width = (int(side) for side in rng.integers(90, 400, 2) * (4 if number > 7 else 1))
         field = cv2.resize(
             rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
         )
@@ -45,18 +45,24 @@ def recipe_of(picture: dict[str, Any], **data: Any) -> Recipe:
     return with_views(recipe, picture_card(recipe.encoders.picture))
 
 
+def host_of(recipe: Recipe, vocabulary: Vocabulary, texts: list[list[str]], images: list[list[str]]) -> HostBatch:
+    """The samples as the stream encodes them."""
+    numbers = np.arange(len(texts))
+    index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
+    encoding = make_encoding(recipe, vocabulary)
+    for name, column in encode_samples(texts, images, index, encoding).items():
+        index = index.append_column(name, column)
+    return collate(index, encoding)
+
+
 @torch.no_grad()
 def features(encoder: PictureEncoder, recipe: Recipe, files: list[Path]) -> Tensor:
     """[10, K], of each picture as a sample's only one."""
-    numbers = np.arange(len(files))
-    index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
-    encoding = make_encoding(recipe, word_vocabulary(recipe, ["a text"]))
-    for name, column in encode_samples(
-        [["a text"]] * len(files), [[str(file)] for file in files], index, encoding
-    ).items():
-        index = index.append_column(name, column)
+    host = host_of(
+        recipe, word_vocabulary(recipe, ["a text"]), [["a text"]] * len(files), [[str(file)] for file in files]
+    )
     labels = np.full((1, len(files)), -1)
-    batch = to_batch(collate(index, encoding), labels, device=torch.device("cpu"), dtype=torch.float32)
+    batch = to_batch(host, labels, device=torch.device("cpu"), dtype=torch.float32)
     return encoder.eval()(batch.pictures, batch)
 
 

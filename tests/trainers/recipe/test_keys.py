@@ -38,6 +38,7 @@ KEYS = [
     "data.texts.cleaning",
     "data.texts.max_tokens",
     "data.texts.word_dropout",
+    "encoders.both",
     "encoders.text.name",
     "encoders.text.weights",
     "encoders.text.pooling",

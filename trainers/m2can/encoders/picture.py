@@ -40,6 +40,30 @@ class PictureEncoder(nn.Module):
         return totals[:-1] / counts_N1.to(totals.dtype)
 
 
+class VisionModel(nn.Module):
+    """A transformers vision model as pictures [P, 3, height, width] → features [P, K].
+
+    The feature is the model's pooled output, or the first token's where it has none or a pooler made for another head.
+
+    Args:
+        image_size: pixels that the model was trained with.
+        interpolates: whether it takes other sizes when it is asked to.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int, *, interpolates: bool) -> None:
+        super().__init__()
+        if isinstance(getattr(getattr(model, "pooler", None), "dense", None), nn.Linear):
+            model.pooler = None  # type: ignore[assignment]  # random in most weights; ViT, DeiT
+        self.model = model
+        self.image_size, self.interpolates = image_size, interpolates
+
+    def forward(self, pictures_P: Tensor) -> Tensor:
+        other = self.interpolates and pictures_P.shape[-1] != self.image_size
+        out = self.model(pixel_values=pictures_P, **({"interpolate_pos_encoding": True} if other else {}))
+        pooled = getattr(out, "pooler_output", None)
+        return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
 class SmallResNet(nn.Sequential):
     """A ResNet of one BasicBlock a stage for demos and tests: widths w, 2w, 4w, 8w after a stem of stride 4.
 

@@ -12,7 +12,7 @@ from trainers.m2can.encoders.half_weights import HalfWeights
 from trainers.m2can.encoders.packing import group_by_length, pack
 from trainers.m2can.encoders.transformers_compat import encode_packed, use_packed_attention
 
-Pooling = Literal["pooler", "cls", "mean"]
+Pooling = Literal["pooler", "cls", "mean", "tower"]
 
 
 class TextEncoder(nn.Module):
@@ -20,7 +20,10 @@ class TextEncoder(nn.Module):
 
     Args:
         model: a model of transformers.AutoModel's kind (`last_hidden_state`, and `pooler_output` for `pooler`).
-        pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens).
+        pooling: `pooler` (BERT's tanh of the first token's projection), `cls` (first token), `mean` (of real tokens),
+            `tower` (what the text tower of a dual encoder gives as `pooler_output`).
+        filled: length to which every text is filled up and token to fill with, for towers that read padding as text
+            (SigLIP); None: padding is masked.
 
     Where the lengths of the texts are known, the cost follows their sum and not the longest, and the features are the
     same: models that go through transformers' attention interface compute no padded token (see packing) while `packs`
@@ -30,20 +33,24 @@ class TextEncoder(nn.Module):
         tokens [N, L] padded on the right, mask [N, L], lengths [N] in host memory → [N, width]
     """
 
-    def __init__(self, model: nn.Module, pooling: Pooling) -> None:
+    def __init__(self, model: nn.Module, pooling: Pooling, filled: tuple[int, int] | None = None) -> None:
         super().__init__()
-        if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+        if pooling not in ("pooler", "tower") and getattr(model, "pooler", None) is not None:
             model.pooler = None  # type: ignore[assignment]  # parameters without a gradient would stop data parallelism
         if pooling == "pooler" and getattr(model, "pooler", None) is None:
             raise ValueError(f"pooling `pooler`: {type(model).__name__} has no pooler; use `cls` or `mean`")
         self.model = model
         self.pooling = pooling
         config: Any = model.config
-        self.width = int(config.hidden_size)
-        self.packs = use_packed_attention(model)
+        of_tower = getattr(config, "projection_size", None) if pooling == "tower" else None
+        self.width = int(of_tower or config.hidden_size)
+        self.filled = filled
+        self.packs = pooling != "tower" and use_packed_attention(model)
         self.half_weights = HalfWeights(model)
 
     def forward(self, tokens_NL: Tensor, mask_NL: Tensor, lengths_N: Tensor | None = None) -> Tensor:
+        if self.filled is not None:
+            return self._filled(tokens_NL, mask_NL, *self.filled)
         if lengths_N is None:
             return self._padded(tokens_NL, mask_NL)
         if self.packs:
@@ -65,9 +72,14 @@ class TextEncoder(nn.Module):
         hidden_TK = out.last_hidden_state.squeeze(1)
         return hidden_TK.index_select(0, packing.first_N) if self.pooling == "cls" else packing.mean(hidden_TK)
 
+    def _filled(self, tokens_NL: Tensor, mask_NL: Tensor, length: int, pad_id: int) -> Tensor:
+        tokens_NL = tokens_NL.where(mask_NL.bool(), pad_id)
+        tokens_NL = nn.functional.pad(tokens_NL, (0, length - tokens_NL.shape[1]), value=pad_id)
+        return self.half_weights.call(input_ids=tokens_NL).pooler_output
+
     def _padded(self, tokens_NL: Tensor, mask_NL: Tensor) -> Tensor:
         out = self.half_weights.call(input_ids=tokens_NL, attention_mask=mask_NL)
-        if self.pooling == "pooler":
+        if self.pooling in ("pooler", "tower"):
             return out.pooler_output
         hidden_NLK = out.last_hidden_state
         if self.pooling == "cls":
