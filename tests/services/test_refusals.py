@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "jobs: recipe": (("jobs", "submit", "train", "recipe.yaml", "--set", "train.epoch=1"), 2, "train.epochs"),
     "jobs: id": (("jobs", "submit", "train", "recipe.yaml", "--id", "../x"), 2, "cannot be a job's id"),
     "jobs: password": (
-        ("jobs", "submit", "train", "recipe.yaml", "--set", "tracking.uri=http://me:pw@h"), 2, "has a password in it"
+        ("jobs", "submit", "train", "recipe.yaml", "--set", "tracking.uri=http://me:pw@h"), 2, "has a password in it"  # pragma: allowlist secret
     ),
     "jobs: away": (
         ("jobs", "submit", "train", "recipe.yaml", "--address", "http://127.0.0.1:9"), 1, "no job server answers"
