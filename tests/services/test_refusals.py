@@ -28,6 +28,7 @@ from trainers.preflight.preparation import claim, prepare
 from trainers.preflight.run_lock import driver_lock
 from trainers.recipe import make_recipe, stated_values
 
+WITH_PASSWORD = "http://me:pw@h"  # pragma: allowlist secret
 CARDS = {domain: f"postcards/{domain}/manifest.yaml" for domain in ("seaside", "city", "mountain")}
 
 
@@ -150,7 +151,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "jobs: recipe": (("jobs", "submit", "train", "recipe.yaml", "--set", "train.epoch=1"), 2, "train.epochs"),
     "jobs: id": (("jobs", "submit", "train", "recipe.yaml", "--id", "../x"), 2, "cannot be a job's id"),
     "jobs: password": (
-        ("jobs", "submit", "train", "recipe.yaml", "--set", "tracking.uri=http://me:pw@h"), 2, "has a password in it"  # pragma: allowlist secret
+        ("jobs", "submit", "train", "recipe.yaml", "--set", f"tracking.uri={WITH_PASSWORD}"), 2, "has a password in it"
     ),
     "jobs: away": (
         ("jobs", "submit", "train", "recipe.yaml", "--address", "http://127.0.0.1:9"), 1, "no job server answers"
@@ -162,7 +163,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "serve locally: port": (("serve", NAME, "--local", "--port", "{taken}"), 2, "--port: cannot be used"),
     "api: host": (("api", "--host", "0.0.0.0"), 2, "is reached by others"),
     "api: tokens": (("api", "--tokens", "tokens.yaml"), 2, "others may read it"),
-    "api: password": (("api", "--tracking-uri", "http://me:pw@h", "--storage", "new"), 2, "has a password in it"),
+    "api: password": (("api", "--tracking-uri", WITH_PASSWORD, "--storage", "new"), 2, "has a password in it"),
     "token": (("token", "ci", "--scope", "all"), 2, "NAME, --scope"),
     "no store": (("models", "list", "--storage", "new"), 2, "there is no MLflow store yet"),
 }  # fmt: skip
