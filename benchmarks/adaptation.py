@@ -57,7 +57,7 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
         observer=Observer(),
     )
     records, evidence = [], []
-    while loop.epoch < loop.epochs:
+    while not loop.is_over:
         metrics, scored = loop.run_epoch()
         evidence.append(scored.evidence)
         records.append(EpochRecord(loop.epoch, loop.step.number, time.time(), metrics))

@@ -80,7 +80,7 @@ def run_variant(features: Any, name: str, seed: int) -> dict[str, Any]:
     recipe = recipe_of(features, name, seed)
     loop = cached_loop(features, recipe)
     evidence, epochs, probs = [], [], []
-    while loop.epoch < loop.epochs:
+    while not loop.is_over:
         metrics, scored = loop.run_epoch()
         evidence.append(scored.evidence)
         epochs.append(metrics)

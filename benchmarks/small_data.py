@@ -145,7 +145,7 @@ def run_one(data: str, encoders: str, folder: Path, extra: dict[str, Any] | None
             observer=Observer(),
         )
     evidence, metrics = [], []
-    while loop.epoch < loop.epochs:
+    while not loop.is_over:
         found, scored = loop.run_epoch()
         evidence.append(scored.evidence)
         metrics.append(found)

@@ -37,7 +37,7 @@ def main() -> None:
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             observer=Observer(),
         )
-        while loop.epoch < loop.epochs:
+        while not loop.is_over:
             metrics, _ = loop.run_epoch()
             shown = " ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
             print(f"epoch {loop.epoch}: {shown}", flush=True)

@@ -44,7 +44,8 @@ class Result:
     report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
-    to the version, None if it did. findings: what went wrong, with what to change. tags: of the MLflow run.
+    to the version, None if it did. findings: what went wrong, with what to change. stopped_early: where and why the run ended
+    before its last epoch, None if it did not. tags: of the MLflow run.
     """
 
     run_name: str
@@ -70,6 +71,7 @@ class Result:
     experiment_id: str | None = None
     not_candidate: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    stopped_early: str | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -97,6 +99,7 @@ class Result:
             "chosen_epoch": self.chosen_epoch,
             "last_epoch": self.last_epoch,
             "oracle_epoch": self.oracle_epoch,
+            "stopped_early": self.stopped_early,
             **self.accuracies(),
             "warnings": [asdict(finding) for finding in self.findings],
             "report": str(self.report),

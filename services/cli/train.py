@@ -151,6 +151,8 @@ def print_result(result: Result) -> None:
             how = f" (without target labels, by {result.validator})" if which == "chosen" else ""
             typer.echo(f"  {which:6} epoch {epoch:3}  {percent(accuracy):>7}{how}")
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
+    if result.stopped_early is not None:
+        typer.echo(f"stopped     {result.stopped_early}")
     typer.echo(f"checkpoint  {result.checkpoint}")
     if result.model_name:
         version = f"{result.model_name}:{result.model_version}"

@@ -22,6 +22,7 @@ from trainers.loop.bad_pictures import BadPictures
 from trainers.loop.finite_check import NonFiniteLoss, Passes
 from trainers.loop.gradients import data_parallel
 from trainers.loop.loss_scale import LossScale
+from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
 from trainers.loop.step import Step
@@ -101,6 +102,8 @@ class Loop:
         self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
         self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
+        warmup = decided(self.recipe.uacr.warmup) if self._uses_pseudo_labels else 0
+        self.patience = Patience(self.recipe.train.patience, warmup)
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
         max_bad_fraction = self.recipe.data.max_bad_fraction
         self.bad_pictures = BadPictures(corpus, len(labels), max_bad_fraction, collective, device)
@@ -149,6 +152,15 @@ class Loop:
             pictures=self.card.picture_config,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch is done, or too many epochs had no better score (`train.patience`)."""
+        return self.epoch >= self.epochs or self.patience.is_over(self.epoch)
+
+    @property
+    def _uses_pseudo_labels(self) -> bool:
+        return self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
+
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
 
@@ -166,11 +178,12 @@ class Loop:
             self._ask_for(self.plan(ahead=1))
         scored, waited_for_scores = self._score()
         metrics |= self.select_pseudo_labels(scored)
+        score = epoch_score(self.recipe.selection.validator, scored.evidence)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
-        if self._next is None:
+        self.patience.add(self.epoch, score, self.collective, self.device)
+        if self._next is None and not self.is_over:
             self._ask_for(self.plan())
-        metrics |= validation_metrics(scored, self.corpus, self.labels)
-        metrics["selection/score"] = epoch_score(self.recipe.selection.validator, scored.evidence)
+        metrics |= validation_metrics(scored, self.corpus, self.labels) | {"selection/score": score}
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
@@ -195,6 +208,8 @@ class Loop:
         values: dict[str, Any] = {"steps_done": self.steps_done}
         if self.recipe.train.precision == "fp16":
             values["loss_scale"] = vars(self.step.loss_scale)
+        if self.patience.epochs is not None:
+            values["patience"] = self.patience.state_dict()
         return TrainingState(epoch=self.epoch, step=self.step.number, arrays=arrays, values=values)
 
     def snapshot(self, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> Snapshot:
@@ -226,6 +241,7 @@ class Loop:
         state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
         self.frozen.were_loaded(folder / "model")
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
+        self.patience.load_state_dict(state.values.get("patience", {}))
         self.pseudo_labels.load_state_dict(state.arrays)
         self.bad_pictures.load_state_dict(state.arrays)
         if self.recipe.train.precision == "fp16" and "loss_scale" in state.values:
@@ -256,8 +272,7 @@ class Loop:
         return pools
 
     def _next_plan_needs_scores(self) -> bool:
-        selects = self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
-        return selects and self.pseudo_labels.selects_after(self.epoch + 1)
+        return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
 
     def _ask_for(self, plan: EpochPlan) -> None:
         """The first batches of the next epoch are made while this one is scored and its checkpoint written."""
@@ -377,7 +392,7 @@ class Loop:
 
     def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
         """UACR after an epoch; its metrics."""
-        if not self.recipe.uacr.enabled or self.recipe.train.target_labels == "oracle":
+        if not self._uses_pseudo_labels:
             return {}
         target = self.corpus.train[-1]
         return self.pseudo_labels.update(self.epoch + 1, scored.of(target), self.labels[target.start : target.stop])

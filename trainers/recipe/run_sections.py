@@ -17,6 +17,11 @@ class Train(Section):
         description="Number of epochs; see `data.samples_per_epoch`. `null`: as many as make enough steps, see "
         "[Method](method.md).",
     )
+    patience: Count | None = Field(
+        None,
+        description="Epochs without a better label-free score (`selection.validator`) after which the run ends early; those of "
+        "`uacr.warmup` do not count. The schedule stays as planned. `null`: the run has all its epochs.",
+    )
     batch_size: Count = Field(8, description="Samples of each domain in a step, over all workers.")
     eval_batch_size: Count | None = Field(
         None,

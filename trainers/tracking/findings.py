@@ -66,7 +66,9 @@ def after_run(
         one_class(predicted_N, classes),
         vanished_classes(predicted_N, classes),
         never_pseudo_labels(recipe) or unused_pseudo_labels(recipe, records),
-        few_steps(recipe, last.step, -(-last.step // last.epoch)),
+        few_steps(
+            recipe, last.step, -(-last.step // last.epoch), stopped_early=last.epoch < decided(recipe.train.epochs)
+        ),
         nothing_to_choose_from(len(records)),
     ]
     return [finding for finding in found if finding is not None]
@@ -127,12 +129,14 @@ def unused_pseudo_labels(recipe: Recipe, records: Sequence[EpochRecord]) -> Find
     return Finding("no-pseudo-labels", what, change)
 
 
-def few_steps(recipe: Recipe, steps: int, steps_per_epoch: int) -> Finding | None:
+def few_steps(recipe: Recipe, steps: int, steps_per_epoch: int, *, stopped_early: bool = False) -> Finding | None:
     least = LEAST_STEPS[what_is_trained(recipe)]
     if steps >= FEW_STEPS * least:
         return None
     what = f"{steps} steps are few for {what_is_trained(recipe)}, which need about {least}"
     change = f"train.epochs={-(-least // steps_per_epoch)}, or a smaller train.batch_size"
+    if stopped_early:
+        change = "a larger train.patience, or a smaller train.batch_size"
     return Finding("few-steps", what, change)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.failures import RunFailed
 from trainers.model.card import ModelCard
 from trainers.model.weight_files import read_tensors
+from trainers.recipe import Recipe
+from trainers.recipe.base import decided
 from trainers.tracking.findings import Finding, after_run
 from trainers.tracking.journal import EpochRecord
 from trainers.validators import ValidatorInputs, choose_candidate, verdicts
@@ -59,12 +61,13 @@ class Outcome:
         }
 
     def numbers(self) -> dict[str, Any]:
-        """Validator, epochs and accuracies, as they stand in summary.json and in the command's last line."""
+        """Validator, epochs, why it ended early, and accuracies, as they stand in summary.json and in the command's last line."""
         return {
             "validator": self.card.recipe.selection.validator,
             "chosen_epoch": self.chosen.epoch,
             "last_epoch": self.last.epoch,
             "oracle_epoch": self.oracle.epoch if self.oracle else None,
+            "stopped_early": stopped_early(self.card.recipe, self.records),
             **self.accuracies(),
         }
 
@@ -116,6 +119,19 @@ def choose_epoch_of(
             predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
         ),
     )
+
+
+def stopped_early(recipe: Recipe, records: Sequence[EpochRecord]) -> str | None:
+    """Where and why a run ended before its last epoch, in words; None if it did not."""
+    patience, epochs, last = recipe.train.patience, decided(recipe.train.epochs), records[-1].epoch
+    if patience is None or last >= epochs:
+        return None
+    scores = {
+        record.epoch: record.metrics["selection/score"] for record in records if "selection/score" in record.metrics
+    }
+    best = max(scores, key=lambda epoch: scores[epoch], default=None)
+    than = "" if best is None else f" better than epoch {best}'s {scores[best]:.4g}"
+    return f"after epoch {last} of {epochs}: no selection score{than} in {patience} epochs (train.patience)"
 
 
 def link_best(outcome: Outcome) -> None:

@@ -68,7 +68,7 @@ class WorkerConfig:
 
 
 def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
-    """Train from the last checkpoint, if there is one, until the last epoch is done or the run is asked to stop.
+    """Train from the last checkpoint, if there is one, until it is over or asked to stop.
 
     Args:
         runner: of this worker's data pipelines, if it was started already.
@@ -82,7 +82,7 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
         contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
         resume(loop, given.monitor)
-        while loop.epoch < loop.epochs:
+        while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))

@@ -60,3 +60,13 @@ def test_a_version_that_is_not_the_candidate_is_told(tmp_path: Path, capsys: Cap
     shown = capsys.readouterr().out
     assert "model       m2can-sea:3, not the candidate: its source accuracy 0.5 is below 0.9" in shown
     assert "m2can models promote m2can-sea:3 --to candidate" in shown and "@candidate" not in shown
+
+
+def test_a_run_that_stopped_early_says_why(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    why = "after epoch 12 of 40: no selection score better than epoch 7's 0.873 in 5 epochs (train.patience)"
+    result = ended(tmp_path, stopped_early=why)
+    print_result(result)
+    assert f"stopped     {why}\n" in capsys.readouterr().out
+    assert result.to_dict()["stopped_early"] == why
+    print_result(ended(tmp_path))
+    assert "stopped  " not in capsys.readouterr().out

@@ -81,6 +81,7 @@ KEYS = [
     "schedule.lowest_lr",
     "schedule.multistep",
     "train.epochs",
+    "train.patience",
     "train.batch_size",
     "train.eval_batch_size",
     "train.seed",
