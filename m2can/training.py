@@ -55,6 +55,7 @@ def train(
     target: Mapping[str, Any] | None = None,
     classes: list[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    start_from: str | Path | None = None,
     workers: int | None = None,
     address: str | None = None,
     trace: str | Path | None = None,
@@ -75,6 +76,8 @@ def train(
         target: the target's name and its frame or frames, in place of `data.target`. It needs no labels.
         classes: their names, if the frames hold numbers; None: the labels that the sources have, sorted.
         overrides: values by dotted key, e.g. `{"train.epochs": 5}`.
+        start_from: a finished run, by name or folder, to which epochs are added (`train.epochs` counts those it has); or a
+            checkpoint's folder or a registered model (`m2can-mountain:4`), whose weights are taken (train.start_from).
         workers: Ray Train workers (cluster.workers).
         address: Ray cluster (cluster.address); None joins the one of `ray start` here or starts one.
         trace: file for every step's loss terms, as JSON lines.
@@ -106,7 +109,8 @@ def train(
     from trainers.training_run import run
 
     _quiet_mlflow()
-    places = {"cluster.workers": workers, "cluster.address": address}
+    began = None if start_from is None else str(start_from)
+    places = {"cluster.workers": workers, "cluster.address": address, "train.start_from": began}
     changes = {**(overrides or {}), **{key: value for key, value in places.items() if value is not None}}
     with _data_of(recipe, changes, sources, target, classes) as named:
         loaded = load_recipe(recipe, overrides={**changes, **named})

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from datasets_manifest.errors import first_line, without_password
+from trainers.failures import is_absent
 
-# Of MLflow: there is no such model, version or alias. A missing alias is reported as a bad parameter.
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+__all__ = ["ServiceUnavailable", "in_words", "is_absent"]
+
 _LIBRARIES = ("mlflow", "sqlalchemy", "requests", "urllib3")
 
 
 class ServiceUnavailable(RuntimeError):
     """Another service does not answer, or refuses."""
-
-
-def is_absent(error: Exception) -> bool:
-    """Whether MLflow answered that what was asked for is not there; else it is away, or refuses."""
-    return getattr(error, "error_code", None) in _ABSENT
 
 
 def in_words(error: BaseException) -> ServiceUnavailable | None:

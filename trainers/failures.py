@@ -13,3 +13,12 @@ class RunStopped(RuntimeError):
 
 class TrackingUnavailable(RuntimeError):
     """MLflow was away, or refused, until the end. Nothing is lost: the journal and the checkpoints hold it all."""
+
+
+# Of MLflow: there is no such model, version or alias. A missing alias is reported as a bad parameter.
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether MLflow answered that what was asked for is not there; else it is away, or refuses."""
+    return getattr(error, "error_code", None) in _ABSENT

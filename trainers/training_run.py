@@ -45,7 +45,7 @@ class Result:
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
     to the version, None if it did. findings: what went wrong, with what to change. stopped_early: where and why the run ended
-    before its last epoch, None if it did not. tags: of the MLflow run.
+    before its last epoch, None if it did not. started_from: the run or model that it began with. tags: of the MLflow run.
     """
 
     run_name: str
@@ -72,6 +72,7 @@ class Result:
     not_candidate: str | None = None
     findings: list[Finding] = field(default_factory=list)
     stopped_early: str | None = None
+    started_from: str | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -91,6 +92,7 @@ class Result:
             "run_name": self.run_name,
             "run_id": self.run_id,
             "tracking_uri": self.tracking_uri,
+            "started_from": self.started_from,
             "checkpoint": str(self.checkpoint),
             "model_name": self.model_name,
             "model_version": self.model_version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,6 +27,14 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|MODEL",
+            help="A finished run, to which epochs are added, or a checkpoint or registered model, whose weights are taken "
+            "(train.start_from).",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers (cluster.workers).")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster (cluster.address); default: a local one.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
@@ -49,6 +58,8 @@ def train(
 
     use_data_root(data_root)
     overrides = list(set_ or [])
+    if start_from is not None:
+        overrides.append(f"train.start_from={json.dumps(start_from)}")
     if workers is not None:
         overrides.append(f"cluster.workers={workers}")
     if address is not None:

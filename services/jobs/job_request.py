@@ -101,10 +101,13 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     text, picture = recipe.encoders.text, recipe.encoders.picture
     text = text.model_copy(update={"name": resolve(text.name), "weights": resolve(text.weights)})
     picture = picture.model_copy(update={"weights": resolve(picture.weights)})
+    start = recipe.train.start_from
+    train = recipe.train.model_copy(update={"start_from": resolve(start)}) if start and "/" in start else recipe.train
     storage = str(run_storage(recipe))
     return recipe.model_copy(
         update={
             "encoders": recipe.encoders.model_copy(update={"text": text, "picture": picture}),
+            "train": train,
             "run": recipe.run.model_copy(update={"storage": storage}),
         }
     )

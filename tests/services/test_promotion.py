@@ -101,7 +101,7 @@ def test_fetch_gives_verified_files_and_leaves_nothing_when_they_were_altered(
         else:  # the list is made to fit the altered file
             listing = copy / "files.json"
             listing.write_text(listing.read_text() + " ")
-        monkeypatch.setattr(registry, "_download", lambda client, version: copy)
+        monkeypatch.setattr(registry, "download", lambda client, version: copy)
         with pytest.raises(InputError) as caught:
             registry.fetch(registered.client, f"{NAME}:1", tmp_path / "out")
         assert not (tmp_path / "out").exists()

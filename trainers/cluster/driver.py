@@ -109,7 +109,7 @@ def start_workers(
     recipe = prepared.recipe
     scaling, cpu_budget = worker_resources(recipe, cpu_fraction)
     journal = Journal(str(prepared.folder / "journal"))
-    monitor = start_monitor()
+    monitor, start = start_monitor(), prepared.start
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
@@ -120,6 +120,8 @@ def start_workers(
         profile=profile,
         threads=max(1, int(scaling.resources_per_worker["CPU"])),
         folder=prepared.folder,
+        goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
+        weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
     )
     trainer = TorchTrainer(
         worker,

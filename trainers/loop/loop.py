@@ -205,7 +205,8 @@ class Loop:
         self.check()
         arrays = self.pseudo_labels.state_dict() | self.bad_pictures.state_dict()
         arrays |= {f"totals.{name}": total for name, total in self.totals.items()}
-        values: dict[str, Any] = {"steps_done": self.steps_done}
+        rows = {part.domain: len(part) for part in self.corpus.train}  # whose numbers pseudo labels are
+        values: dict[str, Any] = {"steps_done": self.steps_done, "rows": rows}
         if self.recipe.train.precision == "fp16":
             values["loss_scale"] = vars(self.step.loss_scale)
         if self.patience.epochs is not None:

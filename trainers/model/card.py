@@ -19,7 +19,10 @@ _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is, beside its weights: model.json and tokenizer.json."""
+    """What a model is, beside its weights: model.json and tokenizer.json.
+
+    started_from: the run or the model that its training began with; None: with its encoders' own weights.
+    """
 
     recipe: Recipe
     classes: list[str]
@@ -28,6 +31,7 @@ class ModelCard:
     text_config: dict[str, Any]
     vocabulary: Vocabulary
     picture_config: dict[str, Any] | None = None  # of transformers' vision models
+    started_from: str | None = None
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -51,6 +55,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
         "text_config": card.text_config,
         **({} if card.picture_config is None else {"picture_config": card.picture_config}),
         "vocabulary": vocabulary,
+        "started_from": card.started_from,
     }
     return {"model.json": json_text(content), "tokenizer.json": tokenizer}
 
@@ -101,6 +106,7 @@ def load_card(folder: Path) -> ModelCard:
             text_config=content["text_config"],
             vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
             picture_config=content.get("picture_config"),
+            started_from=content.get("started_from"),
         )
     except (KeyError, TypeError, OSError) as error:
         raise InputError(f"is damaged ({error!r})", file=file) from None

@@ -9,6 +9,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json, require_folder
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
 from trainers.preflight.run_lock import require_free
+from trainers.preflight.start import Start, find_start, require_same_run
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
@@ -22,11 +23,12 @@ _FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
 @dataclass(frozen=True)
 class Inputs:
-    """A recipe with all its values, its data, and what its user should know of them."""
+    """A recipe with all its values, its data, what it starts from, and what its user should know of them."""
 
     recipe: Recipe
     corpus: Corpus
     notes: list[str]
+    start: Start | None = None
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
@@ -43,12 +45,19 @@ def read_inputs(recipe: Recipe) -> Inputs:
     require_tracking(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
-    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
+    folder = storage / recipe.run.name if recipe.run.name is not None else None
+    start = find_start(recipe, storage, folder)
+    before = recipe_of_run(folder) if folder is not None else None
+    if before is None and start is not None and start.epoch is not None:
+        before = start.card.recipe  # a run whose training goes on keeps what the rule chose for it
     longest_source = max(len(part) for part in corpus.train[:-1])
     recipe, chosen = decide(recipe, longest_source, before)
+    if start is not None and start.epoch is not None:
+        require_same_run(start, recipe, corpus)
     steps = -(-(data.samples_per_epoch or longest_source) // recipe.train.batch_size)
     warnings = [str(finding) for finding in before_start(recipe, steps)]
-    return Inputs(recipe, corpus, corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings)
+    notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings
+    return Inputs(recipe, corpus, notes, start)
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

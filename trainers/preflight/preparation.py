@@ -6,13 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from datasets_manifest.files import json_text, write_atomically
 from datasets_manifest.records.corpus import Corpus
+from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, shareable
 from trainers.model.encoders import picture_config, text_config
@@ -20,11 +21,15 @@ from trainers.model.hub_models import context_length
 from trainers.model.picture_card import PictureCard, described, picture_card, with_views
 from trainers.model.precision import expected_device, require_device
 from trainers.model.vocabulary import count_cut_texts, make_vocabulary
+from trainers.model.warm_start import require_same_encoders, taken_from
+from trainers.model.weight_files import read_weights
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.inputs import Inputs, read_inputs, recipe_of_run, require_own_name
 from trainers.preflight.network_checks import require_parts, require_size, require_statistics
 from trainers.preflight.sizes import state_sizes
+from trainers.preflight.start import STARTED, Start, card_of_started
 from trainers.recipe import Recipe
+from trainers.recipe.base import decided
 from trainers.recipe.data_sections import OF_THE_CARD
 from trainers.tracking.address import run_storage
 
@@ -34,7 +39,8 @@ class Prepared:
     """A recipe whose inputs were all looked at: what is wrong is found here, before anything of a cluster is taken.
 
     recipe: with all values that the given one left to trainers.recipe.training_rule and to the encoder's card.
-    pictures: how the picture encoder takes them, and who says so.
+    pictures: how the picture encoder takes them, and who says so. start: what it starts from; None: from its encoders' own
+    weights, or from its checkpoints. taken: the network's tensors → those of the model whose weights they take.
     """
 
     recipe: Recipe
@@ -47,6 +53,8 @@ class Prepared:
     state_bytes: int  # on each worker, whatever the batch: weights, gradients, optimizer state
     frozen_bytes: int = 0  # of the weights that are written once, beside the checkpoints
     pictures: str = ""
+    start: Start | None = None
+    taken: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
@@ -59,15 +67,19 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         InputError: what is wrong with the recipe or the data.
     """
     inputs = inputs or read_inputs(recipe)
-    recipe, corpus, notes = inputs.recipe, inputs.corpus, list(inputs.notes)
+    recipe, corpus, notes, start = inputs.recipe, inputs.corpus, list(inputs.notes), inputs.start
     storage = run_storage(recipe)
     before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
+    if before is None and start is not None and start.epoch is not None:
+        before = start.card.recipe
     of_encoder = _picture_card(recipe, before)
     recipe = with_views(_with_max_tokens(recipe, before), of_encoder)
     pictures = f"{described(recipe)} ({of_encoder.whence})"
     if of_encoder.assumed:
         notes.append(f"pictures: {pictures}; data.pictures.mean, std, … state others")
-    vocabulary = make_vocabulary(recipe, corpus)
+    began = start.card if start is not None else card_of_started(recipe, storage)
+    # Words of `tiny` are those of the data it was made for: their rows must stay what they mean.
+    vocabulary = make_vocabulary(recipe, corpus) if began is None else began.vocabulary
     card = ModelCard(
         recipe=recipe,
         classes=corpus.classes,
@@ -78,7 +90,10 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         ),
         vocabulary=vocabulary,
         picture_config=picture_config(recipe.encoders.picture),
+        started_from=start.described() if start is not None else began.started_from if began is not None else None,
     )
+    if start is not None and start.epoch is None:
+        require_same_encoders(card, start.card, start.name)
     cut, looked_at = count_cut_texts(recipe, corpus, vocabulary)
     if cut:
         notes.append(
@@ -94,11 +109,15 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         require_size(network, recipe.data.pictures.views().crop)
         require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)
+    taken, said = _taken(start, network, card)
+    notes += said
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     sizes = state_sizes(card, network)
     size = sizes.files + evaluation_bytes(recipe, corpus)
     notes += require_disk(recipe, size, storage / name, sizes.frozen)
-    return Prepared(recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen, pictures)
+    return Prepared(
+        recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen, pictures, start, taken
+    )
 
 
 def _with_max_tokens(recipe: Recipe, before: Recipe | None) -> Recipe:
@@ -123,10 +142,24 @@ def _picture_card(recipe: Recipe, before: Recipe | None) -> PictureCard:
     return PictureCard({key: getattr(pictures, key) for key in OF_THE_CARD}, "as the run began")
 
 
+def _taken(start: Start | None, network: M2CAN, card: ModelCard) -> tuple[dict[str, str], list[str]]:
+    """The names of the tensors that a warm start takes, and what is said of the start."""
+    if start is None:
+        return {}, []
+    if start.epoch is not None:
+        epochs = decided(card.recipe.train.epochs)
+        further = f"epochs {start.epoch + 1} to {epochs}, rates by the schedule of {epochs} epochs"
+        return {}, [f"goes on from the run {start.name} after epoch {start.epoch}: {further}"]
+    taken = taken_from(read_weights(start.model), start.card, network.state_dict(), card)
+    return taken.names, [f"starts from the weights of {start.name}: {taken.described()}"]
+
+
 def claim(prepared: Prepared) -> None:
     """Make the run's folder with its recipe, unless it is there. Raises InputError: the name is another recipe's."""
     file = prepared.folder / "recipe.json"
     require_own_name(prepared.recipe, prepared.folder)
+    if prepared.start is not None and not (prepared.folder / STARTED).is_file():
+        write_atomically(prepared.folder / STARTED, json_text({"name": prepared.start.name}))
     if not file.is_file():
         write_atomically(file, json_text(shareable(prepared.recipe)))
 

@@ -17,6 +17,13 @@ class Train(Section):
         description="Number of epochs; see `data.samples_per_epoch`. `null`: as many as make enough steps, see "
         "[Method](method.md).",
     )
+    start_from: str | None = Field(
+        None,
+        description="What training starts from, see [Method](method.md). The name or folder of a finished run: its last "
+        "checkpoint with all that moves; `train.epochs` counts the epochs that it has. A checkpoint's folder (`runs/NAME/best`) "
+        "or a registered model, as `m2can models list` prints it: its weights, as far as they fit. `null`: the encoders' own "
+        "weights.",
+    )
     patience: Count | None = Field(
         None,
         description="Epochs without a better label-free score (`selection.validator`) after which the run ends early; those of "

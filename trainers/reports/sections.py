@@ -67,6 +67,7 @@ def overview(run: Run) -> dict[str, Any]:
         ("domains", f"{' + '.join(outcome.card.sources)} → {outcome.card.target}"),
         ("classes", ", ".join(outcome.card.classes)),
         ("preset", recipe.preset),
+        *([("started from", outcome.card.started_from)] if outcome.card.started_from else []),
         ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
         ("components", ", ".join(["cross-entropy", *parts])),
         ("target labels in training", "not used" if recipe.train.target_labels == "unused" else "used: an upper bound"),

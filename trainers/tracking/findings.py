@@ -120,7 +120,8 @@ def never_pseudo_labels(recipe: Recipe) -> Finding | None:
 
 def unused_pseudo_labels(recipe: Recipe, records: Sequence[EpochRecord]) -> Finding | None:
     """None was selected before the last epoch."""
-    if not _uses_pseudo_labels(recipe) or any(record.metrics.get("uacr/kept", 0) > 0 for record in records[:-1]):
+    used = any(record.metrics.get("uacr/kept", 0) > 0 for record in records[:-1])
+    if not _uses_pseudo_labels(recipe) or used or records[0].epoch > 1:  # the run before may have selected some
         return None
     what = f"no pseudo label was ever used: no score reached uacr.threshold {recipe.uacr.threshold:g}"
     if recipe.uacr.threshold == 0:

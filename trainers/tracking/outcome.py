@@ -64,6 +64,7 @@ class Outcome:
         """Validator, epochs, why it ended early, and accuracies, as they stand in summary.json and in the command's last line."""
         return {
             "validator": self.card.recipe.selection.validator,
+            "started_from": self.card.started_from,
             "chosen_epoch": self.chosen.epoch,
             "last_epoch": self.last.epoch,
             "oracle_epoch": self.oracle.epoch if self.oracle else None,

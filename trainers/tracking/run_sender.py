@@ -57,6 +57,7 @@ def make_sender(
             "m2can.data": data_fingerprint(corpus),
             "m2can.code": code_version(),
             "m2can.environment": environment()["hash"],
+            **({"m2can.started_from": card.started_from} if card.started_from else {}),
             **job_tags(),
             **tags,
         },

@@ -16,8 +16,8 @@ from trainers.model.weight_files import FROZEN
 _log = logging.getLogger(__name__)
 
 
-def resume(loop: Loop, monitor: Any) -> None:
-    """Load the newest reported checkpoint that is whole, if there is any.
+def resume(loop: Loop, monitor: Any) -> bool:
+    """Load the newest reported checkpoint that is whole; False if there is none.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
@@ -26,7 +26,7 @@ def resume(loop: Loop, monitor: Any) -> None:
         remove_drafts(Path(ray.train.get_context().get_storage().experiment_fs_path))
     last = ray.train.get_checkpoint()
     if last is None:
-        return
+        return False
     problems = []
     for checkpoint in [last, *earlier(last)]:
         try:
@@ -35,7 +35,7 @@ def resume(loop: Loop, monitor: Any) -> None:
                 _log.info(
                     "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
                 )
-                return
+                return True
         except InputError as error:
             problems.append(str(error))
             _log.warning("a checkpoint is left out: %s", error)

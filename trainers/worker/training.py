@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.loop.finite_check import NonFiniteLoss
 from trainers.loop.loop import Loop
+from trainers.loop.more_epochs import go_on_from
 from trainers.loop.profiling import StepProfile
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.card import ModelCard
@@ -53,7 +54,8 @@ class WorkerConfig:
 
     corpus: without its table. table: reference of the table in the object store. cpu_budget: of this worker's data
     pipeline. monitor: handle of a Monitor. trace: whether to send every step's losses. profile: whether rank 0 profiles
-    a few steps. threads: of torch, on the CPU. folder: of the run.
+    a few steps. threads: of torch, on the CPU. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
+    goes on. weights: those that the network begins with in the place of its own.
     """
 
     card: ModelCard
@@ -65,6 +67,8 @@ class WorkerConfig:
     profile: bool
     threads: int
     folder: Path
+    goes_on_from: Path | None = None
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
@@ -81,12 +85,21 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
         errors_told(given),
         contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
-        resume(loop, given.monitor)
+        if not resume(loop, given.monitor):
+            begin(loop, given)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))
             report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
+
+
+def begin(loop: Loop, given: WorkerConfig) -> None:
+    """With what `train.start_from` names."""
+    if given.goes_on_from is not None:
+        go_on_from(loop, given.goes_on_from)
+        _log.info("goes on from %s, after epoch %d", given.goes_on_from, loop.epoch)
+    loop.network.load_state_dict(given.weights, strict=False)
 
 
 def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | None = None) -> Loop:

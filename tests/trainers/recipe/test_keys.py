@@ -82,6 +82,7 @@ KEYS = [
     "schedule.multistep",
     "train.epochs",
     "train.patience",
+    "train.start_from",
     "train.batch_size",
     "train.eval_batch_size",
     "train.seed",

@@ -1,0 +1,177 @@
+"""What a run starts from (`train.start_from`): a finished run, whose training goes on, or a model, whose weights it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.files import read_json
+from datasets_manifest.records.corpus import Corpus
+from trainers.model.card import ModelCard, load_card, model_folder
+from trainers.recipe import Recipe
+from trainers.recipe.base import decided
+from trainers.tracking.address import tracking_uri
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIELD = "train.start_from"
+FORMS = "the name or folder of a finished run, a checkpoint's folder, or NAME, NAME:VERSION, NAME@alias of the registry"
+STARTED = "start.json"  # in the run's folder: what it started from, as it was found then
+# What a run that goes on from another cannot change: its state would not fit. Where weights came from does not matter any more.
+_FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "data.splits", "data.texts.max_tokens",
+          "train.target_labels")  # fmt: skip
+_OPEN = ("encoders.text.weights", "encoders.picture.weights", "encoders.activation_checkpointing")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `train.start_from` names.
+
+    name: of the run, the folder, or of the registered version, with its number. model: folder with the weights.
+    card: of the model. epoch: of the finished run, whose training goes on; None: its weights alone are taken.
+    """
+
+    name: str
+    model: Path
+    card: ModelCard
+    epoch: int | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.model.parent
+
+    def described(self) -> str:
+        """As model card, registry and report say it."""
+        return f"{self.name}, {'weights' if self.epoch is None else f'epoch {self.epoch}'}"
+
+    def weights(self, names: dict[str, str]) -> dict[str, Tensor]:
+        """The model's tensors under the network's names; see trainers.model.warm_start. Raises InputError: damaged."""
+        from trainers.model.weight_files import read_weights
+
+        found = read_weights(self.model)
+        return {ours: found[theirs] for ours, theirs in names.items()}
+
+
+def find_start(recipe: Recipe, storage: Path, folder: Path | None) -> Start | None:
+    """Find what the recipe's `train.start_from` names; None if it names nothing, or the run goes on from its own checkpoints.
+
+    Args:
+        storage: folder of runs.
+        folder: of this run, if it has a name.
+
+    Raises:
+        InputError: there is no such thing, or it is a run that has not ended.
+    """
+    named = recipe.train.start_from
+    if named is None or (folder is not None and any(folder.glob("checkpoint_*"))):
+        return None
+    if folder is not None and (folder / STARTED).is_file():
+        named = str(read_json(folder / STARTED)["name"])  # an alias may have moved since
+    if not named.startswith("models:/"):
+        for place in (storage / named, Path(named).expanduser()):
+            if (place / "recipe.json").is_file():
+                return _of_run(place.resolve(), place.name)
+        place = Path(named).expanduser()
+        if place.is_dir():
+            model = _model_of(place)
+            return Start(str(place.resolve()), model, load_card(model))
+    return _of_registry(recipe, named, storage)
+
+
+def card_of_started(recipe: Recipe, storage: Path) -> ModelCard | None:
+    """Of a run that had started from something and goes on from its own checkpoints: it keeps its vocabulary."""
+    folder = storage / recipe.run.name if recipe.run.name is not None else None
+    if folder is None or not (folder / STARTED).is_file():
+        return None
+    for checkpoint in sorted(folder.glob("checkpoint_*")):
+        with contextlib.suppress(InputError):  # a damaged one is left out when the run goes on, too
+            return load_card(checkpoint / "model")
+    return None
+
+
+def _of_run(folder: Path, name: str) -> Start:
+    """Raises InputError: it has not ended, or its last checkpoint is gone."""
+    if not (folder / "report" / "summary.json").is_file():
+        problem, wanted = "is a run that has not ended", f"a finished run; run.name={name} goes on with this one"
+        raise InputError(problem, field=FIELD, value=name, wanted=wanted)
+    last, at = read_json(folder / "report" / "summary.json").get("last_epoch"), "training.json"
+    for checkpoint in folder.glob("checkpoint_*"):
+        file = checkpoint / "state" / at
+        state = read_json(file) if file.is_file() else {}
+        if state.get("epoch") == last and not state.get("values", {}).get("steps_done"):
+            return Start(name, checkpoint / "model", load_card(checkpoint / "model"), int(state["epoch"]))
+    problem = f"is a run whose last checkpoint, of epoch {last}, is gone"
+    raise InputError(problem, field=FIELD, value=name, wanted=f"{folder / 'best'}, for the weights alone")
+
+
+def _model_of(folder: Path) -> Path:
+    if (folder / "MLmodel").is_file():
+        from trainers.tracking.registered_models import bundle_of
+
+        return bundle_of(folder)
+    return model_folder(folder)
+
+
+def _of_registry(recipe: Recipe, named: str, storage: Path) -> Start:
+    from trainers.tracking.registered_models import client_for, fetch_version, find_model
+
+    try:
+        client = client_for(tracking_uri(recipe), storage)
+        version = find_model(client, named)
+    except InputError as error:
+        close = nearest(named, [file.parent.name for file in storage.glob("*/recipe.json")])
+        problem = f"there is no such run in {storage}, no such folder, and no such model in the registry ({error})"
+        wanted = FORMS + (f" (nearest: {close})" if close else "")
+        raise InputError(problem, field=FIELD, value=named, wanted=wanted) from None
+    model = fetch_version(client, version)
+    return Start(f"{version.name}:{version.version}", model, load_card(model))
+
+
+def require_same_run(start: Start, recipe: Recipe, corpus: Corpus) -> None:
+    """Look whether the state of the finished run fits this recipe and its data.
+
+    Raises:
+        InputError: names the first key that differs, or the data that do.
+    """
+    weights_alone = f"for its weights alone, {FIELD}={start.checkpoint.parent / 'best'}"
+    before, now = start.card.recipe.flat(), recipe.flat()
+    for key in now:
+        open_ = key in _OPEN or now[key] is None  # what is left open stays as it was
+        if key.startswith(_FIXED) and not open_ and now[key] != before[key]:
+            problem = f"is not that of {start.name}, whose training goes on"
+            raise InputError(problem, field=key, value=now[key], wanted=f"{key}={before[key]}; {weights_alone}")
+    if (recipe.train.precision == "fp64") != (start.card.recipe.train.precision == "fp64"):
+        problem = f"is not that of {start.name}, whose training goes on"
+        raise InputError(problem, field="train.precision", value=recipe.train.precision, wanted=weights_alone)
+    domains = [part.domain for part in corpus.train]
+    for what, found, wanted in (
+        ("classes", corpus.classes, start.card.classes),
+        ("domains", domains, [*start.card.sources, start.card.target]),
+        ("records", rows_of(corpus), _rows_before(start) or rows_of(corpus)),
+    ):
+        if found != wanted:
+            problem = f"has other {what} than {start.name}, whose training goes on"
+            raise InputError(problem, field="data", value=found, wanted=f"{wanted}; {weights_alone}")
+    if decided(recipe.train.epochs) <= decided(start.epoch):
+        raise InputError(
+            f"{start.name} has {start.epoch} epochs, which count",
+            field="train.epochs",
+            value=recipe.train.epochs,
+            wanted=f"more than {start.epoch}, such as train.epochs={2 * decided(start.epoch)}",
+        )
+
+
+def rows_of(corpus: Corpus) -> dict[str, int]:
+    """Records of each training part: pseudo labels name rows by their numbers."""
+    return {part.domain: len(part) for part in corpus.train}
+
+
+def _rows_before(start: Start) -> dict[str, int] | None:
+    """None: a checkpoint of before has not noted them."""
+    state = json.loads((start.checkpoint / "state" / "training.json").read_text(encoding="utf-8"))
+    return state["values"].get("rows")
