@@ -95,7 +95,7 @@ def test_a_run_goes_on_with_its_own_data(finished: Path, tmp_path: Path) -> None
 
 
 def test_what_is_not_there_or_has_not_ended_is_refused(finished: Path, tmp_path: Path) -> None:
-    found = refused(finished, "fisrt")
+    found = refused(finished, "firts")
     assert "train.start_from: there is no such run in" in found and "(nearest: first)" in found
     assert "is not a checkpoint" in refused(finished, tmp_path)
     running = finished / "runs" / "running"
