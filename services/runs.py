@@ -128,14 +128,15 @@ def delete_run(run: RunInfo, storage: Path, tracking_uri: str | None = None) -> 
 def _info(folder: Path) -> RunInfo:
     recipe = _json(folder / RECIPE)
     data, summary = recipe.get("data", {}), _json(folder / SUMMARY)
-    epochs = len(Journal(folder / "journal").read())
+    records = Journal(folder / "journal").read()
+    done = records[-1].epoch if records else 0  # those of a run whose training it goes on with count
     began = datetime.fromtimestamp((folder / RECIPE).stat().st_mtime, UTC)
     return RunInfo(
         name=folder.name,
         folder=folder,
         state="finished" if summary else "unfinished",
         started=began.isoformat(timespec="seconds"),
-        epochs=(epochs, int(recipe.get("train", {}).get("epochs") or 0)),
+        epochs=(done, int(recipe.get("train", {}).get("epochs") or 0)),
         sources=[_domain(path) for path in data.get("sources", [])],
         target=_domain(data.get("target", "")),
         chosen_epoch=summary.get("chosen_epoch"),

@@ -133,6 +133,18 @@ def test_names_in_place_of_paths_stay_names(tmp_path: Path, monkeypatch: pytest.
     assert placed.encoders.text.name == str(tmp_path / "encoder")
 
 
+def test_what_a_job_starts_from_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first" / "best").mkdir(parents=True)
+
+    def start(named: str) -> str | None:
+        return with_absolute_paths(make_recipe(RECIPE | {"train": {"start_from": named}})).train.start_from
+
+    assert start("runs/first/best") == str(tmp_path / "runs" / "first" / "best")
+    for name in ("first", "runs", "m2can-sea:4", "models:/m2can-sea@candidate"):  # a run's, a model's
+        assert start(name) == name
+
+
 def test_code_is_our_packages_without_caches_and_has_a_limit(tmp_path: Path) -> None:
     code = pack_code(tmp_path / "code")
     names = {path.relative_to(code.folder).as_posix() for path in code.folder.rglob("*") if path.is_file()}
