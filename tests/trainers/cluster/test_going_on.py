@@ -9,7 +9,7 @@ import pytest
 from tests.trainers.cluster.test_driver import EXACT, run_on
 from trainers.reports.run_report import draw_report
 
-FROZEN = [*EXACT, "encoders.text.freeze=all", "uacr.warmup=1"]
+FROZEN = [*EXACT, "encoders.picture.batch_norm=frozen", "encoders.text.freeze=all", "uacr.warmup=1"]
 STILL = [f"optimizer.lr.{part}=0" for part in ("encoders", "projections", "fusion", "heads")]
 
 
