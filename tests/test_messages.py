@@ -29,17 +29,17 @@ from datasets_manifest.records.corpus import load_corpus
 from datasets_manifest.records.tables import find_separator
 from datasets_manifest.records.text_files import read_text
 from datasets_manifest.stream.text import TextTokenizer, build_tokenizer
-from services import assessment, batch_prediction, registry
+from services import assessment, batch_prediction
 from services.cli.main import app
 from services.jobs import jobs
 from services.jobs.preflight import check_capacity
 from services.web.auth import Tokens
 from trainers.cluster import dry_run, resources
 from trainers.failures import RunFailed
-from trainers.model import encoders, picture_card, precision, published_checkpoint, vocabulary
+from trainers.model import compiled, encoders, picture_card, precision, published_checkpoint, vocabulary
 from trainers.published.configuration import recipe_tree
 from trainers.recipe import load_recipe, make_recipe
-from trainers.tracking import outcome
+from trainers.tracking import outcome, registered_models
 from trainers.tracking.journal import Journal
 from trainers.tracking.registration import ModelToLog
 from trainers.tracking.sender import Sender
@@ -266,7 +266,7 @@ def test_messages_about_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("CXX", "python3")
     with pytest.raises(InputError, match=r"train.compile: torch.compile needs triton; found True; wanted `false`"):
-        precision._require_compiler(cuda=True)
+        compiled.require_compiler(recipe, torch.device("cuda"))
     monkeypatch.setattr(resources, "most_resources", lambda: {"CPU": 8.0})
     tree = {"data": {"sources": ["a"], "target": "b"}, "cluster": {"device": "cuda", "workers": 2}}
     with pytest.raises(
@@ -285,11 +285,11 @@ def test_what_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models.get_model", unreachable)
     with pytest.raises(InputError, match=r"the weights could not be fetched \(no route to host\); .* or a network"):
         encoders._torchvision("resnet18", "pretrained")
-    monkeypatch.setattr(registry, "download_artifacts", unreachable)
+    monkeypatch.setattr(registered_models, "download_artifacts", unreachable)
     client: Any = SimpleNamespace(get_model_version_download_uri=lambda *_: "runs:/x", tracking_uri="sqlite://")
     version: Any = SimpleNamespace(name="mine", version="3")
     with pytest.raises(InputError, match=r"MODEL: its files could not be fetched \(no route to host\); found 'mine:3'"):
-        registry._download(client, version)
+        registered_models.download(client, version)
 
 
 def test_a_model_without_a_vector_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

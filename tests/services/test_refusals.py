@@ -234,7 +234,7 @@ def test_a_jobs_preflight_leaves_no_trace(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"encoders.text.name": "/nowhere/bert"}, "no fast tokenizer"),
+        ({"encoders.text.name": "/nowhere/bert"}, "no encoder could be read"),
         ({"tracking.experiment": "gone"}, "was deleted in MLflow"),
         ({"run.storage": "new/runs", "encoders.picture.name": "no"}, "unknown picture encoder"),
     ],
