@@ -11,9 +11,9 @@ from trainers.m2can.network import PROJECTED, Fusion
 class GatedFusion(Fusion):
     """The shortcuts of a sample are weighed by 2·softmax(G_t t + G_v v), which starts at 1 and 1."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.gates = nn.ModuleList(nn.Linear(PROJECTED, 2) for _ in range(2))
+    def __init__(self, width: int = PROJECTED) -> None:
+        super().__init__(width)
+        self.gates = nn.ModuleList(nn.Linear(width, 2) for _ in range(2))
         for one in self.gates.parameters():
             nn.init.zeros_(one)
 

@@ -191,7 +191,7 @@ def test_properties_and_cache(built: str) -> None:
 
 @pytest.mark.parametrize(("changes", "field"), [
     ({"json": "{}"}, "tokenizer"), ({"json": "no"}, "tokenizer"), ({"pad_token": "<pad>"}, "pad_token"),
-    ({"sep_token": "</s>"}, "sep_token"), ({"cls_token": "<s>"}, "cls_token"), ({"max_tokens": 2}, "max_tokens"),
+    ({"sep_token": "</s>"}, "sep_token"), ({"cls_token": "<s>"}, "cls_token"), ({"max_tokens": 2}, "data.texts.max_tokens"),
 ])  # fmt: skip
 def test_wrong_tokenizers_are_refused(built: str, changes: dict[str, object], field: str) -> None:
     good = {"json": built, "max_tokens": 10, "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}

@@ -21,7 +21,7 @@ def test_workers_may_wait_for_nodes_that_an_autoscaler_adds(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_recipe(tmp_path, ["cluster.workers=4", "cluster.device=cuda", "cluster.cpus_per_worker=2"])
-    with pytest.raises(InputError, match="fewer GPUs"):
+    with pytest.raises(InputError, match="each worker takes a GPU and the cluster has 0"):
         cluster.worker_resources(recipe)
     monkeypatch.setattr(cluster, "autoscaled_resources", lambda: {"CPU": 32.0, "GPU": 4.0})
     scaling, cpu_budget = cluster.worker_resources(recipe)
