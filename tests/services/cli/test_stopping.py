@@ -64,11 +64,13 @@ def test_a_sweep_ends_at_once(number: signal.Signals, monkeypatch: pytest.Monkey
 
 
 HUNG_UP = """
-import os, signal, sys
+import os, signal, sys, threading
 from services.cli.stopping import stop_on_signals
 with stop_on_signals(60, str) as stop:
     sys.stdout.write("ready"); sys.stdout.flush()
-    stop.wait(30)
+    waits = threading.Thread(target=stop.wait, args=(30,))  # the main thread handles the signal and must not hold its lock
+    waits.start()
+    waits.join()
     print("written to a terminal that is gone", flush=True)
     print("and on standard error", file=sys.stderr, flush=True)
     os.write(int(sys.argv[1]), b"whole")
