@@ -108,7 +108,7 @@ def dies(scale: Any, tell: Any) -> None:
     ("function", "seconds", "told", "why"),
     [
         ("tells_and_fails", 60, {"floor"}, "ValueError: out of something …"),
-        ("tells_and_waits", 15, {"floor"}, "took longer than 15 s"),
+        ("tells_and_waits", 30, {"floor"}, "took longer than 30 s"),
         ("dies", 60, set(), "its process ended with code 3; see failing.log"),
     ],
 )
