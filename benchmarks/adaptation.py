@@ -34,7 +34,8 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
 
     from datasets_manifest.postcards.generate import write_postcards
     from datasets_manifest.stream.local_stream import LocalStream
-    from trainers.loop.loop import Loop, Observer
+    from trainers.loop.loop import Loop
+    from trainers.loop.observer import Observer
     from trainers.m2can.collective import Collective
     from trainers.preflight.preparation import prepare
     from trainers.recipe.demo import demo_recipe

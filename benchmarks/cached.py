@@ -17,7 +17,8 @@ from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
@@ -176,7 +177,7 @@ class CachedLoop(Loop):
     """The loop with a network that starts behind the encoders."""
 
     def make_network(self) -> M2CAN:
-        source: Any = self.source
+        source: Any = self.batches.source
         features: CachedFeatures = source.features
         text, picture = (GivenFeatures(x.shape[-1]) for x in (features.text_VNK, features.picture_VNK))
         recipe = self.recipe

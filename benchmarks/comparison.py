@@ -92,7 +92,7 @@ def run_variant(features: Any, name: str, seed: int) -> dict[str, Any]:
         "last": accuracy[-1],
         "oracle": max(accuracy),
         "macro_f1": epochs[chosen]["target/val/macro_f1"],
-        "auc": area_under_curve(loop.labels[target_rows(loop.corpus)], probs[chosen]),
+        "auc": area_under_curve(loop.batches.labels[target_rows(loop.corpus)], probs[chosen]),
         "source": epochs[chosen]["source/val/accuracy"],
         "score": epochs[chosen]["selection/score"],
         "precision": [round(metrics.get("uacr/precision", float("nan")), 4) for metrics in epochs],
@@ -112,7 +112,7 @@ def target_probs(loop: Any) -> np.ndarray:
     from trainers.model.device_batches import to_batch
 
     rows = target_rows(loop.corpus)
-    host = next(loop.source.evaluate([rows], None))
+    host = next(loop.batches.source.evaluate([rows], None))
     batch = to_batch(host, np.full((1, len(rows)), -1), device=loop.device, dtype=loop.dtype)
     loop.network.eval()
     with torch.inference_mode():

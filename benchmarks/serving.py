@@ -36,7 +36,8 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor

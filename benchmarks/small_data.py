@@ -28,7 +28,8 @@ from benchmarks.cached import CachedFeatures, cached_loop, frozen_encoders, view
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.corpus import Part
 from datasets_manifest.stream.local_stream import LocalStream
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe

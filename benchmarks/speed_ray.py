@@ -117,14 +117,14 @@ def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
     """
     torch.set_num_threads(1)
     loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
-    loop.source = LocalStream(loop.corpus.table)
+    loop.batches.source = LocalStream(loop.corpus.table)
     times: dict[str, list[float]] = {"making": [], "ready": [], "beside": []}
     for _ in range(epochs):
         slices = list(loop.plan().worker_steps(0, 1))
         encoding = make_encoding(loop.recipe, loop.card.vocabulary, epoch=loop.epoch, strong=True)
         before = loop.state()
         started = time.perf_counter()
-        batches = list(loop.source.train(slices, encoding))
+        batches = list(loop.batches.source.train(slices, encoding))
         times["making"].append(time.perf_counter() - started)
         with made_beside(loop, slices, encoding) as fed:
             times["beside"].append(seconds_of_steps(loop, slices, fed))

@@ -25,7 +25,8 @@ from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.local_cluster import start_ray
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.device_batches import make_encoding, normalise
@@ -142,7 +143,7 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
         loop = make_loop(prepared, keeping)
 
         def score(source: Any) -> int:
-            loop.source = source
+            loop.batches.source = source
             loop.select_pseudo_labels(loop.score())
             return scored_rows(loop)
 
@@ -187,7 +188,7 @@ def reviews(rows: int) -> Iterator[Prepared]:
 
 
 def scored_rows(loop: Loop) -> int:
-    return sum(len(part) for part in loop.eval_plan()[0])
+    return sum(len(part) for part in loop.batches.eval_plan()[0])
 
 
 def compare_runs(rows: int, repeats: int, *, scoring: bool) -> tuple[dict[str, float], dict[str, int]]:
@@ -242,7 +243,7 @@ def baseline_scores(loop: Loop, network: Any, workers: int) -> None:
     """The target's rows and those of validation scored."""
     table = loop.corpus.table
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
-    rows, size = loop.eval_plan()[1].rows, loop.recipe.train.batch_size
+    rows, size = loop.batches.eval_plan()[1].rows, loop.recipe.train.batch_size
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     network.eval()
     network.text_encoder.calls = 1

@@ -12,7 +12,8 @@ import torch
 
 from datasets_manifest.stream.local_stream import LocalStream
 from experiments.catalog import NAMES, applied
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.preflight.preparation import prepare
 from trainers.recipe import load_recipe

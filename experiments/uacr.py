@@ -72,7 +72,7 @@ class ExperimentalUacr:
             columns["variance"] = np.zeros_like(columns["variance"])
         elif options.score == "uncertainty":
             columns["prob"] = np.ones_like(columns["prob"])
-        metrics = loop.pseudo_labels.update(loop.epoch + 1, columns, loop.labels[target.start : target.stop])
+        metrics = loop.pseudo_labels.update(loop.epoch + 1, columns, loop.batches.labels[target.start : target.stop])
         self.soft_NC = probs_NC.numpy()[loop.pseudo_labels.rows - target.start]
         return metrics
 
@@ -103,7 +103,7 @@ class ExperimentalUacr:
         network.eval()
         rows = loop.corpus.train[-1].rows
         batches = np.array_split(rows, -(-len(rows) // eval_batch_size(loop.recipe, loop.device)))
-        with loop.eval_feed(batches) as feed:
+        with loop.batches.evaluate(batches) as feed:
             for _, batch in feed:
                 with loop.autocast():
                     o = network(batch).single()
@@ -119,7 +119,7 @@ class ExperimentalUacr:
         """The target's class shares from predictions that are calibrated on the sources, [C]."""
         evidence = scored.evidence
         temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
-        taught = [self.loop.labels[part.start : part.stop] for part in self.loop.corpus.train[:-1]]
+        taught = [self.loop.batches.labels[part.start : part.stop] for part in self.loop.corpus.train[:-1]]
         # One more of each: a class that no source shows still has a place.
         counts = [np.bincount(labels[labels >= 0], minlength=view.probs_NC.shape[1]) + 1 for labels in taught]
         shares = np.mean([count / count.sum() for count in counts], axis=0)

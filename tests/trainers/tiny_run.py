@@ -11,7 +11,8 @@ import torch
 
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.local_stream import LocalStream
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.preflight.preparation import Prepared, prepare
 from trainers.recipe import Recipe

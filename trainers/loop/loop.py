@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets_manifest.records.corpus import Corpus, Part
-from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
+from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
 from trainers.loop.bad_pictures import BadPictures
+from trainers.loop.batches import Batches
 from trainers.loop.finite_check import NonFiniteLoss, Passes
 from trainers.loop.gradients import data_parallel
 from trainers.loop.loss_scale import LossScale
+from trainers.loop.observer import Observer
 from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
@@ -36,37 +38,14 @@ from trainers.model.build import build_network, build_objective
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import Snapshot, TrainingState
 from trainers.model.compiled import compile_encoders
-from trainers.model.device_batches import Fed, make_encoding, step_batches, unlabelled
+from trainers.model.device_batches import Fed
 from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
-from trainers.model.precision import (
-    autocast_of,
-    choose_kernels,
-    choose_layout,
-    dtype_of,
-    eval_batch_size,
-    picture_form,
-)
+from trainers.model.precision import autocast_of, choose_kernels, choose_layout, dtype_of
 from trainers.model.trained_parts import build_trained_parts
 from trainers.model.weight_files import FrozenWeights
 from trainers.recipe.base import decided
 from trainers.validators import epoch_score
-
-
-class Observer:
-    """What a loop tells while it runs; does nothing."""
-
-    def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None: ...
-
-    def between_steps(self, loop: Loop) -> None:
-        """After a step that is not an epoch's last: `loop.save` writes a checkpoint from which this very step follows."""
-
-    def bad_pictures(self, bad: list[tuple[int, str]]) -> None: ...
-
-    def not_finite(self, slice_: StepSlice) -> None: ...
-
-    def compiled(self, seconds: float) -> None:
-        """After the first step, if `train.compile` is set: how long it took."""
 
 
 class Loop:
@@ -92,25 +71,23 @@ class Loop:
         device: torch.device,
         observer: Observer,
     ) -> None:
-        self.card, self.recipe, self.corpus, self.labels = card, card.recipe, corpus, labels
-        self.source, self.collective, self.device, self.observer = source, collective, device, observer
+        self.card, self.recipe, self.corpus = card, card.recipe, corpus
+        self.collective, self.device, self.observer = collective, device, observer
         self.rank, self.world_size = collective.rank, collective.world_size
         self.dtype = dtype_of(self.recipe)
-        self.pictures = picture_form(self.recipe, device)
         self.autocast = autocast_of(self.recipe, device)
-        self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
-        self.steps_per_epoch = -(-self.samples_per_epoch // self.recipe.train.batch_size)
         self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
         warmup = decided(self.recipe.uacr.warmup) if self._uses_pseudo_labels else 0
         self.patience = Patience(self.recipe.train.patience, warmup)
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
+        self.batches = Batches(card, corpus, labels, source, self.pseudo_labels, device)
+        self.steps_per_epoch = -(-self.batches.samples_per_epoch // self.recipe.train.batch_size)
         max_bad_fraction = self.recipe.data.max_bad_fraction
         self.bad_pictures = BadPictures(corpus, len(labels), max_bad_fraction, collective, device)
         self.steps_done = 0  # of the running epoch
-        self._slices: dict[
-            int, StepSlice
-        ] = {}  # rows of the last steps, by number: what the device says of a step comes later
+        # Rows of the last two steps, by number: whether a step was finite is known one step later.
+        self._slices: dict[int, StepSlice] = {}
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
         self._compiles = self.recipe.train.compile  # in the first step
         self._next: tuple[EpochPlan, Feed[Fed]] | None = None  # of the next epoch, asked for before it begins
@@ -183,7 +160,7 @@ class Loop:
         self.patience.add(self.epoch, score, self.collective, self.device)
         if self._next is None and not self.is_over:
             self._ask_for(self.plan())
-        metrics |= validation_metrics(scored, self.corpus, self.labels) | {"selection/score": score}
+        metrics |= validation_metrics(scored, self.corpus, self.batches.labels) | {"selection/score": score}
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
@@ -252,25 +229,7 @@ class Loop:
 
     def plan(self, ahead: int = 0) -> EpochPlan:
         """The plan of the running epoch, or of so many epochs later with the pseudo labels that there are now."""
-        return EpochPlan.build(
-            seed=self.recipe.train.seed,
-            epoch=self.epoch + ahead,
-            pools=self.pools(),
-            samples_per_epoch=self.samples_per_epoch,
-            batch_size=self.recipe.train.batch_size,
-        )
-
-    def pools(self) -> list[DomainPool]:
-        """The rows of each domain that steps are drawn from now."""
-        recipe, target = self.recipe, self.corpus.train[-1]
-        pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
-        if recipe.train.target_labels == "oracle":
-            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
-        elif recipe.uacr.enabled:
-            pools += self.pseudo_labels.pools()
-        elif recipe.target_takes_part:
-            pools.append(DomainPool(target.rows, np.full(len(target), -1)))
-        return pools
+        return self.batches.plan(self.epoch + ahead)
 
     def _next_plan_needs_scores(self) -> bool:
         return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
@@ -283,13 +242,7 @@ class Loop:
     def _feed_of(self, plan: EpochPlan) -> Feed[Fed]:
         """The batches of an epoch's steps that are still to be done."""
         first = self.steps_done if plan.epoch == self.epoch else 0
-        return self.feed(list(plan.worker_steps(self.rank, self.world_size, first)), plan.epoch)
-
-    def feed(self, slices: list[StepSlice], epoch: int = 0) -> Feed[Fed]:
-        """The batches of `slices`, with the views of an epoch."""
-        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
-        hosts = self.source.train(slices, encoding)
-        return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures), self.device)
+        return self.batches.train(list(plan.worker_steps(self.rank, self.world_size, first)), plan.epoch)
 
     def _train_epoch(self, plan: EpochPlan, feed: Feed[Fed]) -> tuple[dict[str, float], float]:
         """The steps of an epoch that are still to be done: metrics, and the seconds for which the device lacked data."""
@@ -358,19 +311,13 @@ class Loop:
         sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
-    def eval_plan(self) -> tuple[list[Part], EvalPlan]:
-        """What is scored after an epoch: the target's training rows and all validation rows."""
-        parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
-        rows = np.concatenate([part.rows for part in parts])
-        return parts, EvalPlan(rows, eval_batch_size(self.recipe, self.device))
-
     def score(self) -> Scored:
         return self._score()[0]
 
     def _score(self) -> tuple[Scored, float]:
         """What the network says of the rows of `eval_plan`, and the seconds for which it lacked data."""
-        parts, plan = self.eval_plan()
-        with self.eval_feed(list(plan.worker_batches(self.rank, self.world_size))) as feed:
+        parts, plan = self.batches.eval_plan()
+        with self.batches.evaluate(list(plan.worker_batches(self.rank, self.world_size))) as feed:
             scored = score_parts(
                 feed,
                 parts,
@@ -383,17 +330,16 @@ class Loop:
             )
         return scored, feed.waited
 
-    def eval_feed(self, rows: list[np.ndarray]) -> Feed[Fed]:
-        """Batches of rows to be scored, with their weak views."""
-        hosts = self.source.evaluate(rows, make_encoding(self.recipe, self.card.vocabulary))
-        return Feed(unlabelled(hosts, self.device, self.dtype, self.pictures), self.device)
-
     def _collector(self) -> ValidatorInputsCollector:
-        return ValidatorInputsCollector(*validator_rows(self.corpus, self.labels), self.labels, self.network)
+        return ValidatorInputsCollector(
+            *validator_rows(self.corpus, self.batches.labels), self.batches.labels, self.network
+        )
 
     def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
         """UACR after an epoch; its metrics."""
         if not self._uses_pseudo_labels:
             return {}
         target = self.corpus.train[-1]
-        return self.pseudo_labels.update(self.epoch + 1, scored.of(target), self.labels[target.start : target.stop])
+        return self.pseudo_labels.update(
+            self.epoch + 1, scored.of(target), self.batches.labels[target.start : target.stop]
+        )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from datasets_manifest.stream.plan import EpochPlan
 from trainers.loop.loop import Loop
 from trainers.worker.slices import fullest, most_of_all
 
@@ -119,16 +118,10 @@ def _largest(points: list[tuple[int, float]], limit: float) -> int:
 
 
 def _try(loop: Loop, pictures: np.ndarray, size: int, memory: GpuMemory) -> Tried:
-    plan = EpochPlan.build(
-        seed=loop.recipe.train.seed,
-        epoch=loop.epoch,
-        pools=loop.pools(),
-        samples_per_epoch=STEPS * size,
-        batch_size=size,
-    )
+    plan = loop.batches.plan(loop.epoch, samples=STEPS * size, batch_size=size)
     slices = [plan.worker_step(number, loop.rank, loop.world_size) for number in range(STEPS)]
     slices[0] = fullest(slices[0], plan, pictures)
-    with loop.feed(slices) as feed:
+    with loop.batches.train(slices) as feed:
         batches = [batch for _, batch in feed]
     memory.start()
     loop.run_step(slices[0], batches[0])

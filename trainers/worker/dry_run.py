@@ -53,8 +53,8 @@ def _measure(loop: Loop, table: pa.Table) -> dict[str, Any]:
     size = _checkpoint_bytes(loop)
     seconds = {"step_s": _usual(steps), "eval_batch_s": _usual(scored)}
     memory = memory_metrics(loop.device)
-    if isinstance(loop.source, EvaluationCache):  # a run keeps those of all batches
-        memory["memory/process_peak_mib"] += (loop.source.bytes_of(batches) - loop.source.bytes) / 2**20
+    if isinstance(loop.batches.source, EvaluationCache):  # a run keeps those of all batches
+        memory["memory/process_peak_mib"] += (loop.batches.source.bytes_of(batches) - loop.batches.source.bytes) / 2**20
     most = most_of_all(loop, seconds | memory | {"checkpoint_bytes": float(size)})
     found: dict[str, Any] = most | {"steps": len(steps), "steps_per_epoch": plan.num_steps, "eval_batches": batches}
     if loop.device.type == "cuda":
@@ -70,7 +70,7 @@ def _timed_steps(loop: Loop, plan: EpochPlan, pictures: np.ndarray) -> list[floa
     slices[0] = fullest(slices[0], plan, pictures)
     times: list[float] = []
     asked = time.perf_counter()
-    with loop.feed(slices) as feed:
+    with loop.batches.train(slices) as feed:
         for slice_, (_, batch) in zip(slices, feed, strict=True):
             loop.run_step(slice_, batch)
             if loop.device.type == "cuda":
@@ -92,11 +92,11 @@ def _all_have_enough(loop: Loop, enough: bool) -> bool:
 @torch.inference_mode()
 def _timed_batches(loop: Loop) -> tuple[int, list[float]]:
     """How many batches this worker scores after an epoch, and the seconds that some of them took."""
-    batches = list(loop.eval_plan()[1].worker_batches(loop.rank, loop.world_size))
+    batches = list(loop.batches.eval_plan()[1].worker_batches(loop.rank, loop.world_size))
     loop.network.eval()
     times: list[float] = []
     asked = time.perf_counter()
-    with loop.eval_feed(batches[:EVAL_BATCHES]) as feed:
+    with loop.batches.evaluate(batches[:EVAL_BATCHES]) as feed:
         for _, batch in feed:
             with loop.autocast():
                 loop.network(batch).logits_HQDBC.sum().item()

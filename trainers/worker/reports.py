@@ -18,7 +18,9 @@ from ray.train import CheckpointUploadMode
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
-from trainers.loop.loop import Loop, Observer, Passes
+from trainers.loop.finite_check import Passes
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.loop.profiling import StepProfile
 from trainers.loop.scoring import Scored
 from trainers.m2can.collective import Collective
@@ -101,7 +103,7 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
     for part in scored.parts:
         for name, column in scored.of(part).items():
             tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)
-        tensors[f"{part.domain}/{part.split}/true"] = torch.from_numpy(loop.labels[part.start : part.stop])
+        tensors[f"{part.domain}/{part.split}/true"] = torch.from_numpy(loop.batches.labels[part.start : part.stop])
     return tensors
 
 

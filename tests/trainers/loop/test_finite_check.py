@@ -15,7 +15,8 @@ from benchmarks.step_parts import QUICK, make_labels, make_network, make_rows, m
 from datasets_manifest.stream.plan import StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.finite_check import NonFiniteLoss
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.loop.step import Step
 from trainers.m2can.batch import Batch
 from trainers.model.device_batches import to_batch

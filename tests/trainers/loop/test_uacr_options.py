@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(run: Prepared, labels: np.ndarray) -> list[float]:
     loop = make_loop(run)
-    loop.labels = labels
+    loop.batches.labels = labels
     return [loop.run_epoch()[0]["loss/total"] for _ in range(2)]
 
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 from benchmarks.step_parts import QUICK, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.loop.loop import Observer
+from trainers.loop.observer import Observer
 from trainers.loop.step import Step
 from trainers.m2can.encoders.picture import SmallResNet
 from trainers.model.compiled import blocks_of, compile_encoders

@@ -17,7 +17,8 @@ from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.finite_check import NonFiniteLoss
-from trainers.loop.loop import Loop, Observer
+from trainers.loop.loop import Loop
+from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch
 from trainers.model.device_batches import Fed, make_encoding, step_batches
 from trainers.model.feed import AHEAD, Feed
@@ -67,7 +68,7 @@ class Source(LocalStream):
 def fed_loop(run: Prepared, broken: int = -1, observer: Observer | None = None) -> tuple[Loop, Source]:
     loop, source = make_loop(run, observer), Source(run.corpus.table)
     vars(source)["broken"] = broken
-    loop.source = source
+    loop.batches.source = source
     return loop, source
 
 
@@ -79,8 +80,8 @@ def test_the_same_batches_in_the_same_order(run: Prepared) -> None:
     loop = make_loop(run)
     slices = list(loop.plan().worker_steps(0, 1))
     encoding = make_encoding(loop.recipe, loop.card.vocabulary, strong=True)
-    wanted = list(step_batches(slices, loop.source.train(slices, encoding), CPU, loop.dtype))
-    with loop.feed(slices) as feed:
+    wanted = list(step_batches(slices, loop.batches.source.train(slices, encoding), CPU, loop.dtype))
+    with loop.batches.train(slices) as feed:
         found = list(feed)
     assert len(found) == len(wanted) == 5
     for (host, batch), (wanted_host, wanted_batch) in zip(found, wanted, strict=True):
@@ -90,7 +91,7 @@ def test_the_same_batches_in_the_same_order(run: Prepared) -> None:
 
 def test_it_stays_two_batches_ahead(run: Prepared) -> None:
     loop, source = fed_loop(run)
-    with loop.feed(list(loop.plan().worker_steps(0, 1))) as feed:
+    with loop.batches.train(list(loop.plan().worker_steps(0, 1))) as feed:
         next(feed)
         until = time.monotonic() + 5
         while source.made < 1 + AHEAD and time.monotonic() < until:

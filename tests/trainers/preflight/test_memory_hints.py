@@ -18,7 +18,7 @@ from tests.trainers.preflight import out_of_memory
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.cluster.driver import train
 from trainers.failures import RunFailed
-from trainers.loop.loop import Observer
+from trainers.loop.observer import Observer
 from trainers.preflight.memory_hints import ended_by_memory, hints, is_out_of_memory, settings, where_it_ran_out
 from trainers.recipe import make_recipe
 

@@ -167,7 +167,7 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
     loop.network.eval()
     parts = [loop.corpus.train[-1], *(part for part in loop.corpus.val if part is not None)]
     rows = np.concatenate([part.rows for part in parts])
-    batches = loop.source.evaluate(np.array_split(rows, 6), make_encoding(loop.recipe, loop.card.vocabulary))
+    batches = loop.batches.source.evaluate(np.array_split(rows, 6), make_encoding(loop.recipe, loop.card.vocabulary))
     one, halves = loop._collector(), [loop._collector(), loop._collector()]
     with torch.inference_mode():
         for number, host in enumerate(batches):
@@ -186,5 +186,5 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
         np.testing.assert_array_equal(array, joined.arrays()[name], err_msg=name)
     assert ValidatorInputs.from_arrays(whole.arrays()) is not None
     sources = np.concatenate([part.rows for part in loop.corpus.val[:-1] if part is not None])
-    assert whole.source_labels_M.tolist() == loop.labels[sources].tolist()
+    assert whole.source_labels_M.tolist() == loop.batches.labels[sources].tolist()
     assert whole.target_probs_NC.sum(1) == pytest.approx(np.ones(len(loop.corpus.train[-1])), abs=1e-5)

@@ -1,0 +1,81 @@
+"""Which rows an epoch draws and scores, and their batches on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
+from datasets_manifest.stream.source import BatchSource
+from trainers.loop.pseudo_labels import PseudoLabels
+from trainers.model.card import ModelCard
+from trainers.model.device_batches import Fed, make_encoding, step_batches, unlabelled
+from trainers.model.feed import Feed
+from trainers.model.precision import dtype_of, eval_batch_size, picture_form
+
+
+class Batches:
+    """Plans and batches of one worker.
+
+    Args:
+        card: the recipe and what the data are.
+        corpus: its parts; its table may be empty.
+        labels: of all rows of the table, -1 where unlabelled.
+        source: gives the batches.
+        pseudo_labels: those that there are now.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        corpus: Corpus,
+        labels: np.ndarray,
+        source: BatchSource,
+        pseudo_labels: PseudoLabels,
+        device: torch.device,
+    ) -> None:
+        self.card, self.recipe, self.corpus, self.labels = card, card.recipe, corpus, labels
+        self.source, self.pseudo_labels, self.device = source, pseudo_labels, device
+        self.samples_per_epoch = self.recipe.data.samples_per_epoch or max(len(p) for p in corpus.train[:-1])
+        self.dtype, self.pictures = dtype_of(self.recipe), picture_form(self.recipe, device)
+
+    def plan(self, epoch: int, samples: int | None = None, batch_size: int | None = None) -> EpochPlan:
+        """The steps of an epoch with the pseudo labels that there are now. samples, batch_size: in place of the recipe's."""
+        return EpochPlan.build(
+            seed=self.recipe.train.seed,
+            epoch=epoch,
+            pools=self._pools(),
+            samples_per_epoch=samples or self.samples_per_epoch,
+            batch_size=batch_size or self.recipe.train.batch_size,
+        )
+
+    def _pools(self) -> list[DomainPool]:
+        """The rows of each domain that steps are drawn from."""
+        recipe, target = self.recipe, self.corpus.train[-1]
+        pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
+        if recipe.train.target_labels == "oracle":
+            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
+        elif recipe.uacr.enabled:
+            pools += self.pseudo_labels.pools()
+        elif recipe.target_takes_part:
+            pools.append(DomainPool(target.rows, np.full(len(target), -1)))
+        return pools
+
+    def train(self, slices: list[StepSlice], epoch: int = 0) -> Feed[Fed]:
+        """The batches of `slices`, with the views of an epoch."""
+        encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
+        hosts = self.source.train(slices, encoding)
+        return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures), self.device)
+
+    def eval_plan(self) -> tuple[list[Part], EvalPlan]:
+        """What is scored after an epoch: the target's training rows and all validation rows."""
+        parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
+        rows = np.concatenate([part.rows for part in parts])
+        return parts, EvalPlan(rows, eval_batch_size(self.recipe, self.device))
+
+    def evaluate(self, rows: list[np.ndarray]) -> Feed[Fed]:
+        """Batches of rows to be scored, with their weak views."""
+        hosts = self.source.evaluate(rows, make_encoding(self.recipe, self.card.vocabulary))
+        return Feed(unlabelled(hosts, self.device, self.dtype, self.pictures), self.device)
