@@ -12,6 +12,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # safetensors, pyarrow and SQLite have words only, and torch says no more than that writing failed.
 _FULL_IN_WORDS = re.compile(r"No space left|[Dd]isk quota|disk is full|os error (28|122)\b|errno (28|122)\b")
+_LITTLE = 10**8  # bytes; where fewer are free, a disk is called full though nobody knows what was needed
 _LEAST_FREE = 2**16  # bytes; where fewer are free, a failure to write needs no other reason
 
 
@@ -31,7 +32,7 @@ def cannot_write(place: Path, error: Exception, *, written: int = 0, needed: int
         needed: bytes it takes in all, where that is known.
     """
     number = getattr(error, "errno", None)
-    there = next(folder for folder in place.absolute().parents if os.path.isdir(folder))
+    there = nearest_folder(place.absolute().parent)
     if number == errno.ENAMETOOLONG:
         longest = max(place.absolute().parts, key=lambda part: len(os.fsencode(part)))
         bytes_ = len(os.fsencode(longest))
@@ -43,13 +44,19 @@ def cannot_write(place: Path, error: Exception, *, written: int = 0, needed: int
     free = shutil.disk_usage(there).free
     if number in _FULL or _FULL_IN_WORDS.search(str(error)) or (_is_of_writing(error) and free < _LEAST_FREE):
         number = number if number in _FULL else errno.ENOSPC
-        size = megabytes(needed) if needed else f"more than {megabytes(max(written, free))}"
-        return CannotWrite(
-            number,
-            f"{place}: {os.strerror(number)}: {megabytes(free)} free, {size} needed; make room in {there}, then give the "
-            "command again",
-        )
+        numbers = ""
+        # With room on this disk a quota is used up, or another disk is full.
+        if number == errno.ENOSPC and (written or free < (needed or _LITTLE)):
+            size = megabytes(needed) if needed else f"more than {megabytes(max(written, free))}"
+            numbers = f": {megabytes(free)} free, {size} needed"
+        words = f"{place}: {os.strerror(number)}{numbers}; make room in {there}, then give the command again"
+        return CannotWrite(number, words)
     return None
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path, or the first folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.exists(place))
 
 
 def megabytes(size: float) -> str:

@@ -2,7 +2,8 @@
 and the checksums of a folder.
 
 A draft's name starts with a dot and has a random part, so two writers of one file never meet in a draft. Its writer holds a
-lock on it, which ends with the process: the next writer of the same file removes what a killed one left, and says so.
+lock on it, which ends with the process: where the file system has locks, the next writer of the same file removes what a
+killed one left, and says so.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from datasets_manifest.disk import cannot_write
+from datasets_manifest.disk import cannot_write, nearest_folder
 from datasets_manifest.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -39,10 +40,10 @@ def require_folder(folder: Path, field: str) -> None:
     Raises:
         InputError: it cannot, and why.
     """
-    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    place = nearest_folder(folder)
     if not place.is_dir():
         raise InputError("is a file", field=field, value=str(place), wanted="a folder")
-    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+    if not os.access(place, os.W_OK | os.X_OK):
         raise InputError("cannot be written", field=field, value=str(place), wanted="a folder that can be written")
 
 
@@ -50,6 +51,8 @@ def require_file(file: Path, field: str) -> None:
     """Look whether a file can be written, or made with its folder. Raises InputError: it cannot, and why."""
     if file.is_dir():
         raise InputError("is a folder", field=field, value=str(file), wanted="a file")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise InputError("cannot be written", field=field, value=str(file), wanted="a file that can be written")
     require_folder(file.parent, field)
 
 
@@ -108,21 +111,31 @@ def whole_folder(folder: Path, *, replace: bool = False, size: int | None = None
         CannotWrite: not writable or disk full. Nothing is left behind.
         OSError: `folder` holds something.
     """
-    draft, before = _draft_of(folder), _draft_of(folder)
+    draft, before = _draft_of(folder), _before(folder)
     with made_folder(folder.parent, keep=True), _told(folder, draft, size):
         remove_left(folder)
         draft.mkdir()
         with _locked(draft):
             yield draft
-            if replace and folder.exists():
-                folder.replace(before)
             try:
+                if replace and folder.exists():
+                    folder.replace(before)
                 draft.replace(folder)
-            except OSError:
-                if before.exists():
-                    before.replace(folder)
-                raise
-            shutil.rmtree(before, ignore_errors=True)
+            finally:
+                _put_back(folder)
+
+
+def _before(folder: Path) -> Path:
+    """Where a folder is while another takes its place."""
+    return folder.with_name(f".{folder.name[:50]}.before")
+
+
+def _put_back(folder: Path) -> None:
+    """What was set aside for a new folder is removed, or put back if the new one never came."""
+    before = _before(folder)
+    if before.exists() and not folder.exists():
+        before.replace(folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager
@@ -137,14 +150,29 @@ def _told(place: Path, draft: Path, size: int | None) -> Iterator[None]:
         else:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
-        told = cannot_write(place, error, written=written, needed=size) if isinstance(error, Exception) else None
+        told = None
+        if isinstance(error, Exception) and _is_about(error, draft):
+            told = cannot_write(place, error, written=written, needed=size)
         if told is None:
             raise
         raise told from error
 
 
+def _is_about(error: Exception, draft: Path) -> bool:
+    """Whether an error may be of writing the draft: it names nothing, or something in its folder."""
+    named = getattr(error, "filename", None)
+    return not isinstance(named, str | bytes) or Path(os.fsdecode(named)).absolute().is_relative_to(
+        draft.parent.absolute()
+    )
+
+
 def _draft_of(place: Path) -> Path:
     return place.with_name(f".{place.name[:50]}.{uuid4().hex}")  # a name has at most 255 bytes, a sign at most four
+
+
+def draft_pattern(place: Path) -> str:
+    """Matches the names of a file's or folder's drafts."""
+    return rf"\.{re.escape(place.name[:50])}\.[0-9a-f]{{32}}"
 
 
 @contextmanager
@@ -163,7 +191,8 @@ def remove_left(place: Path) -> None:
     do so first."""
     if not place.parent.is_dir():
         return
-    draft = re.compile(rf"\.{re.escape(place.name[:50])}\.[0-9a-f]{{32}}")
+    _put_back(place)
+    draft = re.compile(draft_pattern(place))
     with os.scandir(place.parent) as entries:
         found = [Path(entry.path) for entry in entries if entry.name.startswith(".") and draft.fullmatch(entry.name)]
     for left in found:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.registry import ModelVersion
+from trainers.tracking.registered_models import ModelVersion
 
 if TYPE_CHECKING:
     from services.promotion import Metric, Promotion
@@ -29,7 +29,7 @@ def find(model: str, *, tracking_uri: str | None = None, storage: str | Path = "
         >>> m2can.models.find("m2can-mountain@candidate").version
         '1'
     """
-    from services.registry import client_for, find_model
+    from trainers.tracking.registered_models import client_for, find_model
 
     return find_model(client_for(tracking_uri, Path(storage)), model)
 
@@ -55,7 +55,8 @@ def search(
         >>> [version.name for version in m2can.models.search(target="mountain")]
         ['m2can-mountain']
     """
-    from services.registry import client_for, search_models
+    from services.registry import search_models
+    from trainers.tracking.registered_models import client_for
 
     client = client_for(tracking_uri, Path(storage))
     return search_models(client, text=text, target=target, source=source, alias=alias, min_accuracy=min_accuracy)
@@ -75,8 +76,8 @@ def fetch(model: str, to: str | Path, *, tracking_uri: str | None = None, storag
         >>> m2can.Predictor.load(m2can.models.fetch("m2can-mountain@candidate", "fetched")).card.target
         'mountain'
     """
-    from services.registry import bundle_of, client_for
     from services.registry import fetch as fetch_version
+    from trainers.tracking.registered_models import bundle_of, client_for
 
     fetch_version(client_for(tracking_uri, Path(storage)), model, Path(to))
     return bundle_of(Path(to))
@@ -110,7 +111,7 @@ def promote(
     from datasets_manifest.errors import InputError
     from services.promotion import Gate
     from services.promotion import promote as promote_version
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     if (if_better_than is None) != (on is None):
         raise InputError("go together", field="if_better_than, on", wanted="both or neither")
@@ -133,6 +134,6 @@ def rollback(
         datasets_manifest.errors.InputError: NAME: no version had @champion before; ...
     """
     from services.promotion import rollback as roll_back
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     return roll_back(client_for(tracking_uri, Path(storage)), name, alias)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import digests, read_json, write_atomically
+from datasets_manifest.files import digests, read_json, require_folder, write_atomically
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from services.prediction_output import count_withheld, withhold, write_predictions
@@ -84,7 +84,8 @@ def predict_manifest(
     }
     if abstain_below is not None:
         plan["abstain_below"] = abstain_below
-    _require_folder(out, plan)
+    require_folder(out, "--out")
+    _require_same_prediction(out, plan)
     shards = range(-(-table.num_rows // SHARD_ROWS))
     finished = (out / PREDICTIONS).is_file()
     missing = [shard for shard in shards if not finished and not _part(out, shard).is_file()]
@@ -194,7 +195,7 @@ def _require_cpus(workers: int) -> None:
         raise InputError("the cluster has fewer CPUs", field="--workers", value=workers, wanted=f"at most {cpus:g}")
 
 
-def _require_folder(out: Path, plan: dict[str, Any]) -> None:
+def _require_same_prediction(out: Path, plan: dict[str, Any]) -> None:
     """Raises InputError: it holds something else than a part of this prediction."""
     if (out / PLAN).is_file():
         found = read_json(out / PLAN)

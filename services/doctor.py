@@ -117,7 +117,9 @@ def _shared_memory() -> Finding:
 
 
 def _disk(storage: Path) -> Finding:
-    folder = next(path for path in (storage.absolute(), *storage.absolute().parents) if path.exists())
+    from datasets_manifest.disk import nearest_folder
+
+    folder = nearest_folder(storage)
     if not os.access(folder, os.W_OK):
         return Finding("runs", "problem", f"{folder} cannot be written", "another --storage, or its permissions")
     advice = "checkpoints: set checkpoint.keep, or another --storage"
@@ -147,13 +149,14 @@ def _data_root(root: str | None) -> Finding:
 def _mlflow(tracking_uri: str | None, storage: Path) -> Finding:
     from datasets_manifest.errors import InputError, without_password
     from services.jobs.preflight import check_mlflow
+    from trainers.recipe.run_sections import Tracking
     from trainers.tracking.address import resolve_tracking_uri
 
     try:
         uri = resolve_tracking_uri(tracking_uri, storage.absolute())
         if uri.startswith("sqlite"):
             return Finding("MLflow", "ok", uri, "a file: one machine; a server for more")
-        check_mlflow(uri, timeout_s=10)
+        check_mlflow(uri, Tracking().experiment, timeout_s=10)
     except InputError as error:
         return Finding("MLflow", "problem", str(error), "the address, MLFLOW_TRACKING_USERNAME and …_PASSWORD")
     return Finding("MLflow", "ok", f"answers at {without_password(uri)}")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from datasets_manifest.errors import first_line, without_password
-from trainers.failures import is_absent
-
-__all__ = ["ServiceUnavailable", "in_words", "is_absent"]
-
-_LIBRARIES = ("mlflow", "sqlalchemy", "requests", "urllib3")
+from trainers.failures import is_of_mlflow
 
 
 class ServiceUnavailable(RuntimeError):
@@ -16,7 +12,7 @@ class ServiceUnavailable(RuntimeError):
 
 def in_words(error: BaseException) -> ServiceUnavailable | None:
     """An error of MLflow, its database or the way there, for command line, control plane and serving; None: another one."""
-    if type(error).__module__.partition(".")[0] not in _LIBRARIES:
+    if not is_of_mlflow(error):
         return None
     return ServiceUnavailable(
         f"MLflow does not answer, or refuses: {without_password(first_line(error))}; is its address right "

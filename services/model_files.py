@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.storage import is_uri
-from trainers.model.card import model_folder
+from trainers.preflight.start import model_of
 
 FORMS = "the folder of a run or a checkpoint, or NAME, NAME:VERSION, NAME@alias of the registry"
 
@@ -27,8 +27,8 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
     if not text.startswith("models:/") and (isinstance(model, Path) or "/" in text or Path(text).is_dir()):
         if is_uri(text) or not Path(text).is_dir():
             raise InputError("there is no such folder", field="MODEL", value=text, wanted=FORMS)
-        return _of_folder(Path(text))
-    from services.registry import client_for, fetch_bundle
+        return model_of(Path(text))
+    from trainers.tracking.registered_models import client_for, fetch_bundle
 
     try:
         return fetch_bundle(client_for(tracking_uri, storage), text)
@@ -37,11 +37,3 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
             raise
         problem = f"there is no such folder, and no such model in the registry ({error})"
         raise InputError(problem, field="MODEL", value=text, wanted=FORMS) from None
-
-
-def _of_folder(folder: Path) -> Path:
-    if (folder / "MLmodel").is_file():
-        from services.registry import bundle_of
-
-        return bundle_of(folder)
-    return model_folder(folder)

@@ -17,9 +17,11 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from services.assessment import assess
-from services.errors import ServiceUnavailable, is_absent
-from services.registry import REGISTERED, ModelVersion, fetch_bundle, find_model, recipe_of
+from services.errors import ServiceUnavailable
+from services.registry import recipe_of
+from trainers.failures import is_absent
 from trainers.model.predictor import Predictor
+from trainers.tracking.registered_models import REGISTERED, ModelVersion, fetch_bundle, find_model
 
 CHAMPION = "champion"
 _RECORD = "m2can.promotion."

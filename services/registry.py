@@ -12,21 +12,15 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
-from services.errors import is_absent
+from trainers.failures import is_absent
 from trainers.tracking.registered_models import (
-    REGISTERED,
     ModelVersion,
-    bundle_of,
     check_files,
-    client_for,
     download,
-    fetch_bundle,
     find_model,
     newest,
     version_of,
 )
-
-__all__ = ["REGISTERED", "ModelVersion", "bundle_of", "check_files", "client_for", "fetch_bundle", "find_model"]
 
 
 def list_models(client: MlflowClient) -> list[ModelVersion]:

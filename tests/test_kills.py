@@ -1,4 +1,5 @@
-"""SIGKILL at ten points of each writer: what is read then is the old or the new, and the next command goes on."""
+"""Killed at up to eight points of each writer, and twice in the middle of its largest file: what is read then is the old or
+the new, and the next command goes on."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json
 from datasets_manifest.manifest import catalog, misplaced_keys
 from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, load_manifest
+from datasets_manifest.packing.pack import unpack
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.class_folders import list_pictures
 from datasets_manifest.records.corpus import load_corpus
@@ -292,6 +293,22 @@ def test_what_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         registered_models.download(client, version)
 
 
+def test_weights_that_timm_does_not_know() -> None:
+    with pytest.raises(InputError, match=r"picture\.name: timm cannot make it \(.*no_such"):
+        encoders._timm("resnet18.no_such", True)
+    assert picture_card._of_timm("resnet18.no_such") is None
+    assert picture_card._of_torchvision("fasterrcnn_resnet50_fpn", "pretrained") is None
+
+
+def test_a_data_set_is_not_unpacked_over_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(write_postcards(tmp_path, train=3, val=3)["city"])
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(InputError, match="is a mount point, which cannot be replaced"):
+        unpack(manifest, tmp_path / "volume")
+    assert unpack(manifest, tmp_path / "new").is_file()
+
+
 def test_a_model_without_a_vector_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "_width_of", lambda model: None)
     with pytest.raises(
@@ -342,7 +359,8 @@ def test_messages_about_what_ended_on_a_cluster(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(dry_run, "start_workers", lambda *_, **__: (SimpleNamespace(fit=lambda: None), Silent()))
     monkeypatch.setattr(dry_run, "ended_with", lambda *_: nullcontext())
     monkeypatch.setattr(dry_run.dataclasses, "replace", lambda prepared, **_: prepared)
-    prepared: Any = SimpleNamespace(folder=tmp_path / "runs" / "mine")
+    recipe = SimpleNamespace(cluster=SimpleNamespace(grace_s=1.0))
+    prepared: Any = SimpleNamespace(folder=tmp_path / "runs" / "mine", recipe=recipe)
     with pytest.raises(RunFailed, match=r"the dry run's workers ended before they had measured a step"):
         dry_run.dry_run(prepared)
     assert list(tmp_path.iterdir()) == []

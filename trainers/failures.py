@@ -15,8 +15,15 @@ class TrackingUnavailable(RuntimeError):
     """MLflow was away, or refused, until the end. Nothing is lost: the journal and the checkpoints hold it all."""
 
 
+# MLflow, its database and the way there.
+_LIBRARIES = ("mlflow", "sqlalchemy", "requests", "urllib3")
 # Of MLflow: there is no such model, version or alias. A missing alias is reported as a bad parameter.
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def is_of_mlflow(error: BaseException) -> bool:
+    """Whether MLflow or a library on the way there raised it."""
+    return type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
 def is_absent(error: Exception) -> bool:

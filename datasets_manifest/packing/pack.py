@@ -109,7 +109,10 @@ def unpack(manifest: LoadedManifest, out: Path) -> Path:
     Raises:
         InputError: `out` is not empty, or a picture's bytes are not those that were packed.
     """
+    out = out.resolve()
     _require_empty(out, "is not empty")
+    if out.is_mount():
+        raise InputError("is a mount point, which cannot be replaced", file=out, wanted="a new folder in it")
     with whole_folder(out) as draft:
         for split in manifest.splits:
             lines = []

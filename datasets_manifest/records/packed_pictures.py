@@ -8,9 +8,7 @@ import zlib
 from datasets_manifest.manifest import storage
 
 # A folder's name may have a line's end in it.
-_REFERENCE = re.compile(
-    r"(?P<shard>.+\.shard)#(?P<offset>\d+)\+(?P<length>\d+)\+(?P<crc>[0-9a-f]{8})", re.DOTALL
-)  # a folder's name may have a line's end in it
+_REFERENCE = re.compile(r"(?P<shard>.+\.shard)#(?P<offset>\d+)\+(?P<length>\d+)\+(?P<crc>[0-9a-f]{8})", re.DOTALL)
 
 
 def reference(shard: str, offset: int, data: bytes) -> str:

@@ -137,25 +137,28 @@ def encode_samples(
 
 def _tokens(texts: list[list[str]], encoding: Encoding, rngs: list[np.random.Generator]) -> list[list[np.ndarray]]:
     """Token ids of the weak view and, if wanted, the strong one, of all samples in one call of the tokenizer."""
-
-    def join(sentences: list[str]) -> str:
-        return join_sentences(sentences, encoding.form, encoding.vocabulary.sep_token, encoding.vocabulary.cls_token)
-
-    weak = [[clean(sentence, encoding.cleaning) for sentence in sample] for sample in texts]
-    views = [[join(sample) for sample in weak]]
+    weak = _cleaned(texts, encoding)
+    views = [_joined(weak, encoding)]
     if encoding.strong:
         p = encoding.word_dropout
-        views.append([join([drop_words(s, p, rng) for s in sample]) for sample, rng in zip(weak, rngs, strict=True)])
+        strong = [[drop_words(s, p, rng) for s in sample] for sample, rng in zip(weak, rngs, strict=True)]
+        views.append(_joined(strong, encoding))
     encoded = _tokenizer(encoding).encode([text for view in views for text in view])
     return [encoded[i * len(texts) : (i + 1) * len(texts)] for i in range(len(views))]
 
 
 def count_cut(texts: list[list[str]], encoding: Encoding) -> int:
     """How many of these samples' texts have more than `max_tokens` tokens."""
-    vocabulary = encoding.vocabulary
-    cleaned = [[clean(sentence, encoding.cleaning) for sentence in sample] for sample in texts]
-    joined = [join_sentences(s, encoding.form, vocabulary.sep_token, vocabulary.cls_token) for s in cleaned]
-    return _tokenizer(encoding).count_cut(joined)
+    return _tokenizer(encoding).count_cut(_joined(_cleaned(texts, encoding), encoding))
+
+
+def _cleaned(texts: list[list[str]], encoding: Encoding) -> list[list[str]]:
+    return [[clean(sentence, encoding.cleaning) for sentence in sample] for sample in texts]
+
+
+def _joined(texts: list[list[str]], encoding: Encoding) -> list[str]:
+    words = encoding.vocabulary
+    return [join_sentences(sample, encoding.form, words.sep_token, words.cls_token) for sample in texts]
 
 
 def _tokenizer(encoding: Encoding) -> TextTokenizer:

@@ -116,9 +116,9 @@ class TextTokenizer:
             ) from error
         ids: dict[str, int] = {}
         for field, token in (("cls_token", cls_token), ("sep_token", sep_token), ("pad_token", pad_token)):
-            found = self._tokenizer.token_to_id(token)
             if not token and field != "pad_token":
                 continue
+            found = self._tokenizer.token_to_id(token)
             if found is None:
                 raise InputError("not in the tokenizer's vocabulary", field=field, value=token)
             ids[field] = found
@@ -143,14 +143,15 @@ class TextTokenizer:
 
     def count_cut(self, texts: list[str]) -> int:
         """How many texts are longer than `max_tokens`."""
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return sum(bool(encoding.overflowing) for encoding in self._tokenizer.encode_batch_fast(texts))
+        return sum(bool(encoding.overflowing) for encoding in self._encodings(texts))
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
         """Ids [num_tokens] of each text, special tokens included, cut to `max_tokens`, not padded."""
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: list[str]) -> list[Any]:
         # Half a surrogate pair, as a JSON escape can bring it in, cannot cross into the library.
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        return self._tokenizer.encode_batch_fast([text.encode("utf-8", "replace").decode("utf-8") for text in texts])
 
 
 @lru_cache(maxsize=8)

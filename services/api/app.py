@@ -19,11 +19,12 @@ from services.api.requests import ApiConfig, check_request, sweep_request, train
 from services.jobs.job_request import ID_PATTERN, JobRequest, Kind
 from services.jobs.jobs import Job, new_id
 from services.promotion import Promotion
-from services.registry import ModelVersion
 from services.web.auth import Caller, Scope, require_scope
 from services.web.body_limit import BodyLimit
 from services.web.own_host import LOOPBACK, OwnHost
 from services.web.problems import Problem, ProblemBody, install_problems, problem_response
+from trainers.tracking import registered_models
+from trainers.tracking.registered_models import ModelVersion
 
 MAX_BODY = 1_000_000  # bytes
 _HASH = "m2can.request_sha256"
@@ -258,6 +259,6 @@ def _page(found: list[Job], limit: int, cursor: str | None) -> JobPage:
 
 def _known_model(config: ApiConfig, reference: str) -> ModelVersion:
     try:
-        return registry.find_model(config.registry(), reference)
+        return registered_models.find_model(config.registry(), reference)
     except InputError as error:
         raise Problem(404, str(error)) from None

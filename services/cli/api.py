@@ -37,9 +37,9 @@ def api(
     from services.api.requests import ApiConfig
     from services.jobs.job_request import refuse_passwords
     from services.jobs.jobs import JobServer
-    from services.registry import client_for
     from services.web.auth import Tokens, check_host
     from trainers.tracking.address import resolve_tracking_uri
+    from trainers.tracking.registered_models import client_for
 
     known = Tokens.read(tokens)
     check_host(host, known)

@@ -78,19 +78,23 @@ def main() -> None:
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except Exception as error:
-        words = in_words(error) or _of_writing(error)
+        words = in_words(error) or _of_files(error)
         if words is None:
             raise
         _end(words, 1)
 
 
-def _of_writing(error: Exception) -> OSError | None:
-    """A disk that is full or must not be written, in words."""
+def _of_files(error: Exception) -> str | None:
+    """A disk that is full, or a file that must not be read or written, in words."""
     from datasets_manifest.disk import CannotWrite, cannot_write
 
-    if isinstance(error, OSError) and not isinstance(error, CannotWrite):
-        return cannot_write(Path(error.filename or Path.cwd()), error)
-    return error if isinstance(error, CannotWrite) else None
+    if isinstance(error, CannotWrite):
+        return str(error)
+    named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else None
+    if isinstance(error, PermissionError):  # of reading, too
+        return f"{named}: {error.strerror}" if named else None
+    told = cannot_write(Path(named or Path.cwd() / "."), error) if isinstance(error, OSError) else None
+    return str(told) if told else None
 
 
 def _end(words: object, code: int) -> NoReturn:

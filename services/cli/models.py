@@ -20,7 +20,8 @@ AnyVersion = Annotated[str, typer.Argument(help="NAME, NAME@alias or NAME:versio
 @app.command("list", epilog="Example:  m2can models list --json")
 def list_(tracking_uri: TrackingUri = None, storage: Storage = RUNS, json_: AsJson = False) -> None:
     """All versions of all registered models, the newest of each first; other commands take the names in front."""
-    from services.registry import client_for, search_models
+    from services.registry import search_models
+    from trainers.tracking.registered_models import client_for
 
     found = search_models(client_for(tracking_uri, storage))
     _print_versions(sorted(found, key=lambda version: (version.name, -int(version.version))), json_)
@@ -38,7 +39,8 @@ def search(
     json_: AsJson = False,
 ) -> None:
     """All versions for which everything given holds, newest first."""
-    from services.registry import client_for, search_models
+    from services.registry import search_models
+    from trainers.tracking.registered_models import client_for
 
     client = client_for(tracking_uri, storage)
     found = search_models(client, text=text, target=target, source=source, alias=alias, min_accuracy=min_accuracy)
@@ -54,7 +56,8 @@ def show_(
 ) -> None:
     """One version with its tags, its recipe (as JSON) and its promotions."""
     from services.promotion import history
-    from services.registry import client_for, find_model, recipe_of
+    from services.registry import recipe_of
+    from trainers.tracking.registered_models import client_for, find_model
 
     client = client_for(tracking_uri, storage)
     version = find_model(client, model)
@@ -86,7 +89,7 @@ def promote(
     from datasets_manifest.errors import InputError
     from services.promotion import Gate
     from services.promotion import promote as promote_version
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     if (if_better_than is None) != (on is None):
         raise InputError("go together", field="--if-better-than, --on", wanted="both or neither")
@@ -104,7 +107,7 @@ def rollback(
 ) -> None:
     """Give an alias back to the version that had it before."""
     from services.promotion import rollback as roll_back
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     _print_promotion(roll_back(client_for(tracking_uri, storage), name, alias), json_)
 
@@ -118,8 +121,8 @@ def fetch(
     json_: AsJson = False,
 ) -> None:
     """Bring a version's files here and verify their checksums."""
-    from services.registry import bundle_of, client_for
     from services.registry import fetch as fetch_model
+    from trainers.tracking.registered_models import bundle_of, client_for
 
     version = fetch_model(client_for(tracking_uri, storage), model, to)
     content = {"name": version.name, "version": version.version, "folder": str(to), "verified": True}
@@ -142,7 +145,7 @@ def compare(
 ) -> None:
     """What differs between two versions."""
     from services.promotion import compare as compare_versions
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     result = compare_versions(client_for(tracking_uri, storage), first, second, on, split)
     rows = {"": result["versions"], **result["tags"], **result["recipe"]}
@@ -161,7 +164,7 @@ def delete(
 ) -> None:
     """Remove a version that no alias points at."""
     from services.promotion import delete as delete_version
-    from services.registry import client_for
+    from trainers.tracking.registered_models import client_for
 
     version = delete_version(client_for(tracking_uri, storage), model)
     content = {"name": version.name, "version": version.version, "deleted": True}

@@ -55,13 +55,9 @@ def serve(
 
     os.environ.setdefault(VARIABLE, IMPORT_PATH)
     done = threading.Event()
-
-    def start_ray_and_handle_signals() -> None:
-        start_ray(address)  # puts its own handler of SIGTERM in
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: done.set())
-
-    start(config, host, port, start_ray_and_handle_signals)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    start(config, host, port, lambda: start_ray(address))
     started()
     done.wait()
     typer.echo("stopping: requests under way are answered, new ones are not let in", err=True)

@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets_manifest.errors import InputError, first_line, without_password
-from datasets_manifest.files import made_folder
+from datasets_manifest.files import made_folder, require_file, require_folder
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
 from datasets_manifest.manifest.schema import load_manifest
@@ -20,7 +20,7 @@ from datasets_manifest.records.readers import read_split
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe import Recipe
-from trainers.tracking.address import tracking_uri
+from trainers.tracking.address import sqlite_file, tracking_uri
 from trainers.tracking.look import require_experiment
 
 NODE_TIMEOUT_S = 60.0
@@ -38,7 +38,7 @@ def preflight(recipe: Recipe) -> list[str]:
         InputError: what is wrong, and where.
     """
     if recipe.tracking.enabled:
-        check_mlflow(tracking_uri(recipe), experiment=recipe.tracking.experiment)
+        check_mlflow(tracking_uri(recipe), recipe.tracking.experiment)
     samples = sample_files(recipe)
     start_ray(recipe.cluster.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -46,8 +46,12 @@ def preflight(recipe: Recipe) -> list[str]:
     check_nodes(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
     return [
         f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
-        f"MLflow answers at {without_password(tracking_uri(recipe))}" if recipe.tracking.enabled else "MLflow is off",
+        _of_mlflow(tracking_uri(recipe)) if recipe.tracking.enabled else "MLflow is off",
     ]
+
+
+def _of_mlflow(uri: str) -> str:
+    return f"MLflow's store is {uri}" if sqlite_file(uri) else f"MLflow answers at {without_password(uri)}"
 
 
 def refuse_finished(recipe: Recipe) -> None:
@@ -58,12 +62,14 @@ def refuse_finished(recipe: Recipe) -> None:
         raise InputError(problem, file=summary, field="run.name", value=recipe.run.name, wanted="a new name")
 
 
-def check_mlflow(uri: str, *, experiment: str = "Default", timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
-    """Look whether MLflow answers; a store that is not there yet is not made.
+def check_mlflow(uri: str, experiment: str, *, timeout_s: float = MLFLOW_TIMEOUT_S) -> None:
+    """Look whether MLflow answers; a store that is not there yet is not made, but must be possible.
 
     Raises:
-        InputError: MLflow does not answer in time, or the experiment was deleted in it.
+        InputError: MLflow does not answer in time, the experiment was deleted in it, or its file cannot be written.
     """
+    if (file := sqlite_file(uri)) is not None:
+        require_file(file, "tracking.uri")
     try:
         require_experiment(uri, experiment, timeout_s)
     except OSError as error:
@@ -127,15 +133,22 @@ def check_nodes(folder: Path, files: list[str], node_ids: list[str]) -> None:
     """
     token = secrets.token_hex(8)
     mark = folder / f".preflight-{token}"
+    require_folder(folder, "run.storage")
+    with made_folder(folder):
+        try:
+            write_mark(mark, token)
+            _ask_nodes(mark, token, files, node_ids)
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def write_mark(mark: Path, token: str) -> None:
+    """Raises InputError: the folder of runs cannot be written."""
     try:
-        with made_folder(folder):
-            try:
-                mark.write_text(token)
-                _ask_nodes(mark, token, files, node_ids)
-            finally:
-                mark.unlink(missing_ok=True)
+        mark.write_text(token)
     except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", field="run.storage", value=str(folder)) from None
+        problem = f"cannot be written ({error.strerror})"
+        raise InputError(problem, field="run.storage", value=str(mark.parent)) from None
 
 
 def _ask_nodes(mark: Path, token: str, files: list[str], node_ids: list[str]) -> None:

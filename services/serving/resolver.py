@@ -14,9 +14,9 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError, first_line, without_password
-from services.errors import is_absent
-from services.registry import client_for, find_model
 from services.web.problems import Problem
+from trainers.failures import is_absent
+from trainers.tracking.registered_models import client_for, find_model
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from services.registry import client_for, fetch_bundle, find_model
 from services.serving.admission import Admission
 from services.serving.app import make_app
 from services.serving.engine import Engine
@@ -14,6 +13,7 @@ from services.serving.resolver import Resolver
 from services.serving.samples import Limits
 from services.web.auth import Tokens
 from trainers.model.predictor import Predictor
+from trainers.tracking.registered_models import client_for, fetch_bundle, find_model
 
 
 @dataclass(frozen=True)

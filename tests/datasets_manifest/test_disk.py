@@ -140,9 +140,8 @@ def test_words_only_for_errors_of_writing(tmp_path: Path) -> None:
     for error in (
         OSError("x: Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("(sqlite3.OperationalError) database or disk is full"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
     ):
-        assert "MB needed" in str(cannot_write(tmp_path / "x", error, needed=3_000_000)), error
+        assert "MB needed" in str(cannot_write(tmp_path / "x", error, needed=10**18)), error
     with pytest.raises(FileExistsError, match="mine"), whole_file(tmp_path / "x"):
         raise FileExistsError("mine")
     write_atomically(tmp_path / "x", "kept")
@@ -152,3 +151,37 @@ def test_words_only_for_errors_of_writing(tmp_path: Path) -> None:
     ):
         raise PermissionError(errno.EACCES, "Permission denied")
     assert (tmp_path / "x").read_text() == "kept"
+
+
+def test_an_input_that_must_not_be_read_is_not_called_the_output(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="the-input"), whole_file(tmp_path / "out" / "table.csv"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "elsewhere" / "the-input"))
+    assert not (tmp_path / "out" / "table.csv").exists()
+
+
+def test_where_there_is_room_no_numbers_are_given(tmp_path: Path) -> None:
+    """A quota is used up, or another disk is full."""
+    for number in (errno.EDQUOT, errno.ENOSPC):
+        said = str(cannot_write(tmp_path / "file", OSError(number, "x")))
+        assert os.strerror(number) in said and "make room" in said and "needed" not in said
+
+
+def test_the_root_has_a_folder_too() -> None:
+    assert cannot_write(Path("/"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
+
+
+def test_a_folder_that_was_set_aside_is_put_back(tmp_path: Path) -> None:
+    """A command was killed between the two renames, and the next one fails."""
+    report = tmp_path / "report"
+    aside = tmp_path / ".report.before"
+    aside.mkdir()
+    (aside / "page.html").write_text("old")
+    with pytest.raises(ValueError, match="no more"), whole_folder(report, replace=True):
+        raise ValueError("no more")
+    assert (report / "page.html").read_text() == "old" and not aside.exists()
+    with pytest.raises(KeyboardInterrupt), whole_folder(report, replace=True):
+        raise KeyboardInterrupt
+    assert (report / "page.html").read_text() == "old"
+    with whole_folder(report, replace=True) as draft:
+        (draft / "page.html").write_text("new")
+    assert (report / "page.html").read_text() == "new" and os.listdir(tmp_path) == ["report"]

@@ -11,11 +11,12 @@ from datasets_manifest.errors import InputError
 from services import promotion, registry
 from services.promotion import Gate, PromotionRefused
 from tests.services.registered import NAME, Registered
+from trainers.tracking import registered_models
 from trainers.tracking.mlflow_run import open_client
 
 
 def holder(registered: Registered, alias: str) -> str:
-    return registry.find_model(registered.client, f"{NAME}@{alias}").version
+    return registered_models.find_model(registered.client, f"{NAME}@{alias}").version
 
 
 def test_promotions_are_recorded_and_rolled_back_in_order(registered: Registered) -> None:
@@ -84,8 +85,8 @@ def test_fetch_gives_verified_files_and_leaves_nothing_when_they_were_altered(
     registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registry.fetch(registered.client, f"{NAME}:1", tmp_path / "model")
-    registry.check_files(tmp_path / "model", version)
-    weights = registry.bundle_of(tmp_path / "model") / "model.safetensors"
+    registered_models.check_files(tmp_path / "model", version)
+    weights = registered_models.bundle_of(tmp_path / "model") / "model.safetensors"
     assert weights.read_bytes() == (registered.bundles[0] / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match="exists already"):
         registry.fetch(registered.client, f"{NAME}:1", tmp_path / "model")
@@ -94,7 +95,7 @@ def test_fetch_gives_verified_files_and_leaves_nothing_when_they_were_altered(
         copy = tmp_path / f"copy-{change}"
         shutil.copytree(tmp_path / "model", copy)
         if change == "weights":
-            file = registry.bundle_of(copy) / "model.safetensors"
+            file = registered_models.bundle_of(copy) / "model.safetensors"
             file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
         elif change == "code":
             (copy / "code" / "sitecustomize.py").write_text("raise SystemExit")
@@ -123,4 +124,4 @@ def test_only_a_numbered_version_without_alias_is_deleted(registered: Registered
 @pytest.mark.parametrize("reference", ["../m", "a/b/c", "name@", "n' OR '1'='1", "http://there/x"])
 def test_a_reference_that_is_none_is_refused(registered: Registered, reference: str) -> None:
     with pytest.raises(InputError):
-        registry.find_model(registered.client, reference)
+        registered_models.find_model(registered.client, reference)

@@ -19,7 +19,6 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing.pack import Packing, pack
 from services.cli.job_entrypoint import run_preflight
 from services.jobs.job_request import train_request
-from services.registry import client_for
 from tests.services.cli.conftest import run_m2can  # noqa: F401  (a fixture)
 from tests.services.registered import NAME, Registered
 from tests.trainers.tiny_run import small_recipe
@@ -27,6 +26,7 @@ from trainers.cluster import find_cluster
 from trainers.preflight.preparation import claim, prepare
 from trainers.preflight.run_lock import driver_lock
 from trainers.recipe import make_recipe, stated_values
+from trainers.tracking.registered_models import client_for
 
 WITH_PASSWORD = "http://me:pw@h"  # pragma: allowlist secret
 CARDS = {domain: f"postcards/{domain}/manifest.yaml" for domain in ("seaside", "city", "mountain")}

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def train(
         cpu_fraction=cpu_fraction,
     )
     with ended_with(listener, prepared), listener:
-        result = trainer.fit()
+        result = fit(trainer, listener, prepared.recipe.cluster.grace_s)
     if listener.stopped is not None:
         raise RunStopped(
             f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
@@ -87,6 +88,28 @@ def train(
     return choose_epoch_of(
         prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
     )
+
+
+def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.Result:
+    """Run the workers to the end, in a thread: in the main thread Ray Train would take Ctrl-C from the command.
+
+    Where no command handles Ctrl-C, as in a notebook, the workers are asked to stop and have `grace_s` seconds for it.
+    """
+    done: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="m2can-fit").start()
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        listener.ask_to_stop()
+        wait([done], timeout=grace_s)
+        raise
 
 
 def start_workers(
@@ -109,7 +132,8 @@ def start_workers(
     recipe = prepared.recipe
     scaling, cpu_budget = worker_resources(recipe, cpu_fraction)
     journal = Journal(str(prepared.folder / "journal"))
-    monitor, start = start_monitor(), prepared.start
+    monitor = start_monitor()
+    start = prepared.start
     config = WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),

@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from datasets_manifest.files import made_folder
-from trainers.cluster.driver import ended_with, start_workers
+from trainers.cluster.driver import ended_with, fit, start_workers
 from trainers.failures import RunFailed
 from trainers.preflight.disk import evaluation_bytes, most_at_once
 from trainers.preflight.preparation import Prepared
@@ -63,7 +63,7 @@ def dry_run(prepared: Prepared) -> DryRun:
                 dataclasses.replace(prepared, name=name, folder=storage / name), dry_run_worker, restarts=0
             )
             with ended_with(listener, prepared), listener:
-                trainer.fit()
+                fit(trainer, listener, prepared.recipe.cluster.grace_s)
             if listener.measured is None:
                 raise RunFailed("the dry run's workers ended before they had measured a step")
             return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)

@@ -40,7 +40,8 @@ def start_ray(address: str | None) -> bool:
             start_own_ray(**quiet)
             return True
         require_answer(found, lambda words: print(f"note: {words}", file=sys.stderr, flush=True))
-        ray.init(address=found.address, **quiet)
+        with _signals_stay():
+            ray.init(address=found.address, **quiet)
     except ConnectionError as error:
         problem = f"no Ray cluster answers ({first_line(error)})"
         raise InputError(problem, field="cluster.address", value=found and found.address) from None
@@ -53,21 +54,26 @@ def start_own_ray(**options: Any) -> None:
     """Start a Ray for this process alone; `options` are those of `ray.init`."""
     for name, value in LOCAL_TRAIN.items():
         os.environ.setdefault(name, value)
-    with _without_hangup():
+    with _signals_stay():
         ray.init("local", include_dashboard=False, **options)
 
 
 @contextlib.contextmanager
-def _without_hangup() -> Iterator[None]:
-    """Processes started here live on when the terminal closes: workers have a checkpoint to write then."""
+def _signals_stay() -> Iterator[None]:
+    """A command's handler of SIGTERM stays; Ray puts one in its place that exits with code 15.
+
+    Processes started here live on when the terminal closes: workers have a checkpoint to write then.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hangup, end = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, hangup)
+        if callable(end):
+            signal.signal(signal.SIGTERM, end)
 
 
 def hide_token() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -113,7 +114,12 @@ class Listener:
         self._thread.join()
         self._take()
         if self._trace is not None:
-            self._trace.close()
+            with contextlib.suppress(OSError):  # a full disk, which was told as a note
+                self._trace.close()
+
+    def ask_to_stop(self) -> None:
+        """The workers leave a checkpoint between two steps and end."""
+        self._stop_workers.set()
 
     @property
     def bad_pictures(self) -> int:
@@ -142,13 +148,13 @@ class Listener:
                 self.on_epoch(record)
 
     def _take_step(self, content: dict[str, Any]) -> None:
+        self.on_step(content)
         # A restarted worker repeats steps since its checkpoint; they are the same.
         number = (content["epoch"], content["step"])
         if self._trace is not None and number not in self._traced:
             self._traced.add(number)
             line = {"epoch": content["epoch"], "step": content["step"], **content["passes"]}
             print(json.dumps(line), file=self._trace, flush=True)
-        self.on_step(content)
 
     def _take_bad(self, content: list[tuple[str, str]]) -> None:
         new = [(identity, problem) for identity, problem in content if (identity, problem) not in self._bad]

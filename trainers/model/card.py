@@ -84,11 +84,20 @@ def _chosen_checkpoint(run: Path) -> Path:
         wanted = f"one of its checkpoints: {', '.join(path.name for path in checkpoints)}" if checkpoints else None
         raise InputError("is a run that has not ended: no checkpoint is chosen yet", file=run, wanted=wanted)
     chosen = read_json(summary).get("chosen_epoch")
-    for checkpoint in checkpoints:
-        state = read_json(checkpoint / "state" / "training.json")
-        if state.get("epoch") == chosen and not state.get("values", {}).get("steps_done"):
+    checkpoint = checkpoint_of_epoch(run, chosen)
+    if checkpoint is None:
+        raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
+    return checkpoint
+
+
+def checkpoint_of_epoch(run: Path, epoch: int | None) -> Path | None:
+    """A run's checkpoint that was written at the end of an epoch; None: it is gone."""
+    for checkpoint in sorted(run.glob("checkpoint_*")):
+        file = checkpoint / "state" / "training.json"
+        state = read_json(file) if file.is_file() and (checkpoint / "model" / "model.json").is_file() else {}
+        if state and state["epoch"] == epoch and not state["values"].get("steps_done"):
             return checkpoint
-    raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
+    return None
 
 
 def load_card(folder: Path) -> ModelCard:

@@ -24,7 +24,7 @@ from trainers.recipe import Recipe
 _MOST_FORMS = 64
 
 
-def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+def compilable_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost members of lists and sequences that are made of other layers: a transformer's layers, a ResNet's
     residual blocks."""
     for child in model.children():
@@ -32,7 +32,7 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
         if member and not isinstance(child, nn.Sequential | nn.ModuleList) and _has_layers(child):
             yield child
         else:
-            yield from blocks_of(child)
+            yield from compilable_blocks(child)
 
 
 def compile_encoders(network: M2CAN, device: torch.device, backend: str = "inductor") -> None:
@@ -45,13 +45,33 @@ def compile_encoders(network: M2CAN, device: torch.device, backend: str = "induc
         InputError: an encoder has no blocks.
     """
     torch._dynamo.config.recompile_limit = max(_MOST_FORMS, torch._dynamo.config.recompile_limit)
-    _compile(network.text_encoder, "text", True, backend)  # the number of tokens differs from step to step
+    for encoder in require_blocks(network, device, backend):
+        encoder.half_weights.enabled = False  # a block casts its own weights, together with what uses them
+        # The number of tokens differs from step to step.
+        dynamic = True if encoder is network.text_encoder else None
+        for block in compilable_blocks(encoder.model):
+            block.compile(dynamic=dynamic, backend=backend)
+
+
+def require_blocks(network: M2CAN, device: torch.device, backend: str = "inductor") -> list[Any]:
+    """The encoders that `compile_encoders` compiles. Raises InputError: one of them has no blocks."""
+    encoders: list[tuple[str, Any]] = [("text", network.text_encoder)]
     if device.type == "cuda" or backend != "inductor":
-        _compile(network.picture_encoder, "picture", None, backend)
+        encoders.append(("picture", network.picture_encoder))
+    encoders = [(kind, encoder) for kind, encoder in encoders if not isinstance(encoder, GivenFeatures)]
+    for kind, encoder in encoders:
+        if next(compilable_blocks(encoder.model), None) is None:
+            raise InputError(
+                f"the {kind} encoder {type(encoder.model).__name__} is not made of blocks, which torch.compile is given",
+                field="train.compile",
+                value=True,
+                wanted="`false`, or another encoder",
+            )
+    return [encoder for _, encoder in encoders]
 
 
 def require_compiler(recipe: Recipe, device: torch.device) -> None:
-    """Raises InputError: torch.compile lacks a program here, or the recipe's encoders cannot be compiled."""
+    """Raises InputError: torch.compile lacks a program here, or does not go with activation checkpointing."""
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
     if not any(shutil.which(name) for name in compilers if name):
         raise InputError("torch.compile finds no C++ compiler", field="train.compile", value=True, wanted="`false`")
@@ -65,22 +85,6 @@ def require_compiler(recipe: Recipe, device: torch.device) -> None:
             value=checkpointing,
             wanted="`none`, or `train.compile: false`",
         )
-
-
-def _compile(encoder: Any, kind: str, dynamic: bool | None, backend: str) -> None:
-    if isinstance(encoder, GivenFeatures):
-        return
-    blocks = list(blocks_of(encoder.model))
-    if not blocks:
-        raise InputError(
-            f"the {kind} encoder {type(encoder.model).__name__} is not made of blocks, which torch.compile is given",
-            field="train.compile",
-            value=True,
-            wanted="`false`, or another encoder",
-        )
-    encoder.half_weights.enabled = False  # a block casts its own weights, together with what uses them
-    for block in blocks:
-        block.compile(dynamic=dynamic, backend=backend)
 
 
 def _has_layers(module: nn.Module) -> bool:

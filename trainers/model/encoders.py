@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from datasets_manifest.errors import InputError, nearest
+from datasets_manifest.errors import InputError, first_line, nearest
 from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet, VisionModel
 from trainers.m2can.encoders.text import TextEncoder
@@ -117,9 +117,10 @@ def build_picture_encoder(
     elif kind == "torchvision":
         model, width = _torchvision(name, section.weights if pretrained else None)
     elif kind == "timm":
+        _require_known_weights(section)
         model, width = _timm(name, pretrained)
     elif kind == "hf" and config is not None:
-        require_known_weights(section)
+        _require_known_weights(section)
         settings = {key: value for key, value in config.items() if key != ALIGNED}
         whole = (dual or hub_models.read_model(name, "vision")) if pretrained else hub_models.empty_model(settings)
         model, width = hub_models.vision_model(hub_models.tower_of(whole, "vision", section.name), section.name)
@@ -153,7 +154,7 @@ def build_picture_encoder(
     return encoder
 
 
-def require_known_weights(section: PictureEncoderSection) -> None:
+def _require_known_weights(section: PictureEncoderSection) -> None:
     """Raises InputError: the name of weights, which only torchvision has."""
     if section.weights not in ("pretrained", "random") and not is_weights_file(section.weights):
         raise InputError(
@@ -224,7 +225,11 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         raise InputError(
             "timm has no such model", field="encoders.picture.name", value=name, wanted=f"for example `{close}`"
         )
-    model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except RuntimeError as error:  # no weights of this tag
+        problem = f"timm cannot make it ({first_line(error)})"
+        raise InputError(problem, field="encoders.picture.name", value=f"timm:{name}") from None
     return model, model.num_features
 
 

@@ -70,6 +70,8 @@ def described(recipe: Recipe) -> str:
 
 
 def _of_torchvision(name: str, weights: str) -> PictureCard | None:
+    if name not in torchvision.models.list_models(module=torchvision.models):  # told when the encoder is built
+        return None
     try:
         known = torchvision.models.get_model_weights(name)
         chosen = known["DEFAULT" if weights == "pretrained" else weights]
@@ -130,7 +132,10 @@ def _of_timm(name: str) -> PictureCard | None:
         from timm.models import get_pretrained_cfg
     except ImportError:  # told when the encoder is built
         return None
-    known = get_pretrained_cfg(name)
+    try:
+        known = get_pretrained_cfg(name)
+    except RuntimeError:  # weights of this tag are not known; told when the encoder is built
+        known = None
     if known is None:
         return None
     return _of_timm_config(resolve_data_config(pretrained_cfg=known.to_dict()), name)

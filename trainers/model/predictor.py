@@ -36,7 +36,7 @@ class Predictions:
 
     classes: their C names. probs: [N, C]; NaN for a sample that cannot be predicted.
     labels: class names; None for a sample that cannot be predicted.
-    disagreement: the heads' variance (see refinement.score_samples), [N].
+    disagreement: the heads' variance (see pseudo_labels.score_samples), [N].
     bad: for each sample what was wrong with pictures that were skipped.
     head_labels: the class name that each head alone would give, N lists of H.
     problems: for each sample what was wrong with it, None if nothing was. A sample without text none of whose pictures can

@@ -51,7 +51,7 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
 
 
 def count_cut_texts(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> tuple[int, int]:
-    """How many training texts are longer than the encoder reads, and of how many: at most MOST_COUNTED, evenly spread."""
+    """How many training texts have more than `max_tokens` tokens, of how many looked at: at most MOST_COUNTED, evenly spread."""
     parts = [corpus.table["texts"].slice(part.start, len(part)) for part in corpus.train]
     every = max(1, -(-sum(map(len, parts)) // MOST_COUNTED))
     samples = [texts for part in parts for texts in part.take(np.arange(0, len(part), every)).to_pylist() if texts]

@@ -42,7 +42,7 @@ def require_same_encoders(ours: ModelCard, theirs: ModelCard, name: str) -> None
     if text.name != their_text.name and _kind(ours) != _kind(theirs):
         _refuse("encoders.text.name", text.name, their_text.name, name)
     picture, their_picture = ours.recipe.encoders.picture, theirs.recipe.encoders.picture
-    if (picture.tiny or picture.name) != (their_picture.tiny or their_picture.name):
+    if picture.name != their_picture.name and _picture_kind(ours) != _picture_kind(theirs):
         _refuse("encoders.picture.name", picture.name, their_picture.name, name)
 
 
@@ -50,6 +50,14 @@ def _kind(card: ModelCard) -> dict[str, object]:
     """What a text encoder is, wherever its files lie. The vocabulary and the longest text of `tiny` follow from the data."""
     tiny = card.recipe.encoders.text.tiny
     return {"tiny": tiny} if tiny else {key: x for key, x in card.text_config.items() if key not in _ORIGIN}
+
+
+def _picture_kind(card: ModelCard) -> object:
+    """What a picture encoder is, wherever its files lie."""
+    picture, config = card.recipe.encoders.picture, card.picture_config
+    if config is None:
+        return picture.tiny or picture.name
+    return {key: x for key, x in config.items() if key not in _ORIGIN}
 
 
 def _refuse(key: str, ours: str, theirs: str, name: str) -> None:

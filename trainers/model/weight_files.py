@@ -45,8 +45,10 @@ class FrozenWeights:
         if not self.tensors:
             return None
         if self._reference is None or not (run / FROZEN).is_file():
-            with whole_file(run / FROZEN) as draft:
-                save_tensors(draft, self.tensors)
+            # Tied parameters share memory, which the file format refuses.
+            apart = {name: x.clone() if x.device.type == "cpu" else x for name, x in self.tensors.items()}
+            with whole_file(run / FROZEN, size=sum(x.nbytes for x in apart.values())) as draft:
+                save_tensors(draft, apart)
                 self._reference = {"file": FROZEN, **digest(draft)}
         return self._reference
 

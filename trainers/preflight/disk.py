@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ray.train import CheckpointConfig
 
-from datasets_manifest.disk import megabytes
+from datasets_manifest.disk import megabytes, nearest_folder
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import FUSED
@@ -81,7 +81,7 @@ def require_disk(recipe: Recipe, size: int, folder: Path, frozen: int = 0) -> li
             wanted=f"at least {least} ({megabytes(least)})",
         )
     needed = max(0, most_at_once(recipe, size, frozen) * size + frozen - _taken(folder))
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    there = nearest_folder(folder)
     free = shutil.disk_usage(there).free
     if needed <= free:
         return []

@@ -23,12 +23,16 @@ _FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
 @dataclass(frozen=True)
 class Inputs:
-    """A recipe with all its values, its data, what it starts from, and what its user should know of them."""
+    """A recipe with all its values, its data, what it starts from, and what its user should know of them.
+
+    before: the recipe of the run that goes on under this name, or whose training goes on under another.
+    """
 
     recipe: Recipe
     corpus: Corpus
     notes: list[str]
     start: Start | None = None
+    before: Recipe | None = None
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
@@ -38,14 +42,14 @@ def read_inputs(recipe: Recipe) -> Inputs:
         InputError: what is wrong with the recipe or the data.
     """
     data, storage = recipe.data, run_storage(recipe)
+    folder = storage / recipe.run.name if recipe.run.name is not None else None
     require_folder(storage, "run.storage")
-    if recipe.run.name is not None:
-        require_own_name(recipe, storage / recipe.run.name)
-        require_free(storage / recipe.run.name)
+    if folder is not None:
+        require_own_name(recipe, folder)
+        require_free(folder)
     require_tracking(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
-    folder = storage / recipe.run.name if recipe.run.name is not None else None
     start = find_start(recipe, storage, folder)
     before = recipe_of_run(folder) if folder is not None else None
     if before is None and start is not None and start.epoch is not None:
@@ -57,7 +61,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     steps = -(-(data.samples_per_epoch or longest_source) // recipe.train.batch_size)
     warnings = [str(finding) for finding in before_start(recipe, steps)]
     notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings
-    return Inputs(recipe, corpus, notes, start)
+    return Inputs(recipe, corpus, notes, start, before)
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

@@ -16,10 +16,8 @@ def require_size(network: M2CAN, crop: int) -> None:
     encoder = network.picture_encoder
     if not isinstance(encoder, PictureEncoder):
         return
-    training = network.training
-    network.eval()
     try:
-        encoder.model(next(network.parameters()).new_zeros(1, 3, crop, crop))
+        _show_blank(network, crop)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
             f"the picture encoder takes no pictures of this size ({first_line(error)})",
@@ -27,8 +25,6 @@ def require_size(network: M2CAN, crop: int) -> None:
             value=crop,
             wanted="the size that it was trained with: leave `crop` and `resize` out",
         ) from None
-    finally:
-        network.train(training)
 
 
 @torch.no_grad()
@@ -48,10 +44,7 @@ def require_statistics(network: M2CAN, crop: int) -> None:
 
     trained = [layer for layer in encoder.groups.layers if layer.weight.requires_grad]
     hooks = [layer.register_forward_pre_hook(look) for layer in trained]
-    training = network.training
-    network.eval()
-    encoder.model(next(network.parameters()).new_zeros(1, 3, crop, crop))
-    network.train(training)
+    _show_blank(network, crop)
     for hook in hooks:
         hook.remove()
     if smallest and min(smallest) == 1:
@@ -62,6 +55,16 @@ def require_statistics(network: M2CAN, crop: int) -> None:
             value="per_sample",
             wanted="`batch` or `frozen`, or a larger data.pictures.crop",
         )
+
+
+def _show_blank(network: M2CAN, crop: int) -> None:
+    model: nn.Module = network.picture_encoder.model  # type: ignore[assignment]
+    training = network.training
+    network.eval()
+    try:
+        model(next(network.parameters()).new_zeros(1, 3, crop, crop))
+    finally:
+        network.train(training)
 
 
 def require_parts(network: M2CAN, parts: int) -> None:

@@ -16,6 +16,7 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, shareable
+from trainers.model.compiled import require_blocks
 from trainers.model.encoders import picture_config, text_config
 from trainers.model.hub_models import context_length
 from trainers.model.picture_card import PictureCard, described, picture_card, with_views
@@ -24,7 +25,7 @@ from trainers.model.vocabulary import count_cut_texts, make_vocabulary
 from trainers.model.warm_start import require_same_encoders, taken_from
 from trainers.model.weight_files import read_weights
 from trainers.preflight.disk import evaluation_bytes, require_disk
-from trainers.preflight.inputs import Inputs, read_inputs, recipe_of_run, require_own_name
+from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
 from trainers.preflight.network_checks import require_parts, require_size, require_statistics
 from trainers.preflight.sizes import state_sizes
 from trainers.preflight.start import STARTED, Start, card_of_started
@@ -69,11 +70,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or read_inputs(recipe)
     recipe, corpus, notes, start = inputs.recipe, inputs.corpus, list(inputs.notes), inputs.start
     storage = run_storage(recipe)
-    before = recipe_of_run(storage / recipe.run.name) if recipe.run.name is not None else None
-    if before is None and start is not None and start.epoch is not None:
-        before = start.card.recipe
-    of_encoder = _picture_card(recipe, before)
-    recipe = with_views(_with_max_tokens(recipe, before), of_encoder)
+    of_encoder = _picture_card(recipe, inputs.before)
+    recipe = with_views(_with_max_tokens(recipe, inputs.before), of_encoder)
     pictures = f"{described(recipe)} ({of_encoder.whence})"
     if of_encoder.assumed:
         notes.append(f"pictures: {pictures}; data.pictures.mean, std, … state others")
@@ -97,7 +95,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     cut, looked_at = count_cut_texts(recipe, corpus, vocabulary)
     if cut:
         notes.append(
-            f"{cut:,} of {looked_at:,} training texts have more than {recipe.data.texts.most_tokens} tokens and are cut"
+            f"{cut:,} of {looked_at:,} training texts looked at have more than {recipe.data.texts.most_tokens} tokens and "
+            "are cut"
         )
     device = expected_device(recipe)
     if device is not None:
@@ -109,6 +108,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         require_size(network, recipe.data.pictures.views().crop)
         require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)
+        if recipe.train.compile and device is not None:
+            require_blocks(network, device)
     taken, said = _taken(start, network, card)
     notes += said
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -135,7 +136,9 @@ def _with_max_tokens(recipe: Recipe, before: Recipe | None) -> Recipe:
 
 
 def _picture_card(recipe: Recipe, before: Recipe | None) -> PictureCard:
-    """The encoder's, or what a run that goes on began with."""
+    """The encoder's, what a run that goes on began with, or nothing where the recipe states all."""
+    if not recipe.data.pictures.left_to_the_card:
+        return PictureCard({}, "as the recipe states")
     if before is None:
         return picture_card(recipe.encoders.picture)
     pictures = before.data.pictures

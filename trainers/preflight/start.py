@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from datasets_manifest.errors import InputError, nearest
 from datasets_manifest.files import read_json
 from datasets_manifest.records.corpus import Corpus
-from trainers.model.card import ModelCard, load_card, model_folder
+from trainers.model.card import ModelCard, checkpoint_of_epoch, load_card, model_folder
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.tracking.address import tracking_uri
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIELD = "train.start_from"
-FORMS = "the name or folder of a finished run, a checkpoint's folder, or NAME, NAME:VERSION, NAME@alias of the registry"
+_FORMS = (
+    "the name or folder of a finished run, a checkpoint's folder, or NAME, NAME:VERSION, NAME@alias of the registry"
+)
 STARTED = "start.json"  # in the run's folder: what it started from, as it was found then
 # What a run that goes on from another cannot change: its state would not fit. Where weights came from does not matter any more.
 _FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "data.splits", "data.texts.max_tokens",
@@ -75,10 +76,10 @@ def find_start(recipe: Recipe, storage: Path, folder: Path | None) -> Start | No
     if not named.startswith("models:/"):
         for place in (storage / named, Path(named).expanduser()):
             if (place / "recipe.json").is_file():
-                return _of_run(place.resolve(), place.name)
+                return _of_run(place.resolve(), named_as(place.resolve(), storage))
         place = Path(named).expanduser()
         if place.is_dir():
-            model = _model_of(place)
+            model = model_of(place)
             return Start(str(place.resolve()), model, load_card(model))
     return _of_registry(recipe, named, storage)
 
@@ -94,22 +95,26 @@ def card_of_started(recipe: Recipe, storage: Path) -> ModelCard | None:
     return None
 
 
+def named_as(run: Path, storage: Path) -> str:
+    """How a run is found again: by its name in the folder of runs, else by its path."""
+    return run.name if run.parent == storage.resolve() else str(run)
+
+
 def _of_run(folder: Path, name: str) -> Start:
     """Raises InputError: it has not ended, or its last checkpoint is gone."""
     if not (folder / "report" / "summary.json").is_file():
-        problem, wanted = "is a run that has not ended", f"a finished run; run.name={name} goes on with this one"
+        problem, wanted = "is a run that has not ended", f"a finished run; run.name={folder.name} goes on with this one"
         raise InputError(problem, field=FIELD, value=name, wanted=wanted)
-    last, at = read_json(folder / "report" / "summary.json").get("last_epoch"), "training.json"
-    for checkpoint in folder.glob("checkpoint_*"):
-        file = checkpoint / "state" / at
-        state = read_json(file) if file.is_file() else {}
-        if state.get("epoch") == last and not state.get("values", {}).get("steps_done"):
-            return Start(name, checkpoint / "model", load_card(checkpoint / "model"), int(state["epoch"]))
+    last = read_json(folder / "report" / "summary.json").get("last_epoch")
+    checkpoint = checkpoint_of_epoch(folder, last)
+    if checkpoint is not None:
+        return Start(name, checkpoint / "model", load_card(checkpoint / "model"), last)
     problem = f"is a run whose last checkpoint, of epoch {last}, is gone"
     raise InputError(problem, field=FIELD, value=name, wanted=f"{folder / 'best'}, for the weights alone")
 
 
-def _model_of(folder: Path) -> Path:
+def model_of(folder: Path) -> Path:
+    """The model folder of a run, a checkpoint, or a model as MLflow keeps it. Raises InputError: it is none of them."""
     if (folder / "MLmodel").is_file():
         from trainers.tracking.registered_models import bundle_of
 
@@ -126,7 +131,7 @@ def _of_registry(recipe: Recipe, named: str, storage: Path) -> Start:
     except InputError as error:
         close = nearest(named, [file.parent.name for file in storage.glob("*/recipe.json")])
         problem = f"there is no such run in {storage}, no such folder, and no such model in the registry ({error})"
-        wanted = FORMS + (f" (nearest: {close})" if close else "")
+        wanted = _FORMS + (f" (nearest: {close})" if close else "")
         raise InputError(problem, field=FIELD, value=named, wanted=wanted) from None
     model = fetch_version(client, version)
     return Start(f"{version.name}:{version.version}", model, load_card(model))
@@ -141,7 +146,7 @@ def require_same_run(start: Start, recipe: Recipe, corpus: Corpus) -> None:
     weights_alone = f"for its weights alone, {FIELD}={start.checkpoint.parent / 'best'}"
     before, now = start.card.recipe.flat(), recipe.flat()
     for key in now:
-        open_ = key in _OPEN or now[key] is None  # what is left open stays as it was
+        open_ = key in _OPEN or (key == "data.texts.max_tokens" and now[key] is None)  # it stays as it was
         if key.startswith(_FIXED) and not open_ and now[key] != before[key]:
             problem = f"is not that of {start.name}, whose training goes on"
             raise InputError(problem, field=key, value=now[key], wanted=f"{key}={before[key]}; {weights_alone}")
@@ -173,5 +178,5 @@ def rows_of(corpus: Corpus) -> dict[str, int]:
 
 def _rows_before(start: Start) -> dict[str, int] | None:
     """None: a checkpoint of before has not noted them."""
-    state = json.loads((start.checkpoint / "state" / "training.json").read_text(encoding="utf-8"))
-    return state["values"].get("rows")
+    rows: dict[str, int] | None = read_json(start.checkpoint / "state" / "training.json")["values"].get("rows")
+    return rows

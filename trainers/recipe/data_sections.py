@@ -221,7 +221,8 @@ class Encoders(Section):
         named: dict[str, Any] = {"both": both}
         for part, name in (("text", both), ("picture", f"hf:{both}")):
             section = values.get(part) or {}
-            section = section if isinstance(section, dict) else section.model_dump()
+            if not isinstance(section, dict):
+                return values  # the section's own type refuses it
             if section.get("name", name) != name:
                 raise ValueError(f"both: found beside {part}.name {section['name']}; wanted one of the two")
             named[part] = section | {"name": name}

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, read_json
-from trainers.failures import is_absent
+from trainers.failures import is_absent, is_of_mlflow
 from trainers.model.checkpoint import verify
 from trainers.tracking.address import resolve_tracking_uri, sqlite_file
 from trainers.tracking.mlflow_compat import REGISTERED_MODEL_META_FILE_NAME, limit_waiting
@@ -24,8 +24,6 @@ from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import CHECKSUM_TAG, CHECKSUMS
 
 _REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[^@:/]+)(?:@(?P<alias>[\w.-]+)|[:/](?P<version>\d+))?$")
-
-_LIBRARIES = ("mlflow", "requests", "urllib3")
 REGISTERED = "one that `m2can models search` shows"
 
 
@@ -137,7 +135,7 @@ def download(client: MlflowClient, version: ModelVersion) -> Path:
     try:
         return Path(download_artifacts(uri, tracking_uri=client.tracking_uri))
     except (MlflowException, OSError) as error:
-        if type(error).__module__.partition(".")[0] in _LIBRARIES and not is_absent(error):
+        if is_of_mlflow(error) and not is_absent(error):
             raise
         name = f"{version.name}:{version.version}"
         raise InputError(f"its files could not be fetched ({error})", field="MODEL", value=name) from None

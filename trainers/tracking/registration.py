@@ -75,9 +75,14 @@ class ModelToLog:
             if not (self.bundle / name).is_file():
                 wanted = f"a folder with {', '.join(_BUNDLE_FILES)}"
                 raise InputError("is missing in the model folder", file=self.bundle / name, wanted=wanted)
-        if not self.registered_name.strip() or re.search(r"[/:']", self.registered_name):
-            wanted = "a name without / : and '"
-            raise InputError("cannot be a model's name", field="register_as", value=self.registered_name, wanted=wanted)
+        require_name(self.registered_name, "register_as")
+
+
+def require_name(name: str, field: str) -> None:
+    """Raises InputError: no registered model can be looked up by this name."""
+    if not name.strip() or name != name.strip() or re.search(r"[/:@'\"]", name):
+        wanted = "a name without quotes, /, : and @"
+        raise InputError("cannot be a registered model's name", field=field, value=name, wanted=wanted)
 
 
 def signature_for(classes: list[str]) -> ModelSignature:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from types import MappingProxyType
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
@@ -21,7 +19,7 @@ from trainers.tracking.journal import Journal
 from trainers.tracking.look import require_experiment
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
-from trainers.tracking.registration import IF_NOT_WORSE, SCORE_TAG, SOURCE_TAG, ModelToLog, signature_for
+from trainers.tracking.registration import IF_NOT_WORSE, SCORE_TAG, SOURCE_TAG, ModelToLog, require_name, signature_for
 from trainers.tracking.sender import Sender, TrackedRun
 
 _COMPARED = {SCORE_TAG: "selection/score", SOURCE_TAG: "source/val/accuracy"}
@@ -114,9 +112,7 @@ def require_registrable(name: str, experiment: str, uri: str | None, storage: Pa
     Raises:
         InputError: the name cannot be a model's, or the experiment was deleted in MLflow.
     """
-    if re.fullmatch(r"[^/:'\"\s][^/:'\"]*", name) is None:
-        wanted = "a name without quotes, / and :"
-        raise InputError("cannot be a registered model's name", field="--register", value=name, wanted=wanted)
+    require_name(name, "--register")
     with contextlib.suppress(OSError):
         require_experiment(resolve_tracking_uri(uri, storage.resolve()), experiment)
 

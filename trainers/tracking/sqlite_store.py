@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets_manifest.files import whole_file
+from datasets_manifest.files import draft_pattern, whole_file
 from trainers.tracking.address import sqlite_uri
 from trainers.tracking.look import is_whole
 from trainers.tracking.mlflow_compat import make_sqlite_store
@@ -51,7 +51,7 @@ def _move_away(file: Path) -> None:
 
 def _remove_drafts(file: Path) -> None:
     """Of commands that were killed: whoever holds the lock is the only one that makes this store."""
-    draft = re.compile(rf"\.{re.escape(file.name)}\.[0-9a-f]{{32}}(-journal|-wal|-shm)?")
+    draft = re.compile(draft_pattern(file) + "(-journal|-wal|-shm)?")
     for found in file.parent.iterdir():
         if draft.fullmatch(found.name):
             found.unlink(missing_ok=True)

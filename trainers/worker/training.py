@@ -99,7 +99,8 @@ def begin(loop: Loop, given: WorkerConfig) -> None:
     if given.goes_on_from is not None:
         go_on_from(loop, given.goes_on_from)
         _log.info("goes on from %s, after epoch %d", given.goes_on_from, loop.epoch)
-    loop.network.load_state_dict(given.weights, strict=False)
+    if given.weights:
+        loop.network.load_state_dict(given.weights, strict=False)  # what a warm start does not take is left out
 
 
 def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | None = None) -> Loop:

@@ -178,7 +178,7 @@ def test_what_an_autoscaler_may_add_counts() -> None:
 
 def test_mlflow_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="MLflow does not answer") as caught:
-        check_mlflow("http://me:secret@127.0.0.1:9", timeout_s=60)
+        check_mlflow("http://me:secret@127.0.0.1:9", "m2can", timeout_s=60)
     assert "secret" not in str(caught.value)
 
 
@@ -202,5 +202,5 @@ def test_every_node_is_asked_for_storage_and_data(tmp_path: Path, ray_cluster: N
     with pytest.raises(InputError, match=r"node \w+: .*gone.jpg: No such file"):
         check_nodes(tmp_path / "storage", [str(tmp_path / "gone.jpg")], nodes)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"run\.storage: cannot be written"):
+    with pytest.raises(InputError, match=r"run\.storage: is a file"):
         check_nodes(tmp_path / "file", [], nodes)

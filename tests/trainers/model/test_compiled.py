@@ -19,7 +19,7 @@ from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.observer import Observer
 from trainers.loop.step import Step
 from trainers.m2can.encoders.picture import SmallResNet
-from trainers.model.compiled import blocks_of, compile_encoders
+from trainers.model.compiled import compilable_blocks, compile_encoders
 from trainers.model.device_batches import to_batch
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_compiled_blocks_give_the_same_steps(mode: str, preset: str) -> None:
     assert compiled.network.text_encoder.packs
 
 
-def test_the_blocks_of_an_encoder() -> None:
+def test_the_compilable_blocks_an_encoder() -> None:
     bert = BertModel(BertConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=1, intermediate_size=32))
     clip = CLIPVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=1, intermediate_size=32)
     kinds = {
@@ -77,7 +77,7 @@ def test_the_blocks_of_an_encoder() -> None:
         "BasicBlock": (SmallResNet(8), 4),
     }
     for kind, (model, number) in kinds.items():
-        assert [type(block).__name__ for block in blocks_of(model)] == [kind] * number
+        assert [type(block).__name__ for block in compilable_blocks(model)] == [kind] * number
 
 
 def test_an_encoder_without_blocks_is_refused() -> None:

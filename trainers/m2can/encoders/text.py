@@ -27,7 +27,7 @@ class TextEncoder(nn.Module):
 
     Where the lengths of the texts are known, the cost follows their sum and not the longest, and the features are the
     same: models that go through transformers' attention interface compute no padded token (see packing) while `packs`
-    is true; others take the texts in a few groups of similar length. Whoever compiles the model sets `packs` to False.
+    is true; others take the texts in a few groups of similar length.
 
     Shape:
         tokens [N, L] padded on the right, mask [N, L], lengths [N] in host memory → [N, width]

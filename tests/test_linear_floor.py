@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.m2can.floor import fit_floor, fit_probe, prior_shift
+from benchmarks.linear_floor import FOLDS, fit_floor, fit_probe, prior_shift
 
 CLASSES = 3
 Domain = tuple[dict[str, Tensor], Tensor]
@@ -60,6 +60,16 @@ def test_the_mean_prediction_is_the_prior(domains: list[Domain], shares: list[in
 def test_a_single_source_gives_a_floor(domains: list[Domain]) -> None:
     source, _, (features, labels) = domains
     assert accuracy(fit_floor([source], features, CLASSES).logits(features), labels) > 0.9
+
+
+def test_folds_of_a_single_source_have_all_classes() -> None:
+    """Though its records come in turns of as many classes as there are folds."""
+    draw = torch.Generator().manual_seed(2)
+    labels = torch.arange(200) % FOLDS
+    text = torch.randn(FOLDS, 12, generator=draw)[labels] + 0.5 * torch.randn(200, 12, generator=draw)
+    floor = fit_floor([({"text": text}, labels)], {"text": text}, FOLDS, self_training=False)
+    assert accuracy(floor.logits({"text": text}), labels) > 0.9
+    assert floor.weight["text"].norm() > 0.5  # features that tell the class count
 
 
 def test_the_same_features_give_the_same_floor(domains: list[Domain]) -> None:

@@ -43,7 +43,7 @@ class Floor:
         standardised = {
             name: (features[name].double() - self.mean[name]) / self.deviation[name] for name in self.weight
         }
-        return self.bias + sum(standardised[name] @ weight.T for name, weight in self.weight.items())
+        return _logits(standardised, self.weight, self.bias)
 
 
 def fit_floor(
@@ -64,29 +64,26 @@ def fit_floor(
     """
     shares = torch.full((num_classes,), 1 / num_classes) if prior is None else prior
     log_prior = (shares.double() / shares.sum()).log()
-    standardised = [({name: _standardised(x)[0] for name, x in features.items()}, y) for features, y in sources]
-    statistics = {name: _standardised(x) for name, x in target.items()}
-    of_target = {name: found[0] for name, found in statistics.items()}
+    mean, deviation = {}, {}
+    for name, x in target.items():
+        mean[name], deviation[name] = _statistics(x)
+    of_target = {name: (x.double() - mean[name]) / deviation[name] for name, x in target.items()}
+    taught = [({name: _standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
 
-    scales, bias = _modality_scales(standardised, num_classes)
-    weight, probes_bias = {}, bias
+    scales, bias = _modality_scales(taught, num_classes)
+    y = F.one_hot(torch.cat([labels for _, labels in taught]), num_classes).double()
+    weight = {}
     for name, scale in scales.items():
-        x = torch.cat([features[name] for features, _ in standardised])
-        y = F.one_hot(torch.cat([labels for _, labels in standardised]), num_classes).double()
-        probe, probe_bias = fit_probe(x, y)
+        probe, probe_bias = fit_probe(torch.cat([features[name] for features, _ in taught]), y)
         weight[name] = scale * probe
-        probes_bias = probes_bias + scale * probe_bias
-    logits = _logits(of_target, weight, probes_bias)
-    bias = probes_bias + prior_shift(logits, log_prior)
-    if self_training:
-        soft = ((logits + bias - probes_bias) / TEMPERATURE).softmax(1)
-        weight, bias = _self_trained(standardised, of_target, soft, log_prior)
-    return Floor(
-        weight,
-        bias,
-        {name: found[1] for name, found in statistics.items()},
-        {name: found[2] for name, found in statistics.items()},
-    )
+        bias = bias + scale * probe_bias
+    logits = _logits(of_target, weight, bias)
+    shift = prior_shift(logits, log_prior)
+    if not self_training:
+        return Floor(weight, bias + shift, mean, deviation)
+    soft = ((logits + shift) / TEMPERATURE).softmax(1)
+    weight, bias = _self_trained(taught, of_target, soft, log_prior)
+    return Floor(weight, bias, mean, deviation)
 
 
 def fit_probe(
@@ -148,7 +145,8 @@ def _held_out(
     parts = list(sources)
     if len(parts) == 1:
         features, labels = parts[0]
-        fold_N = torch.arange(len(labels)) % FOLDS
+        fold_N = torch.empty_like(labels)
+        fold_N[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS  # each fold has all classes
         parts = [
             ({name: x[fold_N == fold] for name, x in features.items()}, labels[fold_N == fold])
             for fold in range(min(FOLDS, len(labels)))
@@ -173,11 +171,15 @@ def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor) -> T
     return bias + sum(features[name] @ matrix.T for name, matrix in weight.items())
 
 
-def _standardised(x_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows standardised, their mean and their deviation."""
+def _statistics(x_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, [K]."""
     x = x_NK.double()
-    mean, deviation = x.mean(0), x.std(0, correction=0).clamp(min=_LEAST_DEVIATION)
-    return (x - mean) / deviation, mean, deviation
+    return x.mean(0), x.std(0, correction=0).clamp(min=_LEAST_DEVIATION)
+
+
+def _standardised(x_NK: Tensor) -> Tensor:
+    mean, deviation = _statistics(x_NK)
+    return (x_NK.double() - mean) / deviation
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
