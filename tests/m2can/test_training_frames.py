@@ -77,21 +77,3 @@ def test_what_cannot_be_meant_is_refused(
     with pytest.raises(m2can.InputError, match=words):
         m2can.train(recipe_in(tmp_path), sources=sources, target=target, classes=classes)  # type: ignore[arg-type]
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
-
-
-@pytest.mark.slow
-def test_frames_of_pil_images_train_and_are_predicted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    overrides = {"train.epochs": 2, "cluster.workers": 2, "tracking.enabled": False}
-    frames, shop = {"forum": reviews(), "mail": reviews()}, reviews()
-    result = m2can.train(
-        recipe_in(tmp_path), sources=frames, target={"shop": shop}, overrides=overrides, progress=False
-    )
-    assert (result.sources, result.target, result.last_epoch) == (["forum", "mail"], "shop", 2)
-    assert not (result.folder / "bad_pictures.jsonl").exists()
-    predictor = m2can.Predictor.load(result.folder)
-    assert predictor.classes == ["neg", "pos"]
-    found = predictor.predict(shop)
-    assert found["problem"].isna().all() and found["label"].isin(["neg", "pos"]).all()

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
-from tests.tuning.sweeps import plan_of, write_sweep
+from tests.tuning.sweeps import plan_of
 from trainers.recipe import load_recipe
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.mlflow_run import open_client
@@ -24,11 +25,23 @@ _GRID = {"algorithm": "grid", "space": {"optimizer.lr.encoders": {"choices": [1e
 
 
 @pytest.mark.slow
-def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch):
+def test_a_search_whose_driver_is_killed_goes_on_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch):
     monkeypatch.setenv(JOB_ID_VARIABLE, "tune-1")
     plan = plan_of(tmp_path, _GRID | {"max_concurrent": 1, "set": ["selection.gate=1", "train.epochs=1"]})
+    command = [sys.executable, "-m", "services.cli.main", "tune", str(tmp_path / "sweep.yaml"), "--json"]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    trials = tmp_path / "runs" / "trial" / "trials"
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    ended = _wait_for(lambda: sorted(trials.glob("*/trial.json")), first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {path: path.read_bytes() for path in ended}
+    assert len(before) == 1
+
     outcome = run_sweep(plan)
+    assert {path: path.read_bytes() for path in before} == before
     assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
+    assert {trial.config["optimizer.lr.encoders"] for trial in outcome.trials} == {1e-5, 2e-3}
     assert outcome.best is not None and outcome.best.score == max(trial.score for trial in outcome.trials)
 
     stated = yaml.safe_load(outcome.best_recipe.read_text())
@@ -53,26 +66,7 @@ def test_search_tracks_chooses_and_registers(tmp_path, ray_cluster, monkeypatch)
     assert len(client.search_model_versions("name = 'm2can-mountain'")) == 1
 
 
-@pytest.mark.slow
-def test_sweep_goes_on_after_its_driver_was_killed(tmp_path):
-    file = write_sweep(tmp_path, _GRID, ["tracking.enabled=false", "train.epochs=1"])
-    command = [sys.executable, "-m", "services.cli.main", "tune", str(file), "--json"]
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    trials = tmp_path / "runs" / "trial" / "trials"
-    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    ended = _wait_for(lambda: sorted(trials.glob("*/trial.json")), first)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    before = {path: path.read_bytes() for path in ended}
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert second.returncode == 0, second.stderr[-2000:]
-    result = json.loads(second.stdout.splitlines()[-1])
-    assert sorted(row["status"] for row in result["trials"]) == ["finished", "finished"]
-    assert {row["config"]["optimizer.lr.encoders"] for row in result["trials"]} == {1e-5, 2e-3}
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def _wait_for(found, process: subprocess.Popen, limit_s: float = 280) -> list[Path]:
+def _wait_for(found, process: subprocess.Popen, limit_s: float = 240) -> list[Path]:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and process.poll() is None:
         if paths := found():

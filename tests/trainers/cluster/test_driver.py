@@ -28,16 +28,25 @@ def read_trace(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def spoil(folder: Path, domain: str, count: int) -> None:
+    """Overwrite pictures of the first records with text."""
+    lines = (folder / "postcards" / domain / "train.jsonl").read_text().splitlines()
+    for line in lines[:count]:
+        for image in json.loads(line)["image"]:
+            (folder / "postcards" / domain / image).write_bytes(b"this is not a picture")
+
+
 def run_on(folder: Path, workers: int, overrides: list[str]) -> tuple[Outcome, list[dict[str, Any]]]:
     trace = folder / f"trace-{workers}.jsonl"
     prepared = prepared_run(folder, [*overrides, f"cluster.workers={workers}", f"run.name=on-{workers}"])
+    spoil(folder, "seaside", 1)
     return train(prepared, trace=trace), read_trace(trace)
 
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Any:
     folder = tmp_path_factory.mktemp("exact")
-    return run_on(folder, 1, EXACT), run_on(folder, 2, EXACT)
+    return run_on(folder / "one", 1, EXACT), run_on(folder / "two", 2, EXACT)
 
 
 def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
@@ -59,6 +68,7 @@ def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
     """The loop without Ray, on batches read in this process, gives the run's metrics."""
     outcome = one_and_two[0][0]
     loop = make_loop(prepared_run(tmp_path, EXACT))
+    spoil(tmp_path, "seaside", 1)
     for record in outcome.records:
         metrics, _ = loop.run_epoch()
         for name in ("loss/total", "loss/mcc", "selection/score", "target/val/accuracy", "uacr/kept"):
@@ -87,6 +97,22 @@ def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
         assert any("epoch=2 step=5 trainers.worker.training: epoch 2 done: loss/total" in line for line in lines)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_pictures_are_named(one_and_two: Any, workers: int) -> None:
+    outcome: Outcome = one_and_two[workers - 1][0]
+    assert [record.metrics["data/bad_records"] for record in outcome.records] == [1, 1]
+    named = [json.loads(line) for line in (outcome.folder / "bad_pictures.jsonl").read_text().splitlines()]
+    assert {entry["id"] for entry in named} == {"seaside-train-00000"}
+    assert all(entry["problem"].endswith("not an image") for entry in named)
+
+
+def test_too_many_bad_pictures_end_the_run(tmp_path: Path) -> None:
+    loop = make_loop(prepared_run(tmp_path, ["data.max_bad_fraction=0.2"]))
+    spoil(tmp_path, "seaside", 12)
+    with pytest.raises(InputError, match="12 of 30 records have a picture that cannot be read"):
+        loop.run_epoch()
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path, ray_cluster: None) -> None:
     rates = [f"optimizer.lr.{part}=1e30" for part in ("encoders", "projections", "fusion", "heads")]
@@ -98,30 +124,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path,
     content = json.loads(written[0].read_text())
     assert set(content["ids"]) >= {"seaside", "city"}
     assert all(identity.startswith("seaside-train") for identity in content["ids"]["seaside"])
-
-
-def spoil(prepared_folder: Path, domain: str, count: int) -> None:
-    """Overwrite pictures of the first records with text."""
-    lines = (prepared_folder / "postcards" / domain / "train.jsonl").read_text().splitlines()
-    for line in lines[:count]:
-        for image in json.loads(line)["image"]:
-            (prepared_folder / "postcards" / domain / image).write_bytes(b"this is not a picture")
-
-
-@pytest.mark.slow
-def test_bad_pictures_are_named_and_too_many_end_the_run(tmp_path: Path, ray_cluster: None) -> None:
-    recipe = small_recipe(tmp_path, ["train.epochs=1", "run.name=spoilt", "data.max_bad_fraction=0.2"])
-    spoil(tmp_path, "seaside", 2)
-    prepared = prepare(recipe)
-    outcome = train(prepared)
-    assert outcome.records[0].metrics["data/bad_records"] == 2
-    named = [json.loads(line) for line in (prepared.folder / "bad_pictures.jsonl").read_text().splitlines()]
-    assert {entry["id"] for entry in named} == {"seaside-train-00000", "seaside-train-00001"}
-    assert all(entry["problem"].endswith("not an image") for entry in named)
-    spoil(tmp_path, "seaside", 12)
-    tree = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": "spoilt-more"})})
-    with pytest.raises(RunFailed, match="12 of 30 records have a picture that cannot be read"):
-        train(prepare(tree))
 
 
 def test_missing_pictures_are_found_before_ray(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_target_labels_do_not_reach_training(tmp_path: Path) -> None:
     honest, lied = make_loop(run), make_loop(run)
     for part in (run.corpus.train[-1], run.corpus.val[-1]):
         assert part is not None
-        lied.labels[part.start : part.stop] = 2 - lied.labels[part.start : part.stop]
+        lied.batches.labels[part.start : part.stop] = 2 - lied.batches.labels[part.start : part.stop]
     for _ in range(2):
         a, _ = honest.run_epoch()
         b, _ = lied.run_epoch()

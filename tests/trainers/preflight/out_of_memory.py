@@ -13,19 +13,11 @@ from trainers.worker import training
 
 
 def gpu_full(config: dict[str, ray.ObjectRef]) -> None:
-    _run(config, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
-
-
-def process_full(config: dict[str, ray.ObjectRef]) -> None:
-    _run(config, MemoryError())
-
-
-def _run(config: dict[str, ray.ObjectRef], error: BaseException) -> None:
     run_step = Loop.run_step
 
     def failing(loop: Loop, slice_: Any, batch: Any) -> Any:
         if slice_.step == 1 and loop.rank == loop.world_size - 1:  # the others wait for this one's gradients
-            raise error
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return run_step(loop, slice_, batch)
 
     Loop.run_step = failing  # type: ignore[method-assign]

@@ -108,7 +108,7 @@ def test_the_saved_model_is_code_and_safetensors(store: Path, journal: Journal, 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "it's"])
 def test_a_name_that_cannot_be_registered_is_refused_before_training_ends(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="register_as: cannot be a model's name"):
+    with pytest.raises(InputError, match="register_as: cannot be a registered model's name"):
         ModelToLog(make_bundle(tmp_path / "bundle"), name)
 
 
