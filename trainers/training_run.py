@@ -220,6 +220,9 @@ def _run_prepared(
 
         report = draw_report(outcome)
         link_best(outcome)
+        tracked = tracking.publish(outcome, report, register) if tracking else None
+    except TrackingUnavailable:  # it takes no end either
+        raise
     except BaseException as error:
         # What is refused before the first step leaves nothing in MLflow: the name may be that of a finished run.
         if tracking is not None and (tracking.has_begun or not isinstance(error, (InputError, OSError))):
@@ -227,7 +230,6 @@ def _run_prepared(
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
                 tracking.close("KILLED" if asked else "FAILED")
         raise
-    tracked = tracking.publish(outcome, report, register) if tracking else None
     return _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
 
 
@@ -255,6 +257,7 @@ class _Tracking:
         self._prepared, self._tags, self._candidate = prepared, tags, candidate
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._made: Future[Sender] | None = None
+        self._publishes = False
 
     @property
     def has_begun(self) -> bool:
@@ -277,7 +280,10 @@ class _Tracking:
         """End the MLflow run of a training that did not come to its end."""
         from trainers.tracking.sender import CLOSED_WITHIN_S
 
-        self.sender().finish(status, deadline_s=CLOSED_WITHIN_S)
+        sender = self.sender()
+        if self._publishes and sender.run_id is not None:
+            sender = self._make(None)  # the other one still uploads what an interrupted call asked for
+        sender.finish(status, deadline_s=CLOSED_WITHIN_S)
 
     def publish(self, outcome: Outcome, report: Path, register: bool) -> TrackedRun:
         """Log the report and the model, register the model, close the MLflow run."""
@@ -296,6 +302,7 @@ class _Tracking:
                 metrics=outcome.chosen.metrics,
                 candidate=self._candidate,
             )
+        self._publishes = True
         return sender.finish("FINISHED", artifacts=report, model=model)
 
     def _make(self, precision: str | None) -> Sender:

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 
 def run() -> None:
+    """Run the job; when it is stopped, whenever that is, its temporary folder goes."""
+    from services.cli.stopping import end_on_signals, exit_code
+    from trainers.failures import RunStopped
+
+    try:
+        with end_on_signals("submit it again"), tempfile.TemporaryDirectory(prefix="m2can-job-") as folder:
+            _run(Path(folder))
+    except RunStopped as stopped:
+        print(f"m2can: {stopped}", file=sys.stderr)
+        sys.exit(exit_code())
+
+
+def _run(folder: Path) -> None:
     """Check what the job needs, then run `m2can` in this process; its exit code is the job's."""
     try:
         from datasets_manifest.errors import InputError
@@ -31,9 +44,8 @@ def run() -> None:
     except InputError as error:
         print(f"m2can: {error}", file=sys.stderr)
         sys.exit(2)
-    with tempfile.TemporaryDirectory(prefix="m2can-job-") as folder:
-        sys.argv = ["m2can", *command_line(request, Path(folder))]
-        main()
+    sys.argv = ["m2can", *command_line(request, Path(folder))]
+    main()
 
 
 def run_preflight(request: JobRequest) -> list[str]:

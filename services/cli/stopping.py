@@ -15,6 +15,7 @@ from trainers.failures import RunStopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _received: list[int] = []  # the first signal is the one that the exit code names
+_handled: list[object] = []  # what stands inside of another keeps what that one has received
 
 
 def exit_code() -> int:
@@ -55,13 +56,17 @@ def stop_on_signals(grace_s: float, going_on: Callable[[], str]) -> Iterator[thr
 
 
 @contextmanager
-def end_on_signals(going_on: str) -> Iterator[None]:
-    """RunStopped follows a signal at once."""
+def end_on_signals(going_on: str | Callable[[], str]) -> Iterator[None]:
+    """RunStopped follows a signal at once. Inside, `stop_on_signals` may take over for a while.
+
+    Args:
+        going_on: says how what is stopped goes on.
+    """
 
     def asked(number: int, _: object) -> None:
         if not _received:  # what is closed now is not cut off by another one
             _note(number)
-            raise RunStopped(f"stopped; {going_on}")
+            raise RunStopped(f"stopped; {going_on if isinstance(going_on, str) else going_on()}")
 
     with _handling(asked, None):
         yield
@@ -74,12 +79,15 @@ def _handling(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received.clear()
+    if not _handled:
+        _received.clear()
     handlers = dict.fromkeys(SIGNALS, asked) | ({signal.SIGALRM: too_late} if too_late else {})
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    _handled.append(handlers)
     try:
         yield
     finally:
+        _handled.pop()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -132,13 +132,19 @@ def run_recipe(
     profile: bool = False,
     candidate: str = "if-not-worse",
 ) -> Result:
-    """Train as `m2can train` does: with progress on standard error; signals stop it with a checkpoint."""
-    from services.cli.stopping import stop_on_signals
+    """Train as `m2can train` does: with progress on standard error. Signals stop it, with a checkpoint while it trains."""
+    from services.cli.stopping import end_on_signals, stop_on_signals
     from trainers.training_run import run
 
     progress = RunProgress(as_json)
-    stop = stop_on_signals(recipe.cluster.grace_s, lambda: f"run.name={progress.run_name} goes on")
-    return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
+
+    def going_on() -> str:
+        name = progress.run_name
+        return f"run.name={name} goes on" if name else "nothing was begun: give the command again"
+
+    stop = stop_on_signals(recipe.cluster.grace_s, going_on)
+    with end_on_signals(going_on):
+        return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
 
 
 def mlflow_page(result: Result) -> tuple[str, str | None]:

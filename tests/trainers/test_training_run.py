@@ -20,9 +20,11 @@ from trainers.tracking.sender import TrackedRun
 
 
 class FakeSender:
-    """Notes how the MLflow run was closed."""
+    """Notes how the MLflow run was closed. One whose upload was interrupted by a signal is busy from then on."""
 
-    def __init__(self, away: bool) -> None:
+    def __init__(self, away: bool, stopped: bool = False) -> None:
+        self.stopped, self.uploads = stopped, False
+        self.run_id = "id"
         self.away, self.statuses, self.models, self.tags = away, [], [], {"m2can.target": "sea"}
         self.model_tags: dict[str, str] = {}
 
@@ -30,8 +32,12 @@ class FakeSender:
         pass
 
     def finish(self, status: str, *, artifacts: Path | None = None, model: Any = None, **_: Any) -> TrackedRun:
+        assert not self.uploads
         self.statuses.append(status)
         self.models.append(model)
+        if self.stopped:
+            self.uploads = True
+            raise RunStopped("asked")
         if self.away:
             raise TrackingUnavailable("MLflow was away")
         return TrackedRun("id", "m2can-sea" if model else None, "3" if model else None, "7")
@@ -50,9 +56,11 @@ def run(
     steps: int = 1,
     away: bool = False,
     register: bool = True,
+    stopped: bool = False,
 ) -> tuple[training_run.Result | BaseException, FakeSender]:
     """Of a training that takes `steps` steps and then ends, with `error` if there is one."""
-    sender, recipe = FakeSender(away), outcome.card.recipe
+    sender, second, recipe = FakeSender(away, stopped), FakeSender(away), outcome.card.recipe
+    second.statuses, senders = sender.statuses, iter([sender, second])
     prepared = Prepared(recipe, outcome.name, outcome.folder, outcome.corpus, outcome.card, [], 0, 0)
 
     def train(prepared: Prepared, *, on_step: Any, **_: Any) -> Outcome:
@@ -63,8 +71,9 @@ def run(
         return outcome
 
     def made(*_: Any, precision: str | None) -> FakeSender:
-        assert precision == ("bf16" if steps else None)  # what the workers said
-        return sender
+        made = next(senders)
+        assert precision == ("bf16" if steps and made is sender else None)  # what the workers said
+        return made
 
     monkeypatch.setattr(training_run, "prepare_and_start_ray", lambda recipe: prepared)
     monkeypatch.setattr("trainers.cluster.driver.run_lock", lambda *_: nullcontext())
@@ -99,6 +108,20 @@ def test_the_mlflow_run_is_closed_by_what_ended_the_training(
 ) -> None:
     raised, sender = run(outcome, monkeypatch, error=error, steps=steps, away=away)
     assert raised is error and sender.statuses == statuses
+
+
+def test_a_stop_while_the_report_is_drawn_or_the_model_registered_closes_the_mlflow_run(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised, sender = run(outcome, monkeypatch, stopped=True)
+    assert isinstance(raised, RunStopped) and sender.statuses == ["FINISHED", "KILLED"]
+
+    def draw(_: Outcome) -> Path:
+        raise RunStopped("asked")
+
+    monkeypatch.setattr("trainers.reports.run_report.draw_report", draw)
+    raised, sender = run(outcome, monkeypatch)
+    assert isinstance(raised, RunStopped) and sender.statuses == ["KILLED"]
 
 
 @pytest.mark.parametrize("register", [True, False])

@@ -84,6 +84,10 @@ def train(
             f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
             f"run.name={prepared.name} goes on from there"
         )
+    if stop is not None and stop.is_set():
+        raise RunStopped(
+            f"{prepared.name}: stopped after the last epoch; run.name={prepared.name} goes on with its report"
+        )
     kept = {int(m["epoch"]): Path(found.path) for found, m in result.best_checkpoints if not m.get("partial")}
     return choose_epoch_of(
         prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept

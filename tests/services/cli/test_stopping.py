@@ -8,16 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from services.cli import stopping
 from services.cli.stopping import SIGNALS, end_on_signals, exit_code, stop_on_signals
-from tests.trainers.tiny_run import small_recipe
 from trainers.failures import RunStopped
-from trainers.tracking.address import resolve_tracking_uri
-from trainers.tracking.mlflow_run import open_client
 
 
 def going_on() -> str:
@@ -67,6 +63,37 @@ def test_a_sweep_ends_at_once(number: signal.Signals, monkeypatch: pytest.Monkey
     assert exit_code() == 128 + number
 
 
+def test_a_run_is_stopped_at_once_before_and_after_it_trains() -> None:
+    def run(at: str) -> None:
+        def here(place: str) -> None:
+            if place == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with end_on_signals(going_on):
+            here("before")
+            with stop_on_signals(60, going_on) as stop:
+                assert not stop.is_set()
+            here("after")
+
+    for place in ("before", "after"):
+        with pytest.raises(RunStopped, match=r"^stopped; run\.name=mine goes on$"):
+            run(place)
+        assert exit_code() == 143
+    run("nowhere")
+
+
+def test_a_stopped_run_is_closed_without_another_interruption() -> None:
+    with pytest.raises(RunStopped, match=r"^with a checkpoint$"), end_on_signals(going_on):
+        try:
+            with stop_on_signals(60, going_on) as stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop.wait(5)
+                raise RunStopped("with a checkpoint")
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert exit_code() == 143
+
+
 HUNG_UP = """
 import os, signal, sys, threading
 from services.cli.stopping import stop_on_signals
@@ -95,32 +122,3 @@ def test_a_terminal_that_closes_ends_no_output_in_an_error() -> None:
     process.send_signal(signal.SIGHUP)
     assert process.wait(20) == 0 and os.read(read, 5) == b"whole"
     os.close(read)
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_a_run_with_a_checkpoint(tmp_path: Path) -> None:
-    """A real command in its own group, as a terminal has it: Ray Train would take Ctrl-C for itself."""
-    recipe = tmp_path / "recipe.json"
-    changes = ["run.name=broken", "train.epochs=40", "train.batch_size=3", "cluster.workers=1"]
-    recipe.write_text(small_recipe(tmp_path, changes).model_dump_json())
-    log = tmp_path / "log"
-    command = [sys.executable, "-m", "services.cli.main", "train", str(recipe)]
-    environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-    try:
-        until = time.monotonic() + 200
-        while " step " not in log.read_text():
-            assert process.poll() is None and time.monotonic() < until, log.read_text()
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(100) == 130, log.read_text()
-    finally:
-        process.kill()
-    assert log.read_text().splitlines()[-1].endswith("run.name=broken goes on from there")
-    run = tmp_path / "runs" / "broken"
-    assert list(run.glob("checkpoint_*"))
-    client = open_client(resolve_tracking_uri(None, tmp_path / "runs"))
-    experiment = client.get_experiment_by_name("m2can")
-    assert [found.info.status for found in client.search_runs([experiment.experiment_id])] == ["KILLED"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
+from trainers.cluster import driver
 from trainers.cluster.driver import train
-from trainers.failures import RunFailed
+from trainers.failures import RunFailed, RunStopped
 from trainers.model.device_batches import make_encoding
 from trainers.preflight.preparation import Prepared, prepare
 from trainers.tracking.outcome import Outcome
@@ -111,6 +114,25 @@ def test_too_many_bad_pictures_end_the_run(tmp_path: Path) -> None:
     spoil(tmp_path, "seaside", 12)
     with pytest.raises(InputError, match="12 of 30 records have a picture that cannot be read"):
         loop.run_epoch()
+
+
+def test_a_stop_that_comes_after_the_last_step_ends_before_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NothingHeard(nullcontext[None]):
+        stopped = None
+
+    monkeypatch.setattr(driver, "claim", lambda prepared: None)
+    monkeypatch.setattr(driver, "start_workers", lambda *_, **__: (None, NothingHeard()))
+    monkeypatch.setattr(driver, "ended_with", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "fit", lambda *_: None)
+    stop = threading.Event()
+    stop.set()
+    prepared = prepared_run(tmp_path, ["run.name=late"])
+    with pytest.raises(
+        RunStopped, match=r"^late: stopped after the last epoch; run\.name=late goes on with its report$"
+    ):
+        train(prepared, stop=stop)
 
 
 @pytest.mark.slow

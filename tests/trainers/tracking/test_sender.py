@@ -242,3 +242,28 @@ def test_a_locked_database_is_waited_for(store: Path, journal: Journal, monkeypa
         holder.execute("ROLLBACK")
         holder.close()
     assert rows(client(store), sending.finish("FINISHED").run_id, "epoch") == [(10, 1.0)]
+
+
+def test_a_second_sender_closes_a_run_that_the_first_still_uploads(
+    store: Path, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploading, goes_on = threading.Event(), threading.Event()
+
+    def upload(*_: Any, **__: Any) -> None:
+        uploading.set()
+        goes_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", upload)
+    (tmp_path / "report").mkdir()
+    first = sender(store, journal, "interrupted")
+    upload_thread = threading.Thread(target=lambda: first.finish("FINISHED", artifacts=tmp_path / "report"))
+    upload_thread.start()
+    try:
+        assert uploading.wait(PATIENCE_S)
+        tracked = sender(store, journal, "interrupted").finish("KILLED", deadline_s=PATIENCE_S)
+        assert tracked.run_id == first.run_id
+        assert client(store).get_run(tracked.run_id).info.status == "KILLED"
+    finally:
+        goes_on.set()
+        upload_thread.join(PATIENCE_S)
+    assert client(store).get_run(tracked.run_id).info.status == "FINISHED"  # the upload came to its end after all
