@@ -61,10 +61,12 @@ def _section(model: type[BaseModel], path: str, recommended: dict[str, Any], pub
         key, inner = f"{path}{name}", _model_in(field.annotation)
         if inner is not None:
             below += _section(inner, f"{key}.", recommended, published)
+        if inner is field.annotation:
             continue
-        default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(recommended[key])}`"
+        value = recommended.get(key, field.default)  # keys of a section that is left out are in no preset
+        default = "**wanted**" if field.default is PydanticUndefined else f"`{_yaml(value)}`"
         meaning = field.description or ""
-        if published[key] != recommended[key] and key != "preset":
+        if key in published and published[key] != value and key != "preset":
             meaning += f" (`published`: `{_yaml(published[key])}`)"
         rows.append(f"| `{key}` | {_type(field)} | {default} | {meaning} |")
     title = f"## `{path[:-1]}`" if path else "## At the top"
@@ -74,7 +76,9 @@ def _section(model: type[BaseModel], path: str, recommended: dict[str, Any], pub
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    return annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+    """A section, also one that may be left out."""
+    members = [kind for kind in typing.get_args(annotation) if kind is not type(None)] or [annotation]
+    return members[0] if inspect.isclass(members[0]) and issubclass(members[0], BaseModel) else None
 
 
 def _type(field: Any) -> str:
@@ -96,6 +100,8 @@ def _name(annotation: Any) -> str:
     if origin in (list, tuple):
         many = "list of" if origin is list else {2: "pair of"}.get(len(arguments), f"{len(arguments)} times")
         return f"{many} {_name(arguments[0])}"
+    if _model_in(annotation) is not None:
+        return "keys below"
     return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}.get(
         getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
     )

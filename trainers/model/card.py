@@ -22,6 +22,8 @@ class ModelCard:
     """What a model is, beside its weights: model.json and tokenizer.json.
 
     started_from: the run or the model that its training began with; None: with its encoders' own weights.
+    merged_adapters: settings of the adapters that the weights of an encoder hold, by `text` and `picture`; the recipe then has
+    none.
     """
 
     recipe: Recipe
@@ -32,6 +34,7 @@ class ModelCard:
     vocabulary: Vocabulary
     picture_config: dict[str, Any] | None = None  # of transformers' vision models
     started_from: str | None = None
+    merged_adapters: dict[str, Any] | None = None
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
         **({} if card.picture_config is None else {"picture_config": card.picture_config}),
         "vocabulary": vocabulary,
         "started_from": card.started_from,
+        **({} if card.merged_adapters is None else {"merged_adapters": card.merged_adapters}),
     }
     return {"model.json": json_text(content), "tokenizer.json": tokenizer}
 
@@ -116,6 +120,7 @@ def load_card(folder: Path) -> ModelCard:
             vocabulary=Vocabulary(json=tokenizer, **content["vocabulary"]),
             picture_config=content.get("picture_config"),
             started_from=content.get("started_from"),
+            merged_adapters=content.get("merged_adapters"),
         )
     except (KeyError, TypeError, OSError) as error:
         raise InputError(f"is damaged ({error!r})", file=file) from None

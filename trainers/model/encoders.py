@@ -13,6 +13,7 @@ from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet, VisionModel
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.model import hub_models
+from trainers.model.adapters import add_adapters
 from trainers.model.weights import HEADS, is_weights_file, load_weights_file
 from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 
@@ -86,13 +87,11 @@ def build_text_encoder(
     model.train()  # from_pretrained leaves eval mode behind
     try:
         encoder = hub_models.text_tower(model, section.pooling, config)
-        freeze(encoder, section.freeze)
-        if checkpointed:
-            checkpoint_activations(encoder)
     except ValueError as error:
         raise InputError(str(error), field="encoders.text") from None
     if load_weights and section.weights not in ("pretrained", "random"):
         load_weights_file(encoder.model, section.weights, "encoders.text.weights")
+    _choose_trained(encoder, section, "encoders.text", checkpointed=checkpointed)
     return encoder
 
 
@@ -137,21 +136,33 @@ def build_picture_encoder(
         inside = model.model if isinstance(model, VisionModel) else model
         load_weights_file(inside, section.weights, "encoders.picture.weights")
     encoder = PictureEncoder(model, width, section.batch_norm)
+    _choose_trained(encoder, section, "encoders.picture", checkpointed=checkpointed)
+    return encoder
+
+
+def _choose_trained(
+    encoder: TextEncoder | PictureEncoder,
+    section: TextEncoderSection | PictureEncoderSection,
+    field: str,
+    *,
+    checkpointed: bool,
+) -> None:
+    """Freeze, put adapters in, and see to activations that are computed again. Raises InputError: it cannot be done."""
     try:
         freeze(encoder, section.freeze)
     except ValueError as error:
-        raise InputError(str(error), field="encoders.picture.freeze", value=section.freeze) from None
+        wanted = "`none` or `all`"
+        raise InputError(str(error), field=f"{field}.freeze", value=section.freeze, wanted=wanted) from None
+    if section.lora is not None:
+        add_adapters(encoder, section.lora, f"{field}.lora")
     if checkpointed:
         try:
             checkpoint_activations(encoder)
-        except ValueError:
+        except ValueError as error:
+            key = "encoders.activation_checkpointing"
             raise InputError(
-                "the blocks of this architecture are not known",
-                field="encoders.activation_checkpointing",
-                value=True,
-                wanted="false",
+                str(error), field=key, wanted=f"`none`, or without {field.removeprefix('encoders.')}"
             ) from None
-    return encoder
 
 
 def _require_known_weights(section: PictureEncoderSection) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 
+from datasets_manifest.errors import InputError
 from trainers.m2can import learning_rates
 from trainers.m2can.discriminators import Discriminators
+from trainers.m2can.encoders.freezing import Encoder, parameter_blocks
 from trainers.m2can.network import M2CAN
 from trainers.recipe.base import decided
 from trainers.recipe.method_sections import OptimizerSection, ScheduleSection
@@ -19,25 +22,50 @@ def build_optimizers(
 ) -> tuple[Optimizer, Optimizer]:
     """The network's optimizer and the discriminators', with a group and a rate for each part."""
     lr = section.lr
-    parts: list[tuple[str, nn.Module | None, float | None]] = [
-        ("text_encoder", network.text_encoder, lr.encoders),
-        ("picture_encoder", network.picture_encoder, lr.encoders),
-        ("text_projection", network.text_projection, lr.projections),
-        ("picture_projection", network.picture_projection, lr.projections),
-        ("fusion", network.fusion, lr.fusion),
-        *((f"head_{i}", head, lr.heads) for i, head in enumerate(network.heads)),
-        ("picture_head", network.picture_head, lr.heads),
-        ("text_head", network.text_head, lr.heads),
+    parts: list[tuple[str, Iterable[nn.Parameter], float | None]] = [
+        *_encoder_parts("text_encoder", network.text_encoder, section),
+        *_encoder_parts("picture_encoder", network.picture_encoder, section),
+        ("text_projection", network.text_projection.parameters(), lr.projections),
+        ("picture_projection", network.picture_projection.parameters(), lr.projections),
+        ("fusion", network.fusion.parameters(), lr.fusion),
+        *((f"head_{i}", head.parameters(), lr.heads) for i, head in enumerate(network.heads)),
+        ("picture_head", network.picture_head.parameters(), lr.heads),
+        ("text_head", network.text_head.parameters(), lr.heads),
     ]
-    pairs: list[tuple[str, nn.Module | None, float | None]] = [
+    pairs: list[tuple[str, Iterable[nn.Parameter], float | None]] = [
         (
             f"discriminator_{a}_{b}",
-            module,
+            module.parameters(),
             lr.discriminators_target if b == discriminators.target else lr.discriminators_source,
         )
         for (a, b), module in zip(discriminators.pairs, discriminators, strict=True)
     ]
     return _optimizer(parameter_groups(parts), section), _optimizer(parameter_groups(pairs), section)
+
+
+def _encoder_parts(
+    name: str, encoder: Encoder, section: OptimizerSection
+) -> list[tuple[str, Iterable[nn.Parameter], float | None]]:
+    """An encoder in one part, or, with `layer_decay`, a part for each block, whose rate falls towards the input.
+
+    Raises:
+        InputError: `layer_decay`, and the architecture's blocks are not known.
+    """
+    rate, decay = section.lr.encoders, section.layer_decay
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    if decay == 1 or not trained:
+        return [(name, trained, rate)]
+    try:
+        blocks = parameter_blocks(encoder)
+    except ValueError as error:
+        raise InputError(str(error), field="optimizer.layer_decay", value=decay, wanted="1") from None
+    in_blocks = {p for block in blocks for p in block}
+    behind = [p for p in trained if p not in in_blocks]
+    full = decided(rate)
+    return [
+        *((f"{name}.{n}", block, full * decay ** (len(blocks) - 1 - n)) for n, block in enumerate(blocks)),
+        (name, behind, full),
+    ]
 
 
 def _optimizer(groups: list[dict[str, Any]], section: OptimizerSection) -> Optimizer:
@@ -62,15 +90,15 @@ def build_schedule(section: ScheduleSection, epochs: int, steps_per_epoch: int) 
     return learning_rates.multistep(milestones)
 
 
-def parameter_groups(modules: list[tuple[str, nn.Module | None, float | None]]) -> list[dict[str, Any]]:
-    """Optimizer groups (name, parameters, lr, base_lr) of the modules that have something to train.
+def parameter_groups(parts: list[tuple[str, Iterable[nn.Parameter], float | None]]) -> list[dict[str, Any]]:
+    """Optimizer groups (name, parameters, lr, base_lr) of the parts that have something to train.
 
     Raises:
         ValueError: one of them has no rate yet.
     """
     groups: list[dict[str, Any]] = []
-    for name, module, lr in modules:
-        trainable = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+    for name, parameters, lr in parts:
+        trainable = [p for p in parameters if p.requires_grad]
         if trainable:
             rate = decided(lr)
             groups.append({"params": trainable, "lr": rate, "base_lr": rate, "name": name})

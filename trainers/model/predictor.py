@@ -17,12 +17,11 @@ from datasets_manifest.stream.encode import collate, encode_samples, index_table
 from trainers.m2can.batch import Batch
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.build import build_network
-from trainers.model.card import ModelCard, load_card, model_folder
-from trainers.model.checkpoint import load_model_weights
+from trainers.model.card import ModelCard, model_folder
 from trainers.model.device_batches import make_encoding, to_batch
 from trainers.model.feed import Feed
 from trainers.model.precision import choose_layout, eval_batch_size, for_prediction, picture_form, predicting
+from trainers.model.trained_network import load_network
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -124,14 +123,7 @@ class Predictor:
         Raises:
             InputError: not a checkpoint, or damaged.
         """
-        place = model_folder(Path(folder))
-        card = load_card(place)
-        network = build_network(
-            card.recipe, card.text_config, len(card.classes), load_weights=False, pictures=card.picture_config
-        )
-        if card.recipe.train.precision == "fp64":
-            network = network.double()
-        load_model_weights(place, network)
+        network, card = load_network(model_folder(Path(folder)))
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         return cls(network, card, torch.device(name))
 

@@ -69,14 +69,15 @@ def taken_from(found: Mapping[str, Tensor], theirs: ModelCard, wanted: Mapping[s
     """Which of a model's tensors begin a network.
 
     A source's head begins as the head of the source of that name. Layers with an output for each class need the same classes.
+    Adapters begin anew.
 
     Args:
-        found, theirs: of the model. wanted, ours: of the network. Shapes alone are looked at.
+        found, theirs: of the model, its adapters merged. wanted, ours: of the network. Shapes alone are looked at.
     """
     taken = Taken()
     for name, tensor in wanted.items():
         why = None
-        other: str | None = name
+        other: str | None = name.replace(".base_layer.", ".")  # which stands beside an adapter
         if name.startswith("heads."):
             other = _head_of(name, ours.sources, theirs.sources)
         if other is None:

@@ -8,10 +8,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +77,6 @@ def _verified_frozen_file(folder: Path) -> Path:
     if found != wanted:
         raise InputError("is truncated or altered", file=file, value=found, wanted=str(wanted))
     return file
-
-
-@contextmanager
-def complete_model(folder: Path) -> Iterator[Path]:
-    """The folder of a model that has all its weights in one file: `folder`, or a copy of the same name while this is entered.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
-    if not (folder / REFERENCE).is_file():
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="m2can-model-") as place:
-        copy = Path(place) / folder.name
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(WEIGHTS, REFERENCE))
-        save_tensors(copy / WEIGHTS, read_weights(folder))
-        yield copy
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictur
 from trainers.preflight.run_lock import require_free
 from trainers.preflight.start import Start, find_start, require_same_run
 from trainers.recipe import Recipe, make_recipe
+from trainers.recipe.overrides import differing
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
 from trainers.tracking.findings import before_start
@@ -88,9 +89,7 @@ def require_own_name(recipe: Recipe, folder: Path) -> None:
         before, now, open_keys = found.flat(), recipe.flat(), left_to_the_rule(recipe)
         open_keys += [] if recipe.data.texts.max_tokens is not None else ["data.texts.max_tokens"]
         open_keys += [f"data.pictures.{key}" for key in recipe.data.pictures.left_to_the_card]
-        changed = [
-            key for key in now if now[key] != before.get(key) and not key.startswith(_FREE) and key not in open_keys
-        ]
+        changed = [key for key in differing(now, before) if not key.startswith(_FREE) and key not in open_keys]
         if changed:
             raise InputError(
                 f"is the name of a run with another recipe (it differs in {', '.join(changed[:3])})",

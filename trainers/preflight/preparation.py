@@ -21,9 +21,9 @@ from trainers.model.encoders import picture_config, text_config
 from trainers.model.hub_models import context_length
 from trainers.model.picture_card import PictureCard, described, picture_card, with_views
 from trainers.model.precision import expected_device, require_device
+from trainers.model.trained_network import plain_weights
 from trainers.model.vocabulary import count_cut_texts, make_vocabulary
 from trainers.model.warm_start import require_same_encoders, taken_from
-from trainers.model.weight_files import read_weights
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
 from trainers.preflight.network_checks import require_parts, require_size, require_statistics
@@ -153,7 +153,7 @@ def _taken(start: Start | None, network: M2CAN, card: ModelCard) -> tuple[dict[s
         epochs = decided(card.recipe.train.epochs)
         further = f"epochs {start.epoch + 1} to {epochs}, rates by the schedule of {epochs} epochs"
         return {}, [f"goes on from the run {start.name} after epoch {start.epoch}: {further}"]
-    taken = taken_from(read_weights(start.model), start.card, network.state_dict(), card)
+    taken = taken_from(plain_weights(start.model), start.card, network.state_dict(), card)
     return taken.names, [f"starts from the weights of {start.name}: {taken.described()}"]
 
 

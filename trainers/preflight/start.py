@@ -13,6 +13,7 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.model.card import ModelCard, checkpoint_of_epoch, load_card, model_folder
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
+from trainers.recipe.overrides import differing
 from trainers.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _FORMS = (
 )
 STARTED = "start.json"  # in the run's folder: what it started from, as it was found then
 # What a run that goes on from another cannot change: its state would not fit. Where weights came from does not matter any more.
-_FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "data.splits", "data.texts.max_tokens",
-          "train.target_labels")  # fmt: skip
+_FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "optimizer.layer_decay", "data.splits",
+          "data.texts.max_tokens", "train.target_labels")  # fmt: skip
 _OPEN = ("encoders.text.weights", "encoders.picture.weights", "encoders.activation_checkpointing")
 
 
@@ -52,9 +53,9 @@ class Start:
 
     def weights(self, names: dict[str, str]) -> dict[str, Tensor]:
         """The model's tensors under the network's names; see trainers.model.warm_start. Raises InputError: damaged."""
-        from trainers.model.weight_files import read_weights
+        from trainers.model.trained_network import plain_weights
 
-        found = read_weights(self.model)
+        found = plain_weights(self.model)
         return {ours: found[theirs] for ours, theirs in names.items()}
 
 
@@ -145,11 +146,12 @@ def require_same_run(start: Start, recipe: Recipe, corpus: Corpus) -> None:
     """
     weights_alone = f"for its weights alone, {FIELD}={start.checkpoint.parent / 'best'}"
     before, now = start.card.recipe.flat(), recipe.flat()
-    for key in now:
+    for key in differing(now, before):
         open_ = key in _OPEN or (key == "data.texts.max_tokens" and now[key] is None)  # it stays as it was
-        if key.startswith(_FIXED) and not open_ and now[key] != before[key]:
+        if key.startswith(_FIXED) and not open_:
             problem = f"is not that of {start.name}, whose training goes on"
-            raise InputError(problem, field=key, value=now[key], wanted=f"{key}={before[key]}; {weights_alone}")
+            wanted = f"{key}={before.get(key)}; {weights_alone}"
+            raise InputError(problem, field=key, value=now.get(key), wanted=wanted)
     if (recipe.train.precision == "fp64") != (start.card.recipe.train.precision == "fp64"):
         problem = f"is not that of {start.name}, whose training goes on"
         raise InputError(problem, field="train.precision", value=recipe.train.precision, wanted=weights_alone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,7 @@ from datasets_manifest.stream.images import (
     StrongView,
     require_crop_fits,
 )
-from trainers.recipe.base import Count, Fraction, Section
+from trainers.recipe.base import Count, Fraction, Positive, Section
 
 MOST_TOKENS = 200  # of a text, where a recipe states no number
 Freeze = Literal["none", "all"] | Annotated[int, Field(ge=1)]
@@ -120,6 +120,26 @@ class Data(Section):
         return self.splits[1]
 
 
+class Lora(Section):
+    """Low-rank adapters of an encoder (LoRA), by peft: two small matrices beside each target. They are trained, and the
+    encoder's own weights are not. A registered model has them in its plain weights."""
+
+    rank: Count = Field(8, description="Rank r of an adapter's matrices.")
+    alpha: Positive = Field(16.0, description="α: what an adapter adds is multiplied by α / r.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout before an adapter.")
+    targets: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="Names, or ends of names, of the linear layers and convolutions that get an adapter, such as `query`. "
+        "`null`: all linear layers, or all convolutions of an encoder without linear layers.",
+    )
+
+
+_ADAPTER = (
+    "Low-rank adapters (LoRA) in the place of training the encoder's own weights: `rank`, `alpha`, `dropout` and "
+    "`targets`, see below. With a number for `freeze` the first blocks have none. `null`: none."
+)
+
+
 class TextEncoderSection(Section):
     """The text encoder."""
 
@@ -140,6 +160,7 @@ class TextEncoderSection(Section):
     freeze: Freeze = Field(
         "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
     )
+    lora: Lora | None = Field(None, description=_ADAPTER)
 
     @property
     def tiny(self) -> tuple[int, int] | None:
@@ -151,6 +172,10 @@ class TextEncoderSection(Section):
     @classmethod
     def _is_a_tiny_size(cls, name: str) -> str:
         return _require_size(name, _TINY_TEXT, "`tiny:<hidden units>x<layers>`, for example tiny:32x1")
+
+    @model_validator(mode="after")
+    def _something_is_adapted(self) -> Self:
+        return _require_unfrozen(self)
 
 
 class PictureEncoderSection(Section):
@@ -168,6 +193,7 @@ class PictureEncoderSection(Section):
     freeze: Freeze = Field(
         "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
     )
+    lora: Lora | None = Field(None, description=_ADAPTER)
     batch_norm: Literal["per_sample", "batch", "frozen"] = Field(
         "batch",
         description="Statistics of batch normalisation: of each record's pictures (as published), of the global batch, or "
@@ -188,11 +214,29 @@ class PictureEncoderSection(Section):
     def _is_a_tiny_size(cls, name: str) -> str:
         return _require_size(name, _TINY_PICTURE, "`tiny:<channels>`, for example tiny:8")
 
+    @model_validator(mode="after")
+    def _something_is_adapted(self) -> Self:
+        if self.lora is not None and self.head != "none":
+            raise ValueError(
+                f"head: `{self.head}` is a layer to be trained, which does not go with lora; wanted `none`"
+            )
+        return _require_unfrozen(self)
+
 
 def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:
     if name.startswith("tiny:") and not form.fullmatch(name):
         raise ValueError(f"has no size that can be read; wanted {wanted}")
     return name
+
+
+S = TypeVar("S", TextEncoderSection, PictureEncoderSection)
+
+
+def _require_unfrozen(section: S) -> S:
+    if section.lora is not None and section.freeze == "all":
+        wanted = "`freeze: none`: with lora the encoder's own weights are not trained"
+        raise ValueError(f"freeze: `all` leaves no layer for lora; wanted {wanted}")
+    return section
 
 
 class Encoders(Section):
@@ -227,6 +271,12 @@ class Encoders(Section):
                 raise ValueError(f"both: found beside {part}.name {section['name']}; wanted one of the two")
             named[part] = section | {"name": name}
         return values | named
+
+    @property
+    def adapters(self) -> dict[str, Lora]:
+        """The adapters of `text` and `picture`, of those that have one."""
+        both = {"text": self.text.lora, "picture": self.picture.lora}
+        return {name: lora for name, lora in both.items() if lora is not None}
 
     @property
     def checkpointed(self) -> tuple[bool, bool]:

@@ -85,7 +85,7 @@ def stated_values(recipe: Recipe) -> dict[str, Any]:
     for _ in range(2):
         found = make_recipe(stated).flat()
         for key, value in wanted.items():
-            if found[key] != value:
+            if found.get(key) != value:
                 put(stated, key, value)
     return stated
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -107,6 +107,11 @@ class OptimizerSection(Section):
     )
     eps: Positive = Field(1e-8, description="ε of adam, adamw and adadelta.")
     weight_decay: NotNegative = Field(0.0, description="Of all parts.")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="What an encoder's block has of the rate of the block behind it; the last one has `lr.encoders`. Blocks are "
+        "those that `freeze` counts.",
+    )
     lr: LearningRates = LearningRates()
 
 

@@ -27,7 +27,7 @@ def apply_override(tree: Tree, override: str) -> None:
     *parents, last = key.strip().split(".")
     node = tree
     for depth, parent in enumerate(parents):
-        node = node.setdefault(parent, {})
+        node = _section(node, parent)
         if not isinstance(node, dict):
             section = ".".join(parents[: depth + 1])
             problem = "has a value of its own and no keys below it"
@@ -51,6 +51,11 @@ def flatten(tree: Any, prefix: str = "") -> Tree:
     return {name: leaf for key, value in tree.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}
 
 
+def differing(one: Tree, other: Tree) -> list[str]:
+    """Dotted keys whose values differ; a section that is left out on one side has none of its keys there."""
+    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
 def pop(tree: Tree, key: str) -> Any:
     """Take the value of a dotted key out, and its section if nothing is left of it. Raises KeyError: not stated."""
     parent, _, rest = key.partition(".")
@@ -69,5 +74,12 @@ def put(tree: Tree, key: str, value: Any) -> None:
     """Set the value of a dotted key."""
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        tree = _section(tree, parent)
     tree[last] = value
+
+
+def _section(tree: Tree, name: str) -> Any:
+    """What stands under a name; an empty section where nothing does (`lora: null`)."""
+    if tree.get(name) is None:
+        tree[name] = {}
+    return tree[name]

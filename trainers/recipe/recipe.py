@@ -64,6 +64,11 @@ class Recipe(Section):
         data = self.data.model_copy(update={"pictures": self.data.pictures.model_copy(update=values)})
         return self.model_copy(update={"data": data})
 
+    def without_adapters(self) -> Recipe:
+        """The recipe of the network after its adapters were merged into plain weights."""
+        parts = {name: getattr(self.encoders, name).model_copy(update={"lora": None}) for name in ("text", "picture")}
+        return self.model_copy(update={"encoders": self.encoders.model_copy(update=parts)})
+
     def flat(self) -> dict[str, Any]:
         """Dotted keys → plain values."""
         return flatten(self.model_dump(mode="json"))

@@ -1,8 +1,8 @@
 """The rule for what a recipe leaves to it (`null`): rates, epochs and pseudo labels follow what is trained and the data's size.
 
-1. What is trained decides the rates (RATES): encoders that start at random, new layers on frozen encoders, or pretrained
-   encoders as a whole. A modality that is not read does not count. With one random and one pretrained encoder the rates
-   are those of the pretrained one.
+1. What is trained decides the rates (RATES): encoders that start at random, new layers on frozen encoders, adapters (LoRA) of
+   encoders, or pretrained encoders as a whole. A modality that is not read does not count. Of two encoders that are trained in
+   different ways the later one in this list decides.
 2. As many epochs as make LEAST_STEPS steps, at least LEAST_EPOCHS and at most MOST_EPOCHS.
 3. Pseudo labels begin after three tenths of the epochs and grow to all of the target but a part by the last one.
 """
@@ -16,7 +16,7 @@ from trainers.recipe.overrides import Tree, flatten, merge, put
 from trainers.recipe.presets import DECIDED_BY_RULE
 from trainers.recipe.recipe import Recipe
 
-Trained = Literal["random encoders", "heads on frozen encoders", "pretrained encoders"]
+Trained = Literal["random encoders", "heads on frozen encoders", "adapters of encoders", "pretrained encoders"]
 RATES: dict[Trained, dict[str, float]] = {
     "random encoders": {
         "encoders": 2e-3, "projections": 2e-3, "fusion": 2e-3, "heads": 2e-3,
@@ -26,6 +26,11 @@ RATES: dict[Trained, dict[str, float]] = {
         "encoders": 0.0, "projections": 1e-3, "fusion": 1e-3, "heads": 1e-3,
         "discriminators_source": 5e-4, "discriminators_target": 5e-4,
     },
+    # Adapters want about ten times the rate of whole encoders: Schulman et al., "LoRA Without Regret", 2025.
+    "adapters of encoders": {
+        "encoders": 2e-4, "projections": 5e-4, "fusion": 5e-4, "heads": 5e-4,
+        "discriminators_source": 2e-4, "discriminators_target": 3e-4,
+    },
     "pretrained encoders": {
         "encoders": 2e-5, "projections": 5e-4, "fusion": 5e-4, "heads": 5e-4,
         "discriminators_source": 2e-4, "discriminators_target": 3e-4,
@@ -34,6 +39,7 @@ RATES: dict[Trained, dict[str, float]] = {
 LEAST_STEPS: dict[Trained, int] = {
     "random encoders": 400,
     "heads on frozen encoders": 300,
+    "adapters of encoders": 300,
     "pretrained encoders": 300,
 }
 LEAST_EPOCHS, MOST_EPOCHS = 10, 100
@@ -47,8 +53,10 @@ def what_is_trained(recipe: Recipe) -> Trained:
     trained = [encoder for encoder in encoders if encoder.freeze != "all"]
     if not trained:
         return "heads on frozen encoders"
-    is_random = [encoder.tiny is not None or encoder.weights == "random" for encoder in trained]
-    return "random encoders" if all(is_random) else "pretrained encoders"
+    whole = [encoder for encoder in trained if encoder.lora is None]
+    if any(encoder.tiny is None and encoder.weights != "random" for encoder in whole):
+        return "pretrained encoders"
+    return "random encoders" if len(whole) == len(trained) else "adapters of encoders"
 
 
 def left_to_the_rule(recipe: Recipe) -> list[str]:

@@ -29,7 +29,7 @@ import datasets_manifest
 import trainers
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests
-from trainers.model.weight_files import complete_model
+from trainers.model.trained_network import complete_model
 from trainers.tracking.mlflow_compat import VERSIONS_TAG, is_served, origin_of
 from trainers.tracking.mlflow_run import RunLink
 

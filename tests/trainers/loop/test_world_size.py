@@ -27,17 +27,23 @@ PICTURES_OF = {
     "frozen": "none at the end",
 }
 
+ADAPTERS = ("encoders.text.lora.rank=3", "encoders.picture.lora.rank=2")
+
 FIRST_STEP = [
     *(Scenario(s, t, mode, PICTURES_OF[mode]) for s, t, mode in product((1, 2, 3), (False, True), PICTURES_OF)),
     Scenario(2, True, "per_sample", "one each"),
     Scenario(2, True, "per_sample", "none at the end"),
     Scenario(2, True, "batch", "one each"),
 ]
-TWENTY_STEPS = [Scenario(1, True, mode, "ragged", steps=20) for mode in PICTURES_OF]
+TWENTY_STEPS = [
+    *(Scenario(1, True, mode, "ragged", steps=20) for mode in PICTURES_OF),
+    Scenario(1, True, "per_sample", "none at the end", steps=20, options=ADAPTERS),
+]
 SINGLE = [Scenario(2, True, mode, "ragged", "float32") for mode in PICTURES_OF]
 PARTS = [
     Scenario(2, True, "per_sample", "none at the end", accumulate=3),
     Scenario(2, True, "frozen", "ragged", accumulate=2),
+    Scenario(2, True, "batch", "ragged", accumulate=2, options=ADAPTERS),
 ]
 OPTIONS = [
     Scenario(2, True, "frozen", options=("objective.moments=1",), accumulate=2),
@@ -52,7 +58,7 @@ ALL = [
     *SINGLE,
     *PARTS,
     *OPTIONS,
-    replace(PARTS[1], accumulate=1),
+    *(replace(scenario, accumulate=1) for scenario in PARTS[1:]),
     MISTAKE,
 ]
 SECONDS = 300
@@ -60,7 +66,7 @@ SECONDS = 300
 
 def start(world_size: int, folder: Path) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["tests.trainers.loop.global_step", "transformers.models.bert"]
+        ["tests.trainers.loop.global_step", "transformers.models.bert", "peft"]
     )
     processes = mp.start_processes(
         worker, (world_size, ALL, folder), nprocs=world_size, join=False, start_method="forkserver"

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from datasets_manifest.errors import InputError
 from trainers.m2can.batch import Batch
+from trainers.m2can.encoders.freezing import freeze, parameter_blocks
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.model.encoders import build_picture_encoder, build_text_encoder, text_config
@@ -83,7 +84,6 @@ def test_the_published_head_starts_as_the_identity() -> None:
         ({"name": "torchvision:inception_v3"}, ["'inception_v3'", "head"]),
         ({"name": "torchvision:resnet18", "weights": "IMAGENET1K_V7"}, ["encoders.picture.weights", "IMAGENET1K_V1"]),
         ({"name": "torchvision:mobilenet_v2", "head": "identity_linear"}, ["encoders.picture.head", "ResNet"]),
-        ({"name": "torchvision:vit_b_16", "freeze": 2}, ["encoders.picture.freeze", "VisionTransformer"]),
         ({"name": "timm:resnet10t"}, ["m2can[timm]"]),
     ],
 )
@@ -111,6 +111,48 @@ def test_freeze_a_resnet(freeze: str | int, frozen: set[str] | None) -> None:
     encoder = picture_encoder("torchvision:resnet18", freeze=freeze)
     for name, p in encoder.model.named_parameters():
         assert p.requires_grad == (frozen is not None and name.split(".")[0] not in frozen), name
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "stem", "first"),
+    [
+        ("torchvision:vit_b_32", 13, {"class_token", "conv_proj", "encoder.pos_embedding"}, "encoder.layers.encoder_layer_0."),
+        ("torchvision:swin_t", 8, {"features.0"}, "features.1."),
+        ("torchvision:convnext_tiny", 8, {"features.0"}, "features.1."),
+        ("torchvision:regnet_y_400mf", 5, {"stem"}, "trunk_output.block1."),
+        ("torchvision:shufflenet_v2_x0_5", 5, {"conv1"}, "stage2."),
+        ("timm:vit_tiny_patch16_224", 13, {"cls_token", "pos_embed", "patch_embed"}, "blocks.0."),
+        ("timm:convnext_atto", 6, {"stem"}, "stages.0."),
+        ("timm:efficientnet_b0", 8, {"conv_stem", "bn1"}, "blocks.0."),
+        ("timm:resnet10t", 5, {"conv1", "bn1"}, "layer1."),
+    ],
+)  # fmt: skip
+def test_freeze_counts_the_blocks_of_every_family(name: str, blocks: int, stem: set[str], first: str) -> None:
+    encoder = picture_encoder(name)
+    assert len(parameter_blocks(encoder)) == blocks
+    freeze(encoder, 1)
+    assert frozen_below(encoder.model, stem) == {True}
+    assert all(p.requires_grad for n, p in encoder.model.named_parameters() if not n.startswith(tuple(stem)))
+    freeze(encoder, 2)
+    assert frozen_below(encoder.model, {first}) == {True}
+    assert not all(not p.requires_grad for p in encoder.parameters())
+
+
+def frozen_below(model: nn.Module, names: set[str]) -> set[bool]:
+    """Whether the parameters whose names begin so are frozen."""
+    found = {n: not p.requires_grad for n, p in model.named_parameters() if n.startswith(tuple(names))}
+    assert all(any(n.startswith(name) for n in found) for name in names)
+    return set(found.values())
+
+
+def test_a_network_without_layers_in_a_list_has_no_blocks() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+    with pytest.raises(ValueError, match="the blocks of a Flat are not known here"):
+        freeze(PictureEncoder(Flat(), 4, "frozen"), 1)
 
 
 # --- text encoders ---

@@ -16,7 +16,7 @@ from datasets_manifest.files import digests
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.loop import Loop
 from trainers.model.predictor import Predictor
-from trainers.model.weight_files import complete_model
+from trainers.model.trained_network import complete_model
 from trainers.preflight.preparation import Prepared
 from trainers.tracking.registration import ModelToLog, save
 from trainers.worker.resume import remove_drafts

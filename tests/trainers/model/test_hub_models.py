@@ -24,6 +24,7 @@ from datasets_manifest.errors import InputError
 from tests.trainers.model import ten_pictures
 from tests.trainers.model.hub_folders import WRITERS, write_clip, write_siglip, write_tokenizer, write_vit
 from tests.trainers.tiny_run import make_loop, small_recipe
+from trainers.m2can.encoders.freezing import parameter_blocks
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.encoders import build_picture_encoder, build_text_encoder, picture_config, text_config
@@ -77,6 +78,34 @@ def test_every_parameter_that_trains_gets_a_gradient(family: str, tmp_path: Path
     encoder = build_picture_encoder(section, load_weights=True, config=picture_config(section)).eval()
     encoder.model(torch.randn(2, 3, 224, 224)).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_freeze_counts_the_layers_of_every_family(family: str, tmp_path: Path) -> None:
+    WRITERS[family](tmp_path)
+    section = PictureEncoderSection(name=f"hf:{tmp_path}", freeze=2)
+    encoder = build_picture_encoder(section, load_weights=True, config=picture_config(section))
+    blocks = {"convnext": 5, "mobilevit": 6}.get(family, 3)
+    of_layers = {
+        "convnext": "encoder.stages.",
+        "vit": "layers.",
+        "clip": "encoder.layers.",
+        "siglip": "encoder.layers.",
+    }
+    layers = of_layers.get(family, "encoder.layer.")
+    assert len(parameter_blocks(encoder)) == blocks
+    trained = {name.removeprefix("model.") for name, p in encoder.model.named_parameters() if p.requires_grad}
+    unread = {"embeddings.mask_token", "layernorm.weight", "layernorm.bias"}  # no feature depends on some of them
+    for name, p in encoder.model.model.named_parameters():
+        frozen = name.startswith(("embeddings.", "pre_layrnorm.", "conv_stem.", f"{layers}0."))
+        assert p.requires_grad != frozen or name in unread, name
+    assert any(name.startswith(f"{layers}1.") for name in trained)
+    if family in ("clip", "siglip"):
+        text = TextEncoderSection(name=str(tmp_path), freeze=2)
+        tower = build_text_encoder(text, text_config(text, 15, 1, 12), load_weights=True)
+        assert len(parameter_blocks(tower)) == 3
+        for name, p in tower.model.named_parameters():
+            assert p.requires_grad != name.startswith(("embeddings.", "encoder.layers.0.")), name
 
 
 def recipe_of_both(folder: Path, **keys: Any) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from datasets_manifest.errors import InputError
-from trainers.recipe import Recipe, make_recipe
+from trainers.recipe import Recipe, apply_override, make_recipe, stated_values
+from trainers.recipe.data_sections import Lora
 from trainers.recipe.from_version_1 import REMOVED, REMOVED_VALUES
+from trainers.recipe.overrides import differing
 
 DATA = {"sources": ["a", "b"], "target": "c"}
 KEYS = [
@@ -43,9 +46,11 @@ KEYS = [
     "encoders.text.weights",
     "encoders.text.pooling",
     "encoders.text.freeze",
+    "encoders.text.lora",
     "encoders.picture.name",
     "encoders.picture.weights",
     "encoders.picture.freeze",
+    "encoders.picture.lora",
     "encoders.picture.batch_norm",
     "encoders.picture.head",
     "encoders.activation_checkpointing",
@@ -70,6 +75,7 @@ KEYS = [
     "optimizer.betas",
     "optimizer.eps",
     "optimizer.weight_decay",
+    "optimizer.layer_decay",
     "optimizer.lr.encoders",
     "optimizer.lr.projections",
     "optimizer.lr.fusion",
@@ -120,13 +126,46 @@ def test_every_key_says_what_it_means() -> None:
     def undescribed(model: type[BaseModel], path: str) -> list[str]:
         missing = []
         for name, field in model.model_fields.items():
-            if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-                missing += undescribed(field.annotation, f"{path}{name}.")
-            elif not (field.description or "").endswith("."):
+            members = typing.get_args(field.annotation) or (field.annotation,)
+            sections = [kind for kind in members if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+            for section in sections:
+                missing += undescribed(section, f"{path}{name}.")
+            if field.annotation not in sections and not (field.description or "").endswith("."):
                 missing.append(path + name)
         return missing
 
     assert undescribed(Recipe, "") == []
+
+
+def test_a_section_that_is_left_out_is_one_key_and_may_be_stated_by_its_parts() -> None:
+    """`lora: null`, and what is made of it: overrides, a stored recipe, what a file has to state, the nearest key."""
+    plain = make_recipe({"data": DATA})
+    tree = plain.model_dump(mode="json")
+    apply_override(tree, "encoders.text.lora.rank=4")
+    found = make_recipe(tree)
+    assert found.encoders.adapters == {"text": Lora(rank=4)}
+    assert make_recipe(found.model_dump(mode="json")) == found
+    assert make_recipe(stated_values(found)) == found
+    assert set(found.flat()) - set(plain.flat()) == {f"encoders.text.lora.{key}" for key in Lora.model_fields}
+    assert differing(found.flat(), plain.flat()) == differing(plain.flat(), found.flat())
+    assert found.without_adapters() == plain
+    with pytest.raises(InputError, match=r"encoders\.text\.lora\.ranks: .*rank"):
+        make_recipe({"data": DATA, "encoders": {"text": {"lora": {"ranks": 4}}}})
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"lora": {"rank": 0}}, r"picture\.lora\.rank.*0"),
+        ({"lora": {"targets": []}}, r"picture\.lora\.targets"),
+        ({"lora": 8}, r"picture\.lora"),
+        ({"lora": {}, "freeze": "all"}, r"freeze: `all` leaves no layer for lora"),
+        ({"lora": {}, "head": "identity_linear"}, r"head: `identity_linear` .* does not go with lora"),
+    ],
+)
+def test_adapters_that_make_no_sense_are_refused(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        make_recipe({"data": DATA, "encoders": {"picture": section}})
 
 
 def old(key: str, value: object) -> dict[str, Any]:

@@ -37,6 +37,10 @@ def recipe(**keys: Any) -> Recipe:
         ({"encoders": {"picture": {"name": "tiny"}}}, "pretrained encoders"),
         ({"encoders": {"picture": {"name": "tiny"}}, "network": {"modalities": "pictures"}}, "random encoders"),
         ({}, "pretrained encoders"),
+        ({"encoders": {"text": {"lora": {}}, "picture": {"lora": {}}}}, "adapters of encoders"),
+        ({"encoders": {"text": {"lora": {}}, "picture": {"freeze": "all"}}}, "adapters of encoders"),
+        ({"encoders": {"text": {"lora": {}}, "picture": {"name": "tiny"}}}, "adapters of encoders"),
+        ({"encoders": {"text": {"lora": {}}}}, "pretrained encoders"),
     ],
 )
 def test_what_is_trained_decides_the_rates(keys: dict[str, Any], trained: Trained) -> None:
