@@ -58,13 +58,12 @@ def complete_model(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: a file is missing or damaged.
     """
-    adapted = bool(load_card(folder).recipe.encoders.adapters)
-    if not adapted and not (folder / REFERENCE).is_file():
+    if not (folder / REFERENCE).is_file():  # a checkpoint with adapters has one, of the weights that they stand beside
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="m2can-model-") as place:
         copy = Path(place) / folder.name
-        if adapted:
+        if load_card(folder).recipe.encoders.adapters:
             save_model(copy, *load_network(folder))
         else:
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(WEIGHTS, REFERENCE))

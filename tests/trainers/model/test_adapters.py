@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from datasets_manifest.errors import InputError
 from tests.test_docs_blocks import ROOT, blocks
@@ -26,6 +27,7 @@ from trainers.m2can.network import M2CAN
 from trainers.model.adapters import merge_adapters
 from trainers.model.build import build_network
 from trainers.model.card import load_card
+from trainers.model.compiled import compilable_blocks
 from trainers.model.encoders import build_picture_encoder, build_text_encoder, picture_config, text_config
 from trainers.model.predictor import Predictor
 from trainers.model.trained_network import complete_model
@@ -170,6 +172,26 @@ def test_half_precision_casts_the_adapters_too(tmp_path: Path) -> None:
     half.float().square().sum().backward()
     trained = [p for p in encoder.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "text"), [("tiny:32x1", True), ("tiny:4", False)])
+def test_compiled_blocks_have_their_adapters(name: str, text: bool, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    found = []
+    counter = CompileCounterWithBackend("aot_eager")
+    for compiled in (False, True):
+        encoder = made(name, tmp_path, text=text, lora=LORA).eval()
+        move(encoder)
+        if compiled:
+            encoder.half_weights.enabled = False
+            for block in compilable_blocks(encoder.model):
+                block.compile(backend=counter)
+        features = shown_to(encoder)()
+        features.square().sum().backward()
+        found.append((features.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.requires_grad}))
+    assert counter.frame_count > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 # --- a run ---
