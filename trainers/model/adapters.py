@@ -39,7 +39,7 @@ def add_adapters(encoder: TextEncoder | PictureEncoder, section: Lora, field: st
     targets = _targets(layers, section.targets, f"{field}.targets")
     config = LoraConfig(
         r=section.rank,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]  # any number does
+        lora_alpha=section.alpha,
         lora_dropout=section.dropout,
         target_modules="|".join(name.replace(".", r"\.") for name in targets),  # as a pattern names are whole
     )
@@ -56,7 +56,7 @@ def merge_adapters(network: M2CAN) -> None:
 
     for name, layer in list(network.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[operator]
+            layer.merge()
             network.set_submodule(name, layer.get_base_layer(), strict=True)
     for encoder in (network.text_encoder, network.picture_encoder):
         if isinstance(encoder, TextEncoder | PictureEncoder):

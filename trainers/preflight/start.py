@@ -150,8 +150,8 @@ def require_same_run(start: Start, recipe: Recipe, corpus: Corpus) -> None:
         open_ = key in _OPEN or (key == "data.texts.max_tokens" and now[key] is None)  # it stays as it was
         if key.startswith(_FIXED) and not open_:
             problem = f"is not that of {start.name}, whose training goes on"
-            wanted = f"{key}={before.get(key)}; {weights_alone}"
-            raise InputError(problem, field=key, value=now.get(key), wanted=wanted)
+            stated = f"{key}={before.get(key)}; {weights_alone}"
+            raise InputError(problem, field=key, value=now.get(key), wanted=stated)
     if (recipe.train.precision == "fp64") != (start.card.recipe.train.precision == "fp64"):
         problem = f"is not that of {start.name}, whose training goes on"
         raise InputError(problem, field="train.precision", value=recipe.train.precision, wanted=weights_alone)

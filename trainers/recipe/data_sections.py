@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -175,7 +175,8 @@ class TextEncoderSection(Section):
 
     @model_validator(mode="after")
     def _something_is_adapted(self) -> Self:
-        return _require_unfrozen(self)
+        _require_unfrozen(self)
+        return self
 
 
 class PictureEncoderSection(Section):
@@ -220,7 +221,8 @@ class PictureEncoderSection(Section):
             raise ValueError(
                 f"head: `{self.head}` is a layer to be trained, which does not go with lora; wanted `none`"
             )
-        return _require_unfrozen(self)
+        _require_unfrozen(self)
+        return self
 
 
 def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:
@@ -229,14 +231,10 @@ def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:
     return name
 
 
-S = TypeVar("S", TextEncoderSection, PictureEncoderSection)
-
-
-def _require_unfrozen(section: S) -> S:
+def _require_unfrozen(section: TextEncoderSection | PictureEncoderSection) -> None:
     if section.lora is not None and section.freeze == "all":
         wanted = "`freeze: none`: with lora the encoder's own weights are not trained"
         raise ValueError(f"freeze: `all` leaves no layer for lora; wanted {wanted}")
-    return section
 
 
 class Encoders(Section):
