@@ -9,17 +9,21 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datasets_manifest.stream.cpu_budget import CpuBudget
 from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.plan import StepSlice
 
@@ -27,18 +31,20 @@ ROWS_PER_TASK = 96  # a block of 96 rows is about 29 MB at 224 pixels
 FIRST_ROWS_PER_TASK = 24  # of the first FIRST_TASKS tasks: the first batch comes sooner
 FIRST_TASKS = 4
 PREFETCHED_BLOCKS = 2  # on their way to the training process
+TOLD_AFTER_S = 10.0  # without data
+STARVED_AFTER_S = 60.0  # without a CPU for a data task
 
 
-@dataclass(frozen=True)
-class CpuBudget:
-    """What one worker's pipeline may take of the cluster.
+class DataStalled(TimeoutError):
+    """No data have come for as long as the others wait for a worker."""
 
-    cpus: CPUs for its tasks together; one task more may wait in reserve, or run where CPUs are free.
-    object_store: bytes of shared memory, or None for no limit of ours.
-    """
 
-    cpus: float
-    object_store: float | None = None
+class _Starved(Exception):
+    """The tasks of a pipeline cannot start; `budget` is one with which they can."""
+
+    def __init__(self, budget: CpuBudget) -> None:
+        super().__init__()
+        self.budget = budget
 
 
 class Stream:
@@ -47,22 +53,33 @@ class Stream:
     Two iterators may be read side by side, the next epoch's first batches beside this one's evaluation; they share the
     process that runs the pipelines.
 
+    A pipeline whose tasks find no CPU, because a node was lost or others took it, begins again where it was, with smaller
+    tasks or such as reserve none: training never waits for a CPU that does not come. Rows do not change by that.
+
     Args:
         table: reference of a table of readers.TABLE_SCHEMA.
-        cpu_budget: this worker's part of the cluster.
+        cpu_budget: this worker's part of the cluster, or what gives it for each pipeline, by the nodes that are there.
         allocate: makes the array for the pictures of a training batch.
         runner: what `start_runner` gave; None: the stream starts its own.
+        tell: is told in words what a batch waits for.
+        timeout_s: how long to wait for data before DataStalled is raised.
     """
 
     def __init__(
         self,
         table: ray.ObjectRef,
-        cpu_budget: CpuBudget,
+        cpu_budget: CpuBudget | Callable[[], CpuBudget],
         allocate: Allocate = np.empty,
         runner: ActorHandle | None = None,
+        *,
+        tell: Callable[[str], None] = lambda words: None,
+        timeout_s: float = math.inf,
     ) -> None:
         self.table, self.cpu_budget, self.allocate = table, cpu_budget, allocate
+        self.tell, self.timeout_s = tell, timeout_s
         self._runner = runner or start_runner()
+        self._replacing = threading.Lock()  # two iterators may be read by two threads
+        self._reserves = True  # whether tasks reserve CPUs
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""
@@ -99,21 +116,92 @@ class Stream:
 
     def _blocks(self, index: pa.Table, encoding: Encoding) -> Iterator[pa.Table]:
         """The encoded rows of `index`, in order. The pipeline ends with the iterator, read to its end or not."""
-        runner = self._runner
+        done = 0
+        budget = self._budget()
+        while done < index.num_rows:
+            runner = self._runner
+            try:
+                for block in self._read(runner, index.slice(done), encoding, budget):
+                    done += block.num_rows
+                    yield block
+            except _Starved as starved:
+                budget = starved.budget
+                self._replace(runner)
+            except RayActorError:
+                if runner is self._runner:
+                    raise
+                budget = self._budget()  # the iterator beside this one found that tasks cannot start
+
+    def _read(self, runner: ActorHandle, index: pa.Table, encoding: Encoding, budget: CpuBudget) -> Iterator[pa.Table]:
         # Ray resolves a reference that is an argument, not one inside a list.
-        number = ray.get(runner.start.remote([self.table], index, encoding, self.cpu_budget))
+        number = self._get(runner.start.remote([self.table], index, encoding, budget), budget)
         try:
             coming = deque(runner.next_block.remote(number) for _ in range(PREFETCHED_BLOCKS))
-            while (block := ray.get(coming.popleft())) is not None:
+            while (block := self._get(coming.popleft(), budget)) is not None:
                 coming.append(runner.next_block.remote(number))
                 yield block
         finally:
             runner.end.remote(number)
 
+    def _budget(self) -> CpuBudget:
+        budget = self.cpu_budget if isinstance(self.cpu_budget, CpuBudget) else self.cpu_budget()
+        return budget if self._reserves else budget.without_reservation()
+
+    def _get(self, reference: ray.ObjectRef, budget: CpuBudget) -> Any:
+        """The value, once it is there.
+
+        Raises:
+            _Starved: the tasks that make it cannot start.
+            DataStalled: it has not come within `timeout_s`.
+        """
+        began = time.monotonic()
+        if ray.wait([reference], timeout=min(TOLD_AFTER_S, self.timeout_s))[0]:
+            return ray.get(reference)
+        now = self._budget()
+        self.tell(_what_it_waits_for(budget))
+        if now.task_cpus < budget.task_cpus:
+            self.tell(f"by the nodes that are there a data task takes {now.task_cpus:.2g} CPUs from now on")
+            raise _Starved(now)
+        # A task of the same size: once it has run, those of the pipeline have had their CPUs too.
+        probe = _do_nothing.options(num_cpus=budget.task_cpus).remote() if budget.task_cpus else None
+        while not ray.wait([reference], timeout=1.0)[0]:
+            waited = time.monotonic() - began
+            if probe is not None and ray.wait([probe], timeout=0)[0]:
+                probe = None
+            if probe is not None and waited > STARVED_AFTER_S:
+                ray.cancel(probe, force=True)
+                self.tell("others hold the CPUs: data tasks start without a CPU of their own from now on")
+                self._reserves = False
+                raise _Starved(budget.without_reservation())
+            if waited > self.timeout_s:
+                raise DataStalled(f"{_what_it_waits_for(budget)}; given up after {waited:.0f} s (cluster.timeout_s)")
+        return ray.get(reference)
+
+    def _replace(self, runner: ActorHandle) -> None:
+        """A new process for pipelines: the old one waits for a block that does not come. Its other pipelines move too."""
+        with self._replacing:
+            if self._runner is runner:
+                self._runner = start_runner()
+                ray.kill(runner)
+
+
+def _what_it_waits_for(budget: CpuBudget) -> str:
+    free, all_cpus = ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
+    return (
+        f"no data have come for {TOLD_AFTER_S:g} s: a data task takes {budget.task_cpus:.2g} CPUs, "
+        f"{free:.2g} of the cluster's {all_cpus:g} are free"
+    )
+
+
+@ray.remote(max_retries=0)
+def _do_nothing() -> None:
+    pass
+
 
 def start_runner() -> ActorHandle:
     """A PipelineRunner on this node. It ends when the handle is let go."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: Ray would start it on any node, whose loss would end a pipeline of workers that go on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     runner: ActorHandle = PipelineRunner.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     return runner
 
@@ -154,8 +242,7 @@ class PipelineRunner:
 
 def make_dataset(table: ray.ObjectRef, index: pa.Table, encoding: Encoding, budget: CpuBudget) -> ray.data.Dataset:
     """The encoded rows of `index`, in order."""
-    # A task keeps one core busy: as many tasks as cores, of a whole one each where the budget has whole ones.
-    task_cpus = budget.cpus / math.ceil(budget.cpus)
+    task_cpus = budget.task_cpus
     dataset = ray.data.from_blocks(_task_blocks(index)).map_batches(
         _encode,
         batch_size=None,
@@ -163,6 +250,7 @@ def make_dataset(table: ray.ObjectRef, index: pa.Table, encoding: Encoding, budg
         zero_copy_batch=True,
         fn_kwargs={"table": table, "encoding": encoding},
         num_cpus=task_cpus,
+        concurrency=None if task_cpus else budget.unreserved_tasks,
     )
     options = dataset.context.execution_options
     options.preserve_order = True

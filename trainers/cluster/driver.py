@@ -19,7 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from datasets_manifest.disk import cannot_write
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.monitor import Listener, start_monitor
+from trainers.cluster.ray_compat import watch_restarts
 from trainers.cluster.resources import worker_resources
+from trainers.cluster.restarts import Restarts
 from trainers.failures import RunFailed, RunStopped
 from trainers.preflight.disk import retention
 from trainers.preflight.memory_hints import ended_by_memory, hints
@@ -134,7 +136,7 @@ def start_workers(
         InputError: the cluster lacks what the recipe asks for.
     """
     recipe = prepared.recipe
-    scaling, cpu_budget = worker_resources(recipe, cpu_fraction)
+    scaling = worker_resources(recipe, cpu_fraction)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = start_monitor()
     start = prepared.start
@@ -142,15 +144,15 @@ def start_workers(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
         table=ray.put(prepared.corpus.table),
-        cpu_budget=cpu_budget,
+        cpu_part=cpu_fraction,
         monitor=monitor,
         trace=trace is not None,
         profile=profile,
-        threads=max(1, int(scaling.resources_per_worker["CPU"])),
         folder=prepared.folder,
         goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
         weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
     )
+    observer = Restarts(monitor, None if recipe.cluster.cpus_per_worker else cpu_fraction, restarts)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"worker": ray.put(config)},
@@ -161,7 +163,7 @@ def start_workers(
             storage_path=str(prepared.folder.parent),
             failure_config=FailureConfig(max_failures=restarts),
             checkpoint_config=retention(recipe, prepared.checkpoint_bytes, prepared.frozen_bytes),
-            callbacks=[JournalCallback(journal.folder)],
+            callbacks=[JournalCallback(journal.folder), *watch_restarts(observer)],
         ),
     )
     listener = Listener(

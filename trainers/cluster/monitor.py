@@ -173,6 +173,11 @@ class Listener:
             self._notes.add(content)
             print(f"note: {content}", file=sys.stderr, flush=True)
 
+    def _take_restart(self, content: tuple[str, str]) -> None:
+        why, attempt = content
+        epoch = max(self._seen, default=0) + 1
+        print(f"note: {why}, workers restart from epoch {epoch}, {attempt}", file=sys.stderr, flush=True)
+
     def _take_stopped(self, content: dict[str, int]) -> None:
         self.stopped = content
 

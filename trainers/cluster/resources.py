@@ -1,4 +1,4 @@
-"""What the workers take of a cluster, and what is left to prepare their data."""
+"""What the workers take of a cluster: half its CPUs. The other half prepares their data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ray
 from ray.train import ScalingConfig
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.stream.ray_stream import CpuBudget
+from datasets_manifest.stream.cpu_budget import half_of
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.recipe import Recipe
 
@@ -19,8 +19,8 @@ def most_resources() -> dict[str, float]:
     return {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in now | later}
 
 
-def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, CpuBudget]:
-    """Half of this part of the cluster's CPUs trains, half prepares data, unless the recipe says otherwise.
+def worker_resources(recipe: Recipe, part: float = 1.0) -> ScalingConfig:
+    """Half of this part of the cluster's CPUs trains, unless the recipe says otherwise.
 
     Raises:
         InputError: the cluster has too little.
@@ -35,20 +35,17 @@ def worker_resources(recipe: Recipe, part: float = 1.0) -> tuple[ScalingConfig, 
             value=workers,
             wanted=f"at most {gpus:g}" if gpus else "cluster.device=cpu, or a cluster with GPUs",
         )
-    each = recipe.cluster.cpus_per_worker or min(1.0, cpus / 2 / workers)
-    left = (cpus - each * workers) / workers
-    if left <= 0:
+    each = recipe.cluster.cpus_per_worker or half_of(cpus, workers)
+    if each * workers >= cpus:
         raise InputError(
             f"{workers} workers take all of the {cpus:g} CPUs there are for the run and none is left to prepare data",
             field="cluster.cpus_per_worker",
             value=each,
             wanted=f"less than {cpus / workers:g}",
         )
-    scaling = ScalingConfig(
+    return ScalingConfig(
         num_workers=recipe.cluster.workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": each, "GPU": int(use_gpu)},
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )
-    memory = part * total.get("object_store_memory", 0.0)
-    return scaling, CpuBudget(cpus=left, object_store=memory / 2 / workers if memory else None)

@@ -27,8 +27,10 @@ from ray.actor import ActorHandle
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_of
+from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
-from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
+from datasets_manifest.stream.ray_stream import Stream, quiet
 from trainers.loop.finite_check import NonFiniteLoss
 from trainers.loop.loop import Loop
 from trainers.loop.more_epochs import go_on_from
@@ -52,20 +54,19 @@ LOGGED = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wa
 class WorkerConfig:
     """What the driver hands to every worker.
 
-    corpus: without its table. table: reference of the table in the object store. cpu_budget: of this worker's data
-    pipeline. monitor: handle of a Monitor. trace: whether to send every step's losses. profile: whether rank 0 profiles
-    a few steps. threads: of torch, on the CPU. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
+    corpus: without its table. table: reference of the table in the object store. cpu_part: of the cluster's
+    CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
+    whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
     goes on. weights: those that the network begins with in the place of its own.
     """
 
     card: ModelCard
     corpus: Corpus
     table: ray.ObjectRef
-    cpu_budget: CpuBudget
+    cpu_part: float
     monitor: Any
     trace: bool
     profile: bool
-    threads: int
     folder: Path
     goes_on_from: Path | None = None
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -111,7 +112,7 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
     """
     quiet()
     # Left alone, every worker on a node would start a thread for each of the node's cores.
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(max(1, int(worker_cpus())))
     device = ray.train.torch.get_device()
     require_device(given.card.recipe, device)
     world_size = ray.train.get_context().get_world_size()
@@ -125,7 +126,7 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
         replace(given.card, recipe=recipe),
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=EvaluationCache(Stream(given.table, given.cpu_budget, picture_memory(device), runner)),
+        source=EvaluationCache(make_stream(given, picture_memory(device), runner, world_size)),
         collective=collective,
         device=device,
         observer=Reporter(
@@ -140,6 +141,25 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
             profile=StepProfile(given.folder / "profile") if given.profile and collective.rank == 0 else None,
         ),
     )
+
+
+def make_stream(given: WorkerConfig, allocate: Allocate, runner: ActorHandle | None, workers: int) -> Stream:
+    """This worker's data, by the nodes that are there when a pipeline begins; what a batch waits for is told."""
+
+    def tell(words: str) -> None:
+        _log.warning("%s", words)
+        given.monitor.post.remote("note", words)
+
+    def budget() -> CpuBudget:
+        return share_of(present_nodes(), worker_cpus(), workers, given.cpu_part)
+
+    timeout_s = given.card.recipe.cluster.timeout_s
+    return Stream(given.table, budget, allocate, runner, tell=tell, timeout_s=timeout_s)
+
+
+def worker_cpus() -> float:
+    """CPUs that Ray holds for this worker."""
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
 
 
 @contextlib.contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
+from datasets_manifest.stream import ray_stream
+from datasets_manifest.stream.cpu_budget import CpuBudget
 from datasets_manifest.stream.encode import HostBatch, index_table
 from datasets_manifest.stream.local_stream import LocalStream
-from datasets_manifest.stream.ray_stream import CpuBudget, Stream, make_dataset
+from datasets_manifest.stream.ray_stream import DataStalled, Stream, make_dataset
 from tests.trainers.tiny_run import prepared_run
 from trainers.model.device_batches import make_encoding
 
@@ -69,3 +73,80 @@ def test_as_many_tasks_as_cores(tmp_path: Path, ray_cluster: None, cpus: float, 
     dataset = make_dataset(ray.put(run.corpus.table), index, encoding, CpuBudget(cpus))
     limit = dataset.context.execution_options.resource_limits.cpu
     assert limit == pytest.approx(cpus + cpus / tasks)  # one more waits
+
+
+@ray.remote
+class _Holder:
+    def ready(self) -> None:
+        pass
+
+
+@contextmanager
+def held(cpus: float) -> Iterator[None]:
+    """Somebody else has so many of the cluster's four CPUs."""
+    holder = _Holder.options(num_cpus=cpus).remote()
+    ray.get(holder.ready.remote(), timeout=60)
+    try:
+        yield
+    finally:
+        ray.kill(holder)
+
+
+def test_smaller_tasks_where_the_first_ones_no_longer_fit(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the loss of the node that had room for them."""
+    run = prepared_run(tmp_path)
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    monkeypatch.setattr(ray_stream, "TOLD_AFTER_S", 2.0)
+    budgets = iter([CpuBudget(cpus=1)])
+    told: list[str] = []
+    stream = Stream(
+        ray.put(run.corpus.table), lambda: next(budgets, CpuBudget(cpus=0.5)), tell=told.append, timeout_s=100
+    )
+    batches = [np.arange(30)] * 3
+    with held(3.5):
+        for found, wanted in zip(
+            stream.evaluate(batches, encoding),
+            LocalStream(run.corpus.table).evaluate(batches, encoding),
+            strict=True,
+        ):
+            require_equal(found, wanted)
+    assert told[0] == "no data have come for 2 s: a data task takes 1 CPUs, 0.5 of the cluster's 4 are free"
+    assert "a data task takes 0.5 CPUs from now on" in told[1]
+
+
+def test_tasks_without_a_cpu_of_their_own_where_others_hold_all(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared_run(tmp_path)
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    monkeypatch.setattr(ray_stream, "TOLD_AFTER_S", 1.0)
+    monkeypatch.setattr(ray_stream, "STARVED_AFTER_S", 2.0)
+    told: list[str] = []
+    stream = Stream(ray.put(run.corpus.table), CpuBudget(cpus=1), tell=told.append)
+    batches, beside = [np.arange(30)] * 8, [np.arange(30, 50)] * 2
+    local = LocalStream(run.corpus.table)
+    first, second = stream.evaluate(batches, encoding), stream.evaluate(beside, encoding)
+    require_equal(next(first), next(local.evaluate(batches, encoding)))
+    with held(4):
+        for found, wanted in zip(second, local.evaluate(beside, encoding), strict=True):
+            require_equal(found, wanted)
+        for found in first:  # its pipeline ended with the process it was in, and began again where it was
+            require_equal(found, next(local.evaluate(batches, encoding)))
+    assert any("0 of the cluster's 4 are free" in line for line in told)
+    assert any(line.startswith("others hold the CPUs") for line in told)
+
+
+def test_data_that_do_not_come_are_an_error_in_the_end(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared_run(tmp_path)
+    monkeypatch.setattr(ray_stream, "TOLD_AFTER_S", 0.5)
+    stream = Stream(ray.put(run.corpus.table), CpuBudget(cpus=1), timeout_s=2)
+    encoding = make_encoding(run.recipe, run.card.vocabulary)
+    with (
+        held(4),
+        pytest.raises(DataStalled, match=r"0 of the cluster's 4 are free; given up after . s \(cluster\.timeo"),
+    ):
+        next(stream.evaluate([np.arange(5)], encoding))
