@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray.train.v2._internal.execution.controller import state as states
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from trainers.cluster import ray_compat
 
@@ -21,3 +26,34 @@ def test_a_ray_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(type(state), "get_max_resources_from_cluster_config")
     with pytest.warns(RuntimeWarning, match=r"Ray \d+\.\d+.*get_max_resources_from_cluster_config"):
         assert ray_compat.autoscaled_resources() == {}
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.states: list[tuple[str, BaseException | None]] = []
+
+    def worker_resources(self, workers: int, resources: dict[str, float]) -> dict[str, float]:
+        return resources | {"CPU": workers / 8}
+
+    def on_state(self, state: str, error: BaseException | None) -> None:
+        self.states.append((state, error))
+
+
+def test_the_controller_asks_before_workers_start_and_tells_its_states() -> None:
+    observer = Observer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # fails where this release of Ray has moved what it needs
+        (callback,) = ray_compat.watch_restarts(observer)
+    decision = ResizeDecision(num_workers=2, resources_per_worker={"CPU": 1.0, "GPU": 1.0})
+    callback.before_controller_execute_resize_decision(decision)
+    assert decision.resources_per_worker == {"CPU": 0.25, "GPU": 1.0}
+    failed: Any = RuntimeError("lost")
+    callback.after_controller_state_update(states.RunningState(), states.RestartingState(failed))
+    callback.after_controller_state_update(states.RestartingState(failed), states.RunningState())
+    assert observer.states == [("RESTARTING", failed), ("RUNNING", None)]
+
+
+def test_a_ray_without_callbacks_of_the_controller_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.execution.callback", SimpleNamespace())
+    with pytest.warns(RuntimeWarning, match=r"Ray \d+\.\d+.*ControllerCallback"):
+        assert ray_compat.watch_restarts(Observer()) == []
