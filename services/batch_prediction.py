@@ -25,6 +25,7 @@ from datasets_manifest.files import digests, read_json, require_folder, write_at
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from services.prediction_output import count_withheld, withhold, write_predictions
+from trainers.exported.predictor import load_predictor
 from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor
 
@@ -74,7 +75,7 @@ def predict_manifest(
     manifest = load_manifest(data)
     table = read_split(manifest, split, keep_empty=True).table
     bundle = model_folder(model)
-    classes = list(Predictor.load(bundle, device="cpu").classes)
+    classes = list(load_predictor(bundle, device="cpu").classes)
     plan = {
         "model": hashlib.sha256(json.dumps(digests(bundle), sort_keys=True).encode()).hexdigest(),
         "data": hashlib.sha256(_content(table)).hexdigest(),
@@ -152,7 +153,7 @@ class _Worker:
         with tempfile.TemporaryDirectory(prefix="m2can-bundle-") as folder:
             for name, content in ray.get(files).items():
                 (Path(folder) / name).write_bytes(content)
-            self._predictor = Predictor.load(folder)
+            self._predictor = load_predictor(Path(folder))
         self._table, self._out = ray.get(table), Path(out)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:

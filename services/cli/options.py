@@ -47,9 +47,9 @@ def use_data_root(root: str | None) -> None:
 def load_predictor(model: str, tracking_uri: str | None, storage: Path) -> Any:
     """The predictor of whatever `services.model_files` finds."""
     from services.model_files import model_files
-    from trainers.model.predictor import Predictor
+    from trainers.exported.predictor import load_predictor as load
 
-    return Predictor.load(model_files(model, tracking_uri, storage))
+    return load(model_files(model, tracking_uri, storage))
 
 
 def show(as_json: bool, content: Any, *lines: str) -> None:

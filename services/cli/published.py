@@ -1,14 +1,16 @@
-"""`m2can models import|export`: checkpoints of the published implementation, in and out."""
+"""`m2can models import|export`: checkpoints of the published implementation, in and out; models for other runtimes."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from datasets_manifest.disk import megabytes
 from services.cli.models import app
-from services.cli.options import RUNS, AsJson, ModelArgument, Storage, TrackingUri, load_predictor, show
+from services.cli.options import RUNS, AsJson, ModelArgument, Storage, TrackingUri, show
 
 
 @app.command("import", epilog="Example:  m2can models import checkpoints_AVA --recipe config_AVA.yaml --out models/ava")
@@ -58,21 +60,57 @@ def import_(
     show(json_, result, *lines)
 
 
-@app.command(epilog="Example:  m2can models export runs/my-run/checkpoint_9 best.pth --published")
+@app.command(
+    epilog="Example:  m2can models export m2can-mountain@champion exported --onnx --data mountain/manifest.yaml"
+)
 def export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(help="File to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, or with --published the file to write.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="For onnxruntime; needs pip install 'm2can[export]'.")] = False,
+    torch_export: Annotated[bool, typer.Option("--torch-export", help="As torch.export writes it.")] = False,
     published: Annotated[bool, typer.Option("--published", help="In the published implementation's form.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="With --onnx: weights of matrix products in 8 bits.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Manifest whose records are compared; default: the model's target.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of its records.")] = "val",
+    records: Annotated[int, typer.Option(help="How many of them at most.", min=2)] = 100,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
     json_: AsJson = False,
 ) -> None:
-    """Write a model as one file that the published implementation reads."""
-    from datasets_manifest.errors import InputError
-    from trainers.model.published_checkpoint import export_published
+    """Write a model for onnxruntime, for torch.export or for the published implementation.
 
-    if not published:
-        raise InputError("is missing", field="--published", wanted="it: there is no other form so far")
-    predictor = load_predictor(model, tracking_uri, storage)
-    export_published(predictor.network, predictor.card.recipe, out)
-    show(json_, {"file": str(out)}, str(out))
+    The first two are written only if they predict real records as the model does.
+    """
+    from datasets_manifest.errors import InputError
+    from services.model_files import model_files
+    from trainers.model.predictor import Predictor
+
+    chosen = {"--onnx": onnx, "--torch-export": torch_export, "--published": published}
+    given = [name for name, is_given in chosen.items() if is_given]
+    if len(given) != 1:
+        raise InputError("names one form", field=", ".join(chosen), value=given or None, wanted="one of them")
+    predictor = Predictor.load(model_files(model, tracking_uri, storage), "cpu")
+    if published:
+        from trainers.model.published_checkpoint import export_published
+
+        export_published(predictor.network, predictor.card.recipe, out)
+        show(json_, {"file": str(out)}, str(out))
+        return
+    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.records.readers import read_split
+    from trainers.exported.export import export_model
+
+    manifest = load_manifest(data or Path(predictor.card.recipe.data.target))
+    table = read_split(manifest, split).table.slice(0, records)
+    texts, images = (table[name].to_pylist() for name in ("texts", "images"))
+    found = export_model(predictor, out, "onnx" if onnx else "torch", texts, images, int8=int8)
+    show(
+        json_,
+        asdict(found),
+        str(out),
+        f"{found.records} records  probabilities within {found.most_off:.1g}, {found.equal_labels:.1%} of the labels equal",
+        f"weights  {megabytes(found.bytes_before)} → {megabytes(found.bytes_after)}",
+        f"one record  {found.ms_before:.1f} ms → {found.ms_after:.1f} ms",
+    )

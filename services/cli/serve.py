@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,12 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.", min=0.1)] = 30.0,
     grace: Annotated[float, typer.Option(help="Seconds that requests have to end after SIGTERM.", min=0.0)] = 30.0,
     local: Annotated[bool, typer.Option("--local", help="In this one process, without Ray.")] = False,
+    runtime: Annotated[
+        Literal["torch", "onnx"],
+        typer.Option(
+            help="onnx: by onnxruntime on the CPU, as soon as a model has been exported; by torch until then."
+        ),
+    ] = "torch",
     address: RayCluster = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
@@ -39,7 +45,7 @@ def serve(
     known = Tokens.read(tokens)
     check_host(host, known)
     uri = resolve_tracking_uri(tracking_uri, storage.resolve())  # absolute: replicas have other working folders
-    config = ServeConfig(models, uri, known, Limits(timeout_s=timeout), replicas, grace_s=grace)
+    config = ServeConfig(models, uri, known, Limits(timeout_s=timeout), replicas, grace_s=grace, runtime=runtime)
 
     def started() -> None:
         typer.echo(f"serving {', '.join(models)} at http://{host}:{port}/v1/models", err=True)

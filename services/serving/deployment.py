@@ -21,7 +21,7 @@ from ray import serve
 
 from datasets_manifest.errors import InputError
 from services.serving.samples import Limits
-from services.serving.service import ServeConfig, Service, require_models
+from services.serving.service import Runtime, ServeConfig, Service, require_models
 from services.web.auth import Tokens
 
 APP = "m2can"
@@ -49,7 +49,8 @@ class Inference:
 
 def application(config: ServeConfig, *, draining: bool = False) -> Any:
     """The Serve application: replicas, each with the whole service."""
-    gpus = config.gpus_per_replica if config.gpus_per_replica is not None else int(torch.cuda.is_available())
+    one = int(torch.cuda.is_available() and config.runtime == "torch")
+    gpus = config.gpus_per_replica if config.gpus_per_replica is not None else one
     deployment = serve.deployment(
         Inference,
         name="Inference",
@@ -75,6 +76,7 @@ class BuildArguments(BaseModel):
     replicas: Annotated[int, Field(ge=1)] = 1
     gpus_per_replica: Annotated[float, Field(ge=0)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    runtime: Runtime = "torch"
 
 
 def build(arguments: BuildArguments) -> Any:
@@ -85,7 +87,7 @@ def build(arguments: BuildArguments) -> Any:
     Raises:
         InputError: the tokens file is missing, readable by others or malformed.
     """
-    options = arguments.model_dump(include={"models", "tracking_uri", "replicas", "gpus_per_replica"})
+    options = arguments.model_dump(include={"models", "tracking_uri", "replicas", "gpus_per_replica", "runtime"})
     limits = Limits(timeout_s=arguments.timeout_s)
     return application(ServeConfig(tokens=Tokens.read(arguments.tokens), limits=limits, **options))
 

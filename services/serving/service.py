@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -12,15 +13,20 @@ from services.serving.engine import Engine
 from services.serving.resolver import Resolver
 from services.serving.samples import Limits
 from services.web.auth import Tokens
+from trainers.exported.background import OnnxInBackground
+from trainers.exported.graph import require_packages
 from trainers.model.predictor import Predictor
 from trainers.tracking.registered_models import client_for, fetch_bundle, find_model
+
+Runtime = Literal["torch", "onnx"]
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate.
 
-    grace_s: how long requests under way may take to end once the service is asked to.
+    grace_s: how long requests under way may take to end once the service is asked to. runtime: `onnx` computes with
+    onnxruntime on the CPU, as soon as a version that was loaded has been exported.
     """
 
     models: list[str]
@@ -31,6 +37,7 @@ class ServeConfig:
     gpus_per_replica: float | None = None  # None: one where this node has one
     alias_ttl_s: float = 1.0
     grace_s: float = 30.0
+    runtime: Runtime = "torch"
 
 
 class Service:
@@ -38,7 +45,7 @@ class Service:
 
     def __init__(self, config: ServeConfig) -> None:
         torch.set_num_threads(1)
-        self._uri = config.tracking_uri
+        self._uri, self._runtime = config.tracking_uri, config.runtime
         self.admission = Admission(config.limits)
         self.app = make_app(
             Resolver(config.models, config.tracking_uri, config.alias_ttl_s),
@@ -49,11 +56,14 @@ class Service:
         )
 
     def _load(self, model_id: str) -> Predictor:
-        return Predictor.load(fetch_bundle(client_for(self._uri), model_id))
+        loaded = OnnxInBackground if self._runtime == "onnx" else Predictor
+        return loaded.load(fetch_bundle(client_for(self._uri), model_id))
 
 
 def require_models(config: ServeConfig) -> None:
-    """Raises InputError: a model that is not in the registry."""
+    """Raises InputError: a model that is not in the registry, or what the runtime needs is not installed."""
+    if config.runtime == "onnx":
+        require_packages("onnx")
     client = client_for(config.tracking_uri)
     for model in config.models:
         find_model(client, model)

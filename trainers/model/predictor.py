@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
+import cv2
 import numpy as np
 import torch
 
@@ -15,7 +16,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.records import frames
 from datasets_manifest.stream.encode import collate, encode_samples, index_table
 from trainers.m2can.batch import Batch
-from trainers.m2can.network import M2CAN
+from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.card import ModelCard, model_folder
 from trainers.model.device_batches import make_encoding, to_batch
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
 EMPTY = "has neither text nor picture"
+# Texts of different lengths, each with a picture: something to try a model with.
+EXAMPLES = (
+    ["two words", "these three words"],
+    [cv2.imencode(".png", np.full((8, 8, 3), grey, np.uint8))[1].tobytes() for grey in (64, 192)],
+)
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,15 @@ class Predictor:
 
     def __init__(self, network: M2CAN, card: ModelCard, device: torch.device) -> None:
         self.network = network.eval().to(device)
-        self.card = card
-        self.device = device
-        self.dtype = next(network.parameters()).dtype
-        self._recipe = for_prediction(card.recipe, device)
+        self._set_up(card, device, next(network.parameters()).dtype)
         choose_layout(self.network, self._recipe, device)
+
+    def _set_up(self, card: ModelCard, device: torch.device, dtype: torch.dtype) -> None:
+        """All but the network."""
+        self.card, self.device, self.dtype = card, device, dtype
+        self._recipe = for_prediction(card.recipe, device)
         self._pictures = picture_form(self._recipe, device)
-        self._encoding = make_encoding(card.recipe, card.vocabulary)
+        self.encoding = make_encoding(card.recipe, card.vocabulary)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> Self:
@@ -175,7 +183,7 @@ class Predictor:
         texts, pictures = _columns(samples, images)[1:] if framed else _lists(samples, images)
         parts = self._scored(texts, pictures, batch_size, refuse_empty=not framed)
         features = [part.spread(part.fused_UK) for part in parts]
-        return np.concatenate([np.empty((0, self.network.fusion.h1.out_features)), *features])
+        return np.concatenate([np.empty((0, FUSED)), *features])
 
     def predict_usable(self, texts: Sequence[Any], images: Sequence[Any], batch_size: int | None = None) -> Predictions:
         """As `predict` with lists; a sample with neither text nor picture has a problem in place of a prediction."""
@@ -220,12 +228,24 @@ class Predictor:
         with Feed(reading, self.device) if len(texts) > rows else contextlib.nullcontext(reading) as batches:
             for read, batch in batches:
                 if batch is None:
-                    logits = torch.empty(len(self.network.heads), 0, len(self.classes), device=self.device)
-                    yield _Scored(read, logits, torch.empty(0, self.network.fusion.h1.out_features, device=self.device))
+                    logits = torch.empty(len(self.card.sources), 0, len(self.classes), device=self.device)
+                    yield _Scored(read, logits, torch.empty(0, FUSED, device=self.device))
                     continue
-                with predicting(self._recipe, self.device):
-                    outputs = self.network(batch).single()
-                yield _Scored(read, outputs.logits_HQDBC[:, 0, 0, read.passed], outputs.fused_DBK[0, read.passed])
+                logits, fused = self._compute(batch)
+                yield _Scored(read, logits[:, read.passed], fused[read.passed])
+
+    def _compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of each head [H, B, C] and fused features [B, 64]."""
+        with predicting(self._recipe, self.device):
+            outputs = self.network(batch).single()
+        return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0]
+
+    def example_batch(self) -> Batch:
+        """EXAMPLES, on the device."""
+        texts, images = EXAMPLES
+        batch, _ = self._batch([[text] for text in texts], [[image] for image in images])
+        assert batch is not None
+        return batch
 
     def _read(
         self, texts: Sequence[Any], images: Sequence[Any], batch_size: int, *, refuse_empty: bool
@@ -244,7 +264,7 @@ class Predictor:
             bad: list[list[str]] = [[] for _ in numbers]
             usable, passed = [], []
             for number, (place, messages) in enumerate(zip(full, skipped, strict=True)):
-                tried = min(len(pictures[place]), self._encoding.pictures.max_pictures)
+                tried = min(len(pictures[place]), self.encoding.pictures.max_pictures)
                 bad[place], problems[place] = messages, None
                 if len(messages) == tried and not sentences[place]:
                     problems[place] = f"no picture can be read: {messages[0]}"
@@ -262,10 +282,10 @@ class Predictor:
             return None, []
         numbers = np.arange(len(texts))
         index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
-        columns = encode_samples(texts, pictures, index, self._encoding)
+        columns = encode_samples(texts, pictures, index, self.encoding)
         for name, column in columns.items():
             index = index.append_column(name, column)
-        host = collate(index, self._encoding)
+        host = collate(index, self.encoding)
         labels = np.full((1, len(texts)), -1)
         batch = to_batch(host, labels, device=self.device, dtype=self.dtype, pictures=self._pictures)
         return batch, columns["bad"].to_pylist()
