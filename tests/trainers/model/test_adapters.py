@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -21,6 +22,7 @@ from tests.test_docs_blocks import ROOT, blocks
 from tests.trainers.model.hub_folders import WRITERS, write_clip
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.loop.loop import Loop
+from trainers.m2can.encoders.freezing import blocks_of, checkpoint_activations
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
@@ -47,10 +49,10 @@ SHOWN = ["a sunny day", "rain"]
 
 def made(name: str, folder: Path, *, text: bool, **keys: Any) -> Encoder:
     """An encoder; the same seed gives the same weights."""
-    torch.manual_seed(0)
     pretrained = name.startswith("hf:")
     if pretrained and not folder.exists():
         WRITERS[name[3:]](folder)
+    torch.manual_seed(0)
     keys["weights"] = "pretrained" if pretrained else "random"
     if text:
         section = TextEncoderSection(name=str(folder) if pretrained else name, **keys)
@@ -192,6 +194,32 @@ def test_compiled_blocks_have_their_adapters(name: str, text: bool, tmp_path: Pa
         found.append((features.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.requires_grad}))
     assert counter.frame_count > 0
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "hf:clip", "hf:vit", "hf:convnext"],
+)
+def test_activations_that_are_computed_again_give_the_same_gradients(name: str, tmp_path: Path) -> None:
+    """In the blocks that `freeze` counts, whatever the library calls them."""
+    found, calls = [], []
+    for again in (False, True):
+        encoder = made(name, tmp_path / "model", text=False, lora=LORA)
+        assert isinstance(encoder, PictureEncoder)
+        if again:
+            checkpoint_activations(encoder)
+        move(encoder)
+        encoder.eval()  # no stochastic depth
+        blocks = blocks_of(encoder)
+        for block in blocks:
+            block.training = True
+        layer = next(module for module in blocks[-1].modules() if isinstance(module, LoraLayer))
+        layer.register_forward_pre_hook(lambda *_: calls.append("again"))
+        features = shown_to(encoder)()
+        (features * torch.linspace(-1, 1, features.shape[1]).exp()).sum().backward()
+        found.append({n: p.grad for n, p in encoder.named_parameters() if p.requires_grad})
+    assert len(calls) == 1 + 2
+    torch.testing.assert_close(found[1], found[0])
 
 
 # --- a run ---
