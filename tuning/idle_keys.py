@@ -15,10 +15,13 @@ _RULES: list[tuple[str, Callable[[Recipe], bool], str]] = [
     ("objective.smoothing", lambda recipe: recipe.objective.cdafa == 0, "objective.cdafa is 0"),
     ("objective.discriminators", lambda recipe: recipe.objective.cdafa == 0, "objective.cdafa is 0"),
     ("optimizer.lr.discriminators_", lambda recipe: recipe.objective.cdafa == 0, "objective.cdafa is 0"),
-    (
-        "optimizer.lr.encoders",
-        lambda recipe: recipe.encoders.text.freeze == recipe.encoders.picture.freeze == "all",
-        "both encoders are frozen",
+    *(
+        (
+            key,
+            lambda recipe: recipe.encoders.text.freeze == recipe.encoders.picture.freeze == "all",
+            "both encoders are frozen",
+        )
+        for key in ("optimizer.lr.encoders", "optimizer.layer_decay")
     ),
     ("optimizer.betas", lambda recipe: recipe.optimizer.type == "adadelta", "adadelta has no betas"),
     ("optimizer.eps", lambda recipe: recipe.optimizer.type == "sgd", "sgd has no eps"),

@@ -40,8 +40,8 @@ from trainers.tracking.registration import ModelToLog, save
 Encoder = TextEncoder | PictureEncoder
 LORA = {"rank": 2, "alpha": 4}
 PICTURES = [
-    "hf:clip", "hf:siglip", "hf:vit", "hf:dinov2", "hf:convnext", "tiny:4", "torchvision:resnet18",
-    "torchvision:mobilenet_v3_small", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:efficientnet_b0",
+    "hf:clip", "hf:siglip", "hf:dinov2", "hf:convnext", "tiny:4", "torchvision:resnet18", "timm:vit_tiny_patch16_224",
+    "timm:efficientnet_b0",
 ]  # fmt: skip
 TEXTS = ["tiny:32x2", "hf:clip", "hf:siglip"]
 SHOWN = ["a sunny day", "rain"]
@@ -196,10 +196,7 @@ def test_compiled_blocks_have_their_adapters(name: str, text: bool, tmp_path: Pa
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["torchvision:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "hf:clip", "hf:vit", "hf:convnext"],
-)
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "hf:clip", "hf:convnext"])
 def test_activations_that_are_computed_again_give_the_same_gradients(name: str, tmp_path: Path) -> None:
     """In the blocks that `freeze` counts, whatever the library calls them."""
     found, calls = [], []

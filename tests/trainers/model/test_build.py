@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
+from datasets_manifest.errors import InputError
 from trainers.model.build import build_discriminators, build_network, build_objective
 from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
@@ -69,6 +71,34 @@ def test_a_frozen_encoder_is_in_no_group(recipe: Any) -> None:
     network = build_network(made, text_config(made.encoders.text, 40, 0, 16), 3, load_weights=True)
     optimizer, _ = build_optimizers(network, build_discriminators(2, 3), made.optimizer)
     assert not any("encoder" in group["name"] for group in optimizer.param_groups)
+
+
+def test_rates_fall_towards_the_input(recipe: Any) -> None:
+    made = recipe(
+        encoders={"text": {"name": "tiny:32x2", "pooling": "pooler"}, "picture": {"name": "tiny:4", "freeze": 3}},
+        optimizer={"layer_decay": 0.5, "lr": {"encoders": 0.8}},
+    )
+    network = build_network(made, text_config(made.encoders.text, 40, 0, 16), 3, load_weights=True)
+    optimizer, _ = build_optimizers(network, build_discriminators(2, 3), made.optimizer)
+    groups = {group["name"]: group for group in optimizer.param_groups if "encoder" in group["name"]}
+    assert {name: group["base_lr"] for name, group in groups.items()} == pytest.approx({
+        "text_encoder.0": 0.2, "text_encoder.1": 0.4, "text_encoder.2": 0.8, "text_encoder": 0.8,
+        "picture_encoder.3": 0.4, "picture_encoder.4": 0.8,
+    })  # fmt: skip
+    bert = network.text_encoder.model
+    parts = [bert.embeddings, *bert.encoder.layer, bert.pooler]
+    for name, part in zip(("text_encoder.0", "text_encoder.1", "text_encoder.2", "text_encoder"), parts, strict=True):
+        assert {id(p) for p in groups[name]["params"]} == {id(p) for p in part.parameters()}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert sorted(id(p) for g in optimizer.param_groups for p in g["params"]) == sorted(map(id, trained))
+
+
+def test_rates_cannot_fall_without_blocks(recipe: Any) -> None:
+    made = recipe(optimizer={"layer_decay": 0.5})
+    network = build_network(made, text_config(made.encoders.text, 40, 0, 16), 3, load_weights=True)
+    network.picture_encoder.model = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3)})
+    with pytest.raises(InputError, match=r"optimizer\.layer_decay: the blocks of a ModuleDict are not known here"):
+        build_optimizers(network, build_discriminators(2, 3), made.optimizer)
 
 
 def test_the_objective_has_the_recipes_weights(recipe: Any) -> None:
