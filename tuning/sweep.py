@@ -221,7 +221,8 @@ def _require_searchable(plan: SweepPlan, key: str, base: Recipe) -> None:
         wanted = "a key that changes what is computed"
         raise InputError("is not for a search to change", file=plan.file, field=f"space.{key}", wanted=wanted)
     known = base.flat()
-    if key not in known and not any(name.startswith(f"{key}.") for name in known):
+    above = [name for name in known if key.startswith(f"{name}.") and known[name] is None]  # `lora: null`
+    if key not in known and not above and not any(name.startswith(f"{key}.") for name in known):
         close = nearest(key, known)
         wanted = "a key of the recipe" + (f" (nearest: {close})" if close else "")
         raise InputError("is no key of the recipe", file=plan.file, field=f"space.{key}", wanted=wanted)

@@ -41,6 +41,7 @@ def test_trial_changes_the_recipe_and_nothing_else(tmp_path):
         ({"space": {"sam.rho": {"low": 0.0, "high": 0.1, "log": True}}}, ["above 0"]),
         ({"space": {"uacr.warmup": {"low": 1, "high": 2.5, "integer": True}}}, ["whole numbers"]),
         ({"space": {"run.name": {"choices": ["a"]}}}, ["space.run.name", "not for a search"]),
+        ({"space": {"encoders.text.lora.ranks": {"choices": [4]}}}, ["space.encoders.text.lora.ranks", "rank"]),
         ({**SPACE, "algorithm": "grid"}, ["a grid needs"]),
         ({**SPACE, "algorithm": "bohb"}, ["algorithm", "bohb"]),
         ({**SPACE, "trails": 3}, ["trails", "trials"]),
@@ -53,6 +54,13 @@ def test_refuses_with_field_and_value(tmp_path, content, words):
         plan_of(tmp_path, content)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_keys_of_a_section_that_the_recipe_leaves_out_are_searched(tmp_path):
+    plan = plan_of(tmp_path, {"space": {"encoders.text.lora.rank": {"choices": [4, 8]}}})
+    lora = plan.recipe(plan.trial_overrides({"encoders.text.lora.rank": 4})).encoders.text.lora
+    assert lora is not None and lora.rank == 4
+    assert plan.recipe([]).encoders.text.lora is None
 
 
 def test_recipe_is_wanted(tmp_path):

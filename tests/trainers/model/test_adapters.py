@@ -34,6 +34,7 @@ from trainers.model.encoders import build_picture_encoder, build_text_encoder, p
 from trainers.model.predictor import Predictor
 from trainers.model.trained_network import complete_model
 from trainers.preflight.preparation import Prepared, prepare
+from trainers.recipe import make_recipe
 from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 from trainers.tracking.registration import ModelToLog, save
 
@@ -342,7 +343,9 @@ def test_both_towers_of_a_dual_encoder(tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     write_clip(folder)
     documented = next(block for block in blocks(ROOT / "docs" / "encoders.md") if block.title == "clip-lora.yaml")
-    encoders = yaml.safe_load(documented.body)["encoders"]
+    stated = yaml.safe_load(documented.body)
+    encoders = stated["encoders"]
+    assert make_recipe(stated).encoders.text.name == make_recipe(stated).encoders.both == encoders["both"]
     recipe = small_recipe(tmp_path, [
         f"encoders.both={folder}", f"encoders.text.name={folder}", f"encoders.picture.name=hf:{folder}",
         "data.pictures.resize=null", "data.pictures.crop=null", "data.texts.max_tokens=null",
