@@ -22,16 +22,13 @@ from services.promotion import Promotion
 from services.web.auth import Caller, Scope, require_scope
 from services.web.body_limit import BodyLimit
 from services.web.own_host import LOOPBACK, OwnHost
-from services.web.problems import Problem, ProblemBody, install_problems, problem_response
+from services.web.problems import Problem, documented, install_problems, problem_response
 from trainers.tracking import registered_models
 from trainers.tracking.registered_models import ModelVersion
 
 MAX_BODY = 1_000_000  # bytes
 _HASH = "m2can.request_sha256"
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemBody, "content": {"application/problem+json": {}}}
-    for status in (400, 401, 403, 404, 405, 409, 413, 422, 429, 503)
-}
+_ERRORS = documented(400, 401, 403, 404, 405, 409, 413, 422, 429, 503)
 router = APIRouter()
 
 

@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.serving.admission import Admission
-from services.serving.samples import Limits, Sample, read_samples
+from services.serving.samples import REQUEST_BODY, Limits, Sample, read_samples
 from services.web.auth import Tokens, require_scope
 from services.web.body_limit import BodyLimit
-from services.web.problems import Problem, install_problems
+from services.web.problems import Problem, documented, install_problems
 
 _REFERENCE = re.compile(r"[^@:/'\s]{1,200}(?:@[\w.-]{1,64}|:\d{1,9})?")
 T = TypeVar("T")
@@ -40,6 +41,36 @@ class Predicting(Protocol):
     async def predict(self, model_id: str, samples: list[Sample], caller: str) -> list[dict[str, Any]]: ...
 
     async def ready(self, model_id: str) -> None: ...
+
+
+class Model(BaseModel):
+    """A model that is served, by the version that answers."""
+
+    name: str
+    version: str
+
+
+class Models(BaseModel):
+    models: list[Model]
+
+
+class Prediction(BaseModel):
+    """Of a sample; the fields of a line of `m2can predict --out FILE.jsonl`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: str
+    probs: dict[str, float]
+
+
+class Answer(BaseModel):
+    """What a request for predictions is answered with, a prediction a sample."""
+
+    model: Model
+    predictions: list[Prediction]
+
+
+_REFUSALS = documented(400, 401, 403, 404, 405, 413, 415, 422, 429, 503, 504)
 
 
 class Metrics:
@@ -66,7 +97,7 @@ def make_app(
     """The app. `/healthz` and `/readyz` need no token."""
     limits = limits or Limits()
     admission = admission or Admission(limits)
-    app = FastAPI(title="M2CAN inference", openapi_url=None)
+    app = FastAPI(title="M2CAN inference", version="1", docs_url=None, redoc_url=None)
     metrics = Metrics()
     metrics.in_flight.set_function(lambda: admission.under_way)
     install_problems(app)
@@ -75,7 +106,11 @@ def make_app(
     )
     app.add_middleware(Measured, metrics=metrics)
 
-    @app.post("/v1/models/{reference}/predict")
+    @app.post(
+        "/v1/models/{reference}/predict",
+        openapi_extra={"requestBody": REQUEST_BODY},
+        responses={200: {"model": Answer}, **_REFUSALS},
+    )
     async def predict(reference: str, request: Request) -> JSONResponse:
         caller = tokens.identify(request.headers.get("authorization"))
         require_scope(caller, "predict")
@@ -94,17 +129,17 @@ def make_app(
         metrics.samples.labels(name).inc(len(predictions))
         return JSONResponse({"model": {"name": name, "version": version}, "predictions": predictions})
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses={200: {"model": Models}, **_REFUSALS})
     async def models(request: Request) -> dict[str, Any]:
         require_scope(tokens.identify(request.headers.get("authorization")), "predict")
         found = [await resolver.resolve(name) for name in resolver.names]
         return {"models": [{"name": name, "version": version} for name, version in found]}
 
-    @app.get("/healthz")
+    @app.get("/healthz", response_class=PlainTextResponse, responses=_REFUSALS)
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok")
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_class=PlainTextResponse, responses=_REFUSALS)
     async def readyz() -> PlainTextResponse:
         admission.require_open()
         lines = ["ready"]
@@ -115,7 +150,7 @@ def make_app(
             lines.append(f"{name}: the registry answered {age_s or 0:.0f} s ago")
         return PlainTextResponse("\n".join(lines))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_REFUSALS)
     async def show_metrics(request: Request) -> Response:
         require_scope(tokens.identify(request.headers.get("authorization")), "predict")
         for name in resolver.names:

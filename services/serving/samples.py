@@ -116,6 +116,50 @@ class PredictIn(BaseModel):
     samples: Annotated[list[Sample], Field(min_length=1, max_length=_MOST_IN_A_LIST)]
 
 
+def _documented(item: dict[str, Any]) -> dict[str, Any]:
+    one_or_more = [item, {"type": "array", "items": item, "maxItems": _MOST_IN_A_LIST}, {"type": "null"}]
+    return {"anyOf": one_or_more}
+
+
+def _documented_sample(picture: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"text": _documented({"type": "string"}), "images": _documented(picture)}
+    fields = {name: kinds[field] for name, field in _FIELDS.items()}
+    return {"type": "object", "properties": fields, "additionalProperties": False, "minProperties": 1}
+
+
+_IN_JSON = _documented_sample({"type": "string", "contentEncoding": "base64"})
+_SEVERAL = {"type": "array", "items": _IN_JSON, "minItems": 1, "maxItems": _MOST_IN_A_LIST}
+# What `read_samples` takes, for the OpenAPI document.
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "anyOf": [
+                    _IN_JSON,
+                    {
+                        "type": "object",
+                        "properties": {"samples": _SEVERAL},
+                        "required": ["samples"],
+                        "additionalProperties": False,
+                    },
+                ]
+            }
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "array", "items": {"type": "string"}},
+                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                },
+                "additionalProperties": False,
+            }
+        },
+    },
+}
+
+
 def field_of(name: str) -> str:
     """The field of Sample that `name` stands for. Raises ValueError: none."""
     if name not in _FIELDS:

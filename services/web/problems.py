@@ -37,6 +37,11 @@ class ProblemBody(BaseModel):
     detail: str
 
 
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these problems."""
+    return {status: {"model": ProblemBody, "content": {"application/problem+json": {}}} for status in statuses}
+
+
 _PROBLEM_OF: dict[type[Exception], Callable[[Any], Problem]] = {
     Problem: lambda error: error,
     HTTPException: lambda error: Problem(error.status_code, str(error.detail), dict(error.headers or {})),
