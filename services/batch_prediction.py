@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, read_json, require_folder, write_atomically
 from datasets_manifest.manifest.schema import load_manifest
-from datasets_manifest.records.readers import read_split
+from datasets_manifest.records.readers import ALL, read_for_prediction
 from services.prediction_output import count_withheld, withhold, write_predictions
 from trainers.exported.predictor import load_predictor
 from trainers.model.card import model_folder
@@ -55,13 +55,13 @@ def predict_manifest(
     data: str | Path,
     out: Path,
     *,
-    split: str = "val",
+    split: str = ALL,
     workers: int = 1,
     abstain_below: float | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     start_ray: Callable[[], object] = lambda: None,
 ) -> BatchSummary:
-    """Predict all records of a split into the folder `out`, which is on storage that all nodes share.
+    """Predict all records of a split, or of all splits, into the folder `out`, which is on storage that all nodes share.
 
     Args:
         model: a checkpoint folder; its files travel to the actors.
@@ -73,7 +73,7 @@ def predict_manifest(
         InputError: no such manifest or model, `out` holds another prediction, or too few CPUs for the workers.
     """
     manifest = load_manifest(data)
-    table = read_split(manifest, split, keep_empty=True).table
+    table = read_for_prediction(manifest, split)
     bundle = model_folder(model)
     classes = list(load_predictor(bundle, device="cpu").classes)
     plan = {

@@ -132,6 +132,10 @@ OF_DATA: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: corpus(p, "a1b2", (YES_NO, ["yes", "non"]), ["yes", None]),
         r"classes: the classes differ from those of .* \(only .* has no; only .* has non\)",
     ),
+    "capitals": (
+        lambda p: corpus(p, "a1b2", (YES_NO, ["Yes", "no"]), ["yes", None]),
+        r"they differ by capitals alone, so `labels: \{Yes: yes\}` and these classes",
+    ),
     "column": (
         lambda p: load_corpus([domain(p / "a", "a", YES_NO, ["yes", "no"], columns={"text": "txet"})], str(p / "a")),
         r"the manifest is a folder",

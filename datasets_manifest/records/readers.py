@@ -41,6 +41,7 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 
+ALL = "all"
 _BATCH_ROWS, _BATCH_CHARACTERS = 65_536, 2**28  # Arrow's string columns address 2 GiB within one batch
 _NAMED_IDS = 10
 _MAX_CHUNK_BYTES = 2**31 - 1  # Arrow's string columns address no more than this within one chunk
@@ -99,6 +100,19 @@ def read_split(
     return replace(
         whole, table=table, repeated_ids=0, without_content=0, without_content_ids=(), notes=(), left_alone=()
     )
+
+
+def read_for_prediction(manifest: LoadedManifest, split: str) -> pa.Table:
+    """The records of a split, or of all splits where `split` is ALL and no split has that name; those without content, too.
+
+    A file that is divided into two splits keeps its order.
+
+    Raises:
+        InputError: see read_split.
+    """
+    if split != ALL or ALL in manifest.splits:
+        return read_split(manifest, split, keep_empty=True).table
+    return pa.concat_tables(_read_files(manifest, name, True, None).table for name in manifest.manifest.splits)
 
 
 def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_faults: LabelFaults | None) -> ReadResult:
@@ -187,6 +201,10 @@ def class_sets_agree(manifests: Sequence[LoadedManifest]) -> None:
             parts += [f"only {other.path} has {', '.join(extra)}"] if extra else []
             problem = f"the classes differ from those of {first.path} ({'; '.join(parts)})"
             wanted = f"{first.classes} in any order"
+            same = {name.casefold(): name for name in missing}
+            if extra and sorted(same) == sorted(name.casefold() for name in extra):
+                mapped = ", ".join(f"{name}: {same[name.casefold()]}" for name in extra)
+                wanted = f"{first.classes}: they differ by capitals alone, so `labels: {{{mapped}}}` and these classes"
             raise InputError(problem, file=other.path, field="classes", value=other.classes, wanted=wanted)
 
 

@@ -35,7 +35,7 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="A text of the sample; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture of the sample; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="A manifest: predict its records instead.")] = None,
-    split: Annotated[str, typer.Option(help="Split of --data.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of --data; `all`: of all splits.")] = "all",
     out: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +73,7 @@ def predict(
 
         bundle = model_files(model, tracking_uri, storage)
         summary = _predict_on_ray(bundle, data, split, Path(out), workers, address, abstain_below)
-    show(json_, summary, _in_words(summary))
+    show(json_, summary, _in_words(summary, split))
 
 
 def _predict_sample(
@@ -109,11 +109,11 @@ def _predict_sample(
 
 def _predict_to_file(predictor: Any, data: str, split: str, out: Path, abstain_below: float | None) -> BatchSummary:
     from datasets_manifest.manifest.schema import load_manifest
-    from datasets_manifest.records.readers import read_split
+    from datasets_manifest.records.readers import read_for_prediction
     from services.batch_prediction import predict_rows, summary_of
     from services.prediction_output import withhold, write_predictions
 
-    table = predict_rows(predictor, read_split(load_manifest(data), split, keep_empty=True).table)
+    table = predict_rows(predictor, read_for_prediction(load_manifest(data), split))
     if abstain_below is not None:
         table = withhold(table, abstain_below)
     write_predictions(table, out)
@@ -148,7 +148,7 @@ def _predict_on_ray(
         )
 
 
-def _in_words(summary: BatchSummary) -> str:
+def _in_words(summary: BatchSummary, split: str) -> str:
     parts = [f"{summary.bad} could not be predicted", f"{summary.with_bad_pictures} lack some pictures"]
     if summary.abstained is not None:
         sure = summary.records - summary.bad - summary.abstained
@@ -156,7 +156,7 @@ def _in_words(summary: BatchSummary) -> str:
         parts.append(f"{summary.abstained} have no label for want of confidence (coverage {coverage})")
     if summary.resumed:
         parts.append(f"{summary.resumed} were there already")
-    return f"{summary.records} records: {', '.join(parts)} → {summary.out}"
+    return f"{summary.records} records ({split}): {', '.join(parts)} → {summary.out}"
 
 
 def evaluate(

@@ -156,6 +156,16 @@ def mlflow_page(result: Result) -> tuple[str, str | None]:
     return page, None if served else f"mlflow server --backend-store-uri {without_password(uri)}"
 
 
+def _print_choice(result: Result) -> None:
+    """Where the target has no labels."""
+    sources = percent(result.chosen_metrics.get("source/val/accuracy"))
+    by = f"(without target labels, by {result.validator})"
+    typer.echo(f"chosen      epoch {result.chosen_epoch} of {result.last_epoch} {by}, sources {sources}")
+    typer.echo(
+        f"            the accuracy on {result.target} is not known: label some of its records, then m2can evaluate"
+    )
+
+
 def print_result(result: Result) -> None:
     if result.oracle_epoch is not None:
         typer.echo("target accuracy")
@@ -168,6 +178,8 @@ def print_result(result: Result) -> None:
             how = f" (without target labels, by {result.validator})" if which == "chosen" else ""
             typer.echo(f"  {which:6} epoch {epoch:3}  {percent(accuracy):>7}{how}")
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
+    else:
+        _print_choice(result)
     if result.stopped_early is not None:
         typer.echo(f"stopped     {result.stopped_early}")
     typer.echo(f"checkpoint  {result.checkpoint}")

@@ -10,6 +10,7 @@ from pytest import CaptureFixture
 
 from services.cli import output
 from services.cli.train import print_result
+from trainers.tracking.journal import EpochRecord
 from trainers.training_run import Result
 
 
@@ -39,7 +40,9 @@ def ended(tmp_path: Path, **changes: Any) -> Result:
     }
     return Result(
         "mine", tmp_path, ["city"], "sea", tmp_path / "checkpoint", "infomax", 1, 2, None, **accuracies,
-        report=tmp_path, report_page=tmp_path / "report.html", records=[], **(known | {"model_version": "3"} | changes),
+        report=tmp_path, report_page=tmp_path / "report.html",
+        records=[EpochRecord(1, 10, 0.0, {"source/val/accuracy": 0.875})],
+        **(known | {"model_version": "3"} | changes),
     )  # fmt: skip
 
 
@@ -53,6 +56,13 @@ def test_the_end_of_a_run_says_how_to_open_its_page_in_mlflow(tmp_path: Path, ca
     print_result(ended(tmp_path, tracking_uri="https://user:secret@there/mlflow/", model_name=None))
     shown = capsys.readouterr().out
     assert "MLflow run  https://***@there/mlflow/#/experiments/7/runs/abc\n" in shown and "model  " not in shown
+
+
+def test_without_target_labels_the_choice_is_told(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    print_result(ended(tmp_path))
+    shown = capsys.readouterr().out
+    assert "chosen      epoch 1 of 2 (without target labels, by infomax), sources 87.5 %\n" in shown
+    assert "the accuracy on sea is not known: label some of its records, then m2can evaluate" in shown
 
 
 def test_a_version_that_is_not_the_candidate_is_told(tmp_path: Path, capsys: CaptureFixture[str]) -> None:

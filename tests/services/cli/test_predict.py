@@ -87,7 +87,7 @@ def test_evaluate_takes_what_models_list_prints(registered: Registered, m2can: o
 def test_files_of_every_form_hold_the_same(registered: Registered, m2can: object, tmp_path: Path, name: str) -> None:
     out = tmp_path / "new" / name
     manifest = str(registered.manifest)
-    arguments = ("predict", f"{NAME}:1", "--data", manifest, "--out", str(out), "--json")
+    arguments = ("predict", f"{NAME}:1", "--data", manifest, "--split", "val", "--out", str(out), "--json")
     code, printed, err = m2can(*arguments)  # type: ignore[operator]
     assert code == 0, err
     summary = json.loads(printed)
@@ -102,6 +102,25 @@ def test_files_of_every_form_hold_the_same(registered: Registered, m2can: object
     heads = found["head_labels"].tolist()
     assert [json.loads(cell) if out.suffix == ".csv" else list(cell) for cell in heads] == wanted.head_labels
     assert found["problem"].isna().all()
+
+
+def test_all_records_of_a_manifest_are_predicted_in_their_order(
+    registered: Registered, m2can: object, tmp_path: Path
+) -> None:
+    """Of a file that is divided, too."""
+    pd.DataFrame({"text": [f"a day {n}" for n in range(20)]}).to_csv(tmp_path / "shop.csv")
+    (tmp_path / "shop.yaml").write_text(
+        "name: shop\nclasses: [positive, neutral, negative]\nsplits: {train: {records: shop.csv}}\nsplit: {val: 0.25}\n"
+    )
+    for data, wanted in ((tmp_path / "shop.yaml", [f"train-{n + 1}" for n in range(20)]), (registered.manifest, None)):
+        out = tmp_path / "p.csv"
+        code, printed, err = m2can("predict", f"{NAME}:1", "--data", str(data), "--out", str(out))  # type: ignore[operator]
+        assert code == 0, err
+        if wanted is None:
+            manifest = load_manifest(data)
+            wanted = [i for split in manifest.splits for i in read_split(manifest, split).table["id"].to_pylist()]
+        assert f"{len(wanted)} records (all): " in printed
+        assert pd.read_csv(out)["id"].tolist() == wanted
 
 
 def test_other_forms_are_refused_before_anything_is_loaded(
@@ -123,7 +142,8 @@ def test_abstaining_leaves_labels_out_and_says_how_many(registered: Registered, 
     below = float(np.median(result.confidence))
     sure = result.confidence >= below
     out = tmp_path / "p.parquet"
-    arguments = ("predict", f"{NAME}:1", "--data", data, "--out", str(out), "--abstain-below", str(below))
+    options = ("--split", "val", "--abstain-below", str(below))
+    arguments = ("predict", f"{NAME}:1", "--data", data, "--out", str(out), *options)
     code, printed, err = m2can(*arguments)  # type: ignore[operator]
     assert code == 0, err
     assert f"{(~sure).sum()} have no label for want of confidence" in printed

@@ -17,7 +17,7 @@ from tests.trainers.model import hub_folders
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.exported import export
 from trainers.exported.export import export_model
-from trainers.exported.graph import Form
+from trainers.exported.graph import Form, trace
 from trainers.exported.predictor import ExportedPredictor, is_exported
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import prepare
@@ -113,6 +113,8 @@ def test_what_predicts_otherwise_is_not_written(
     monkeypatch.setattr(export, "trace", lambda *_: None)
     monkeypatch.setattr(export, "write_graph", graph_of_another_network)
     other = made(tmp_path / "other", ["train.seed=5"])
+    with pytest.raises(InputError, match="records: none of them can be predicted; found 1"):
+        export_model(other, tmp_path / "out", "torch", [None], ["gone.jpg"])
     with pytest.raises(InputError, match=r"MODEL: predicts otherwise than the model: a probability by 0\.\d+, "):
         export_model(other, tmp_path / "out", "torch", *records)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
@@ -125,13 +127,26 @@ def test_what_cannot_be_exported_is_refused_first(
         export_model(predictor, tmp_path, "torch", *records)
     with pytest.raises(InputError, match="--int8: goes with --onnx"):
         export_model(predictor, tmp_path / "out", "torch", *records, int8=True)
-    with pytest.raises(InputError, match=r"float32; found 'torch.float64'"):
+    with pytest.raises(
+        InputError, match=r"MODEL: is not exported in another precision than float32; found 'torch.float64'"
+    ):
         export_model(made(tmp_path, ["train.precision=fp64"]), tmp_path / "out", "torch", *records)
     with pytest.raises(InputError, match="is not an exported model"):
         ExportedPredictor(tmp_path)
 
 
+def test_a_network_that_torch_cannot_export_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a branch depends on data\nand more")
+
+    monkeypatch.setattr("torch.export.export", fails)
+    with pytest.raises(InputError, match=r"MODEL: has no exported form \(a branch depends on data"):
+        trace(predictor.network, predictor.example_batch())
+    assert predictor.network.text_encoder.model.config._attn_implementation == "m2can_packed"
+
+
 def test_the_command_wants_one_form(tmp_path: Path) -> None:
     for flags in ([], ["--onnx", "--published"]):
         done = CliRunner().invoke(app, ["models", "export", "nowhere", str(tmp_path / "out"), *flags])
-        assert done.exit_code != 0 and "wanted one of them" in str(done.exception)
+        assert done.exit_code != 0
+        assert "names one form" in str(done.exception) and "wanted one of them" in str(done.exception)
