@@ -1,13 +1,11 @@
 """Pages and parts of pages that are made when the documents are built.
 
-recipe.md, commands.md and api.md come from the code, notebook.md from notebook.ipynb, `{{ file:path.to.value }}` from
-benchmarks/results/<file>.json, and a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
+notebook.md comes from notebook.ipynb, and a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from html import escape
@@ -18,25 +16,22 @@ from matplotlib.figure import Figure
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-_CONSTANT = re.compile(r"\{\{ *(\w+):([\w.]+) *\}\}")
 _CELL, _CODE = re.compile(r"<td.*?</td>", re.S), re.compile(r"<code>[^<]*</code>")
 _ELSEWHERE = 'src="https://unpkg.com/iframe-worker/shim"'
 _FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The generated pages. Imported here: the models need the whole package."""
+    """The generated page."""
     sys.path.insert(0, str(ROOT))  # here: MkDocs takes back what a hook's file does to the path
-    from docs.reference import api_page, commands_page, notebook_page, recipe_page
+    from docs.reference import notebook_page
 
-    pages = {"recipe": recipe_page, "commands": commands_page, "api": api_page, "notebook": notebook_page}
-    for name, make in pages.items():
-        files.append(File.generated(config, f"{name}.md", content=make()))
+    files.append(File.generated(config, "notebook.md", content=notebook_page()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    return _FORMULA.sub(lambda found: formula(found.group(1)), _CONSTANT.sub(constant, markdown))
+    return _FORMULA.sub(lambda found: formula(found.group(1)), markdown)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
@@ -53,14 +48,6 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 def on_post_template(output: str, template_name: str, config: Any) -> str:
     return output.replace(_ELSEWHERE, 'src="pictures/search.js"')
-
-
-def constant(found: re.Match[str]) -> str:
-    """A measured number. Raises KeyError: nobody measured it."""
-    value: Any = json.loads((ROOT / "benchmarks" / "results" / f"{found.group(1)}.json").read_text())
-    for key in found.group(2).split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def formula(source: str) -> str:

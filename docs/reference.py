@@ -1,4 +1,10 @@
-"""Pages made from the code: the recipe from its pydantic models, the commands from their parser, the API from docstrings."""
+"""Pages made from the code: the recipe from its pydantic models, the commands from their parser, the API from docstrings.
+
+    python -m docs.reference
+
+writes recipe.md, commands.md and api.md, and brings numbers that a comment follows, `12.5<!-- file:path.to.value -->`, to
+those of benchmarks/results/<file>.json. A test holds the pages against the code.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+ROOT = Path(__file__).parents[1]
 API = {
     "The method, plain torch": [
         "trainers.m2can.network", "trainers.m2can.encoders.text", "trainers.m2can.encoders.picture",
@@ -180,7 +187,7 @@ def _entry(name: str, thing: Any) -> str:
     if inspect.isclass(thing):
         head = f"class {name}"
     else:
-        signature = str(inspect.signature(thing)).replace("'", "")
+        signature = re.sub(r"<function .*? at 0x\w+>", "…", str(inspect.signature(thing)).replace("'", ""))
         head = f"{name}{signature}"
     return f"```python\n{head}\n```\n\n{_text(inspect.getdoc(thing))}"
 
@@ -210,3 +217,34 @@ def manifest_rows(model: type[BaseModel]) -> list[str]:
             default = f"`{_yaml(field.default)}`"
         rows.append(f"| `{name}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
     return rows
+
+
+_MEASURED = re.compile(r"[\w.,]+<!-- (\w+):([\w.]+) -->")
+
+
+def with_measured_numbers(page: str) -> str:
+    """The page with today's numbers. Raises KeyError: nobody measured one of them."""
+
+    def measured(found: re.Match[str]) -> str:
+        value: Any = json.loads((ROOT / "benchmarks" / "results" / f"{found[1]}.json").read_text())
+        for key in found[2].split("."):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        if isinstance(value, float):
+            value = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        return f"{value}<!-- {found[1]}:{found[2]} -->"
+
+    return _MEASURED.sub(measured, page)
+
+
+MADE = {"recipe.md": recipe_page, "commands.md": commands_page, "api.md": api_page}
+
+
+def pages() -> dict[Path, str]:
+    """Every page below docs/ as it should be."""
+    written = {file: with_measured_numbers(file.read_text(encoding="utf-8")) for file in (ROOT / "docs").glob("*.md")}
+    return written | {ROOT / "docs" / name: make() for name, make in MADE.items()}
+
+
+if __name__ == "__main__":
+    for file, content in pages().items():
+        file.write_text(content, encoding="utf-8")

@@ -19,6 +19,17 @@ def test_results_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m benchmarks.tables writes it"
 
 
+def test_pages_and_their_numbers_are_those_of_code_and_benchmarks() -> None:
+    from docs.reference import pages, with_measured_numbers
+
+    made = pages()
+    assert {"recipe.md", "commands.md", "api.md", "failure.md"} <= {file.name for file in made}
+    stale = [file.name for file, content in made.items() if file.read_text(encoding="utf-8") != content]
+    assert stale == [], "python -m docs.reference writes them"
+    assert sum("<!-- " in content for content in made.values()) >= 3
+    assert "| a | 7 " not in with_measured_numbers("| a | 7<!-- faults:0.seconds --> s |")
+
+
 @pytest.mark.slow
 def test_pages_build_with_all_links(tmp_path: Path) -> None:
     mkdocs = str(Path(sys.executable).with_name("mkdocs"))  # as `make docs` calls it: this folder is not in its path
