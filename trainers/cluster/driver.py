@@ -13,15 +13,19 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.disk import cannot_write
+from datasets_manifest.errors import first_line
+from trainers.cluster.cluster_watch import ASKED_EVERY_S, LostCluster, watch_cluster
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.monitor import Listener, start_monitor
 from trainers.cluster.ray_compat import watch_restarts
 from trainers.cluster.resources import worker_resources
 from trainers.cluster.restarts import Restarts
+from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
 from trainers.failures import RunFailed, RunStopped
 from trainers.preflight.disk import retention
 from trainers.preflight.memory_hints import ended_by_memory, hints
@@ -100,6 +104,9 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
     """Run the workers to the end, in a thread: in the main thread Ray Train would take Ctrl-C from the command.
 
     Where no command handles Ctrl-C, as in a notebook, the workers are asked to stop and have `grace_s` seconds for it.
+
+    Raises:
+        RunFailed: Ray itself died: its head or Ray Train's controller.
     """
     done: Future[ray.train.Result] = Future()
 
@@ -110,8 +117,16 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="m2can-fit").start()
+    watch = watch_cluster()
     try:
+        while not wait([done], timeout=ASKED_EVERY_S).done:
+            watch.look()
         return done.result()
+    except (LostCluster, RayError) as error:
+        why = str(error) if isinstance(error, LostCluster) else f"Ray ended the run ({first_line(error)})"
+        logs = "".join(f"; Ray's logs: {folder}" for folder in keep_logs())
+        kill_own_ray()
+        raise RunFailed(f"{why}{logs}. Give the command again: a run goes on from its last checkpoint") from error
     except KeyboardInterrupt:
         listener.ask_to_stop()
         wait([done], timeout=grace_s)
@@ -190,6 +205,7 @@ def ended_with(listener: Listener, prepared: Prepared) -> Iterator[None]:
         yield
     except ray.train.TrainingFailedError as error:
         failed = error
+        keep_logs()
     full = listener.out_of_memory or (ended_by_memory(failed) if failed is not None else None)
     if full is not None:
         raise RunFailed(hints(prepared.recipe, prepared.state_bytes, full)) from failed

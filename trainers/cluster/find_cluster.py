@@ -79,12 +79,18 @@ def _host_and_port(found: Found) -> tuple[str, int]:
     return match["host"], int(match["port"])
 
 
-def _answers(host: str, port: int, timeout_s: float = 2.0) -> bool:
-    """Whether a server of gRPC answers; with TLS, whether a connection is accepted."""
+def is_open(host: str, port: int, timeout_s: float = 2.0) -> bool:
+    """Whether a connection is accepted. A busy machine does that, too: it is the kernel that answers."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s):
-            pass
+            return True
     except OSError:
+        return False
+
+
+def _answers(host: str, port: int, timeout_s: float = 2.0) -> bool:
+    """Whether a server of gRPC answers; with TLS, whether a connection is accepted."""
+    if not is_open(host, port, timeout_s):
         return False
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false", ""):
         return True

@@ -15,11 +15,13 @@ import ray
 
 from datasets_manifest.errors import InputError, first_line
 from trainers.cluster.find_cluster import find_cluster, require_answer
-from trainers.preflight.ray_needs import require_ray_can_start
+from trainers.cluster.session_cleaner import clean_up_after
+from trainers.preflight.ray_needs import ray_temp_folder, require_ray_can_start
 
 # Settings of Ray Train. On one machine nobody takes nodes away, so that no process needs to watch for it, and looking at
 # the workers twice a second costs nothing.
 LOCAL_TRAIN = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_own_sessions: set[str] = set()
 
 
 def start_ray(address: str | None) -> bool:
@@ -56,6 +58,14 @@ def start_own_ray(**options: Any) -> None:
         os.environ.setdefault(name, value)
     with _signals_stay():
         ray.init("local", include_dashboard=False, **options)
+    session = ray.get_runtime_context().get_session_name()
+    _own_sessions.add(session)
+    clean_up_after(ray_temp_folder() / "ray" / session)
+
+
+def owns_ray() -> bool:
+    """Whether the Ray that runs was started by this process, for itself alone."""
+    return ray.get_runtime_context().get_session_name() in _own_sessions
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -65,13 +65,16 @@ class Run:
         (found,) = [each for each in self.processes.values() if words in " ".join(each.cmdline())]
         return found
 
-    def ends(self, code: int, within_s: float) -> str:
+    def ends(self, code: int, within_s: float, *, keeps_logs: bool = False) -> str:
         """The line with which it ends, with this exit code. Nothing is left behind then."""
+        self.keeps_logs = keeps_logs
         try:
             assert self.command.wait(within_s) == code, self.log.read_text()
-        except subprocess.TimeoutExpired:
-            self.command.kill()
-            raise AssertionError(self.log.read_text()) from None
+        except psutil.TimeoutExpired:
+            raise AssertionError(f"it did not end within {within_s} s: {self.log.read_text()}") from None
+        finally:
+            if self.command.poll() is None:
+                self.command.kill()
         ended = time.monotonic()
         while left := self.left_behind():
             assert time.monotonic() - ended < LEFT_WITHIN_S, left
@@ -83,7 +86,7 @@ class Run:
     def left_behind(self) -> list[str]:
         """Processes, shared memory and temporary folders of the command."""
         alive = [str(process) for process in self.processes.values() if process.is_running()]
-        folders = [path for path in self.temporary.glob("*") if path.name != "ray"]
+        folders = [*self.temporary.glob("[!r]*"), *(() if self.keeps_logs else self.temporary.glob("ray/session_2*"))]
         return alive + [str(path) for path in {*MEMORY.iterdir()} - self.memory] + [str(path) for path in folders]
 
     def status(self) -> str:
@@ -112,3 +115,26 @@ def test_sigterm_while_the_report_is_drawn(run: Run) -> None:
     process.send_signal(signal.SIGTERM)
     assert run.ends(143, PATIENCE_S) == "m2can: stopped; run.name=drawn goes on"
     assert run.status() == "KILLED" and not list(run.folder.glob(".report*"))
+
+
+def test_sigkill_leaves_nothing_either(run: Run) -> None:
+    run.start("killed", run.trains).kill()
+    assert run.ends(-signal.SIGKILL, PATIENCE_S) == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("gcs_server", r"Ray's head at \S+ does not answer for \d+ s"),
+        ("TrainController", r"Ray ended the run \(.*\)"),
+    ],
+    ids=["head", "controller"],
+)
+def test_a_part_of_ray_dies(run: Run, part: str, words: str) -> None:
+    run.start("killed", run.trains)
+    run.process(part).kill()
+    printed = run.ends(1, LOST_WITHIN_S, keeps_logs=True)
+    logs = run.temporary / "ray" / r"session_\S+" / "logs"
+    line = rf"m2can: {words}; Ray's logs: {logs}\. Give the command again: a run goes on from its last checkpoint"
+    assert re.fullmatch(line, printed), printed
+    assert run.status() == "FAILED"
