@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import ray
@@ -84,6 +84,6 @@ def rounded_down(cpus: float) -> float:
     return math.floor(cpus / _FINEST + 1e-6) * _FINEST
 
 
-def present_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is alive. Ray must be running."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def present_nodes(without: Set[str] = frozenset()) -> list[dict[str, float]]:
+    """The resources of each node that is alive, but for those of these ids. Ray must be running."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]

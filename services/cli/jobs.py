@@ -78,7 +78,11 @@ def list_(
     from services.jobs.jobs import JobServer
 
     found = JobServer(address).list_jobs(status.upper() if status else None, run)
-    lines = [f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}" for job in found]
+    lines = []
+    for job in found:
+        lines.append(f"{job.id:42} {job.status:10} {job.kind:10} run {job.run_name}  {job.submitted}")
+        if job.status == "RUNNING" and job.message.startswith("waits"):
+            lines.append(f"    {job.message}")
     show(json_, found, *(lines or ["no job; `m2can jobs submit train RECIPE` sends one"]))
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_manifest.errors import InputError, from_validation_error
 from trainers.recipe import Recipe
+from trainers.recipe.run_sections import Cluster
 from trainers.tracking.address import run_storage
 
 VARIABLE = "M2CAN_JOB"
@@ -47,8 +48,11 @@ class JobRequest(BaseModel):
 
     @property
     def grace_s(self) -> float | None:
-        """Seconds in which the run leaves a checkpoint when the job is stopped; None: it writes none."""
-        return float(self.content["cluster"]["grace_s"]) if self.kind == "train" else None
+        """Seconds from the request to stop the job to its end; None: it has nothing to write."""
+        if self.kind == "data-check":
+            return None
+        recipe = self.content if self.kind == "train" else self.content.get("recipe", {})
+        return float(recipe.get("cluster", {}).get("grace_s", Cluster.model_fields["grace_s"].default))
 
     def encoded(self) -> str:
         """Raises InputError: too long for an environment."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.manifest.catalog import DATA_ROOT
 from services.errors import ServiceUnavailable
+from services.jobs.job_log import OwnLines, waits_for
 from services.jobs.job_request import VARIABLE, JobRequest, check_id
 from services.jobs.working_folder import CodePackage, pack_code
 from trainers.tracking.provenance import JOB_ID_VARIABLE
@@ -153,10 +154,11 @@ class JobServer:
         return self.get(request.id)
 
     def find(self, identity: str) -> Job | None:
-        """The job of this id, if there is one."""
+        """The job of this id, if there is one; its message says what it waits for."""
         check_id(identity)
         with self.client() as client:
-            return _find(client, identity)
+            job = _find(client, identity)
+            return job and _with_wait(client, job)
 
     def get(self, identity: str) -> Job:
         """Raises InputError: there is no such job."""
@@ -179,20 +181,26 @@ class JobServer:
         ours = [job for job in found if job.submission_id and _OURS in (job.metadata or {})]
         newest = sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
         fits = [job for job in map(_job, newest) if status in (None, job.status)]
-        return [job for job in fits if run_name in (None, job.run_name)]
+        shown = [job for job in fits if run_name in (None, job.run_name)]
+        with self.client() as client:
+            return [_with_wait(client, job) for job in shown]
 
     def logs(self, identity: str) -> str:
-        """All a job has printed."""
+        """All a job has printed, without what Ray tells of its own processes."""
         self.get(identity)
         with self.client() as client:
-            return str(client.get_job_logs(identity))
+            return "".join(OwnLines().of(str(client.get_job_logs(identity)), last=True))
 
     async def follow(self, identity: str) -> AsyncIterator[str]:
         """What a job has printed and prints, until it ends. Raises JobsUnavailable: the stream broke off."""
         self.get(identity)
         with self.client() as client:
+            own = OwnLines()
             async for lines in client.tail_job_logs(identity):
-                yield lines
+                for line in own.of(lines):
+                    yield line
+            for line in own.of("", last=True):
+                yield line
 
     def stop(self, identity: str) -> Job:
         """Ask a job to stop; one that has ended stays as it is."""
@@ -227,6 +235,14 @@ class JobServer:
 def _find(client: JobSubmissionClient, identity: str) -> Job | None:
     # Ray's client reports a missing job only by the text of an error, so the list is searched.
     return next((_job(found) for found in client.list_jobs() if found.submission_id == identity), None)
+
+
+def _with_wait(client: JobSubmissionClient, job: Job) -> Job:
+    """A job that runs may wait for resources; its log says so."""
+    if job.status != JobStatus.RUNNING.value:
+        return job
+    waits = waits_for(client.get_job_logs(job.id))
+    return replace(job, message=waits) if waits else job
 
 
 def _job(details: JobDetails) -> Job:

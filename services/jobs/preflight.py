@@ -19,6 +19,7 @@ from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records.readers import read_split
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
+from trainers.cluster.resources import worker_resources
 from trainers.recipe import Recipe
 from trainers.tracking.address import sqlite_file, tracking_uri
 from trainers.tracking.look import require_experiment
@@ -46,6 +47,7 @@ def preflight(recipe: Recipe) -> list[str]:
     check_nodes(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
     return [
         f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
+        free_now(recipe, ray.cluster_resources(), ray.available_resources()),
         _of_mlflow(tracking_uri(recipe)) if recipe.tracking.enabled else "MLflow is off",
     ]
 
@@ -123,6 +125,21 @@ def check_capacity(recipe: Recipe, nodes: list[dict[str, float]], autoscaled: di
             value=workers,
             wanted=f"at most {fit}",
         )
+
+
+def free_now(recipe: Recipe, total: dict[str, float], free: dict[str, float]) -> str:
+    """Whether the workers, which the cluster can hold, find their resources free now or wait for others, as a sentence.
+
+    Raises:
+        InputError: the cluster lacks what the recipe asks for.
+    """
+    workers = recipe.cluster.fewest_workers
+    each = {name: amount for name, amount in (worker_resources(recipe).resources_per_worker or {}).items() if amount}
+    words = ", ".join(f"{free.get(name, 0.0):.3g} of {total.get(name, 0.0):.3g} {name}" for name in each)
+    enough = all(free.get(name, 0.0) >= amount * workers for name, amount in each.items())
+    wait = "" if enough else "; the run waits until others give back what it needs"
+    sizes = ", ".join(f"{amount:.3g} {name}" for name, amount in each.items())
+    return f"the cluster can hold {workers} worker(s) of {sizes} each; free now: {words}{wait}"
 
 
 def check_nodes(folder: Path, files: list[str], node_ids: list[str]) -> None:

@@ -26,6 +26,7 @@ from trainers.cluster.ray_compat import watch_restarts
 from trainers.cluster.resources import worker_resources
 from trainers.cluster.restarts import Restarts
 from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
+from trainers.cluster.waiting import lacking
 from trainers.failures import RunFailed, RunStopped
 from trainers.preflight.disk import retention
 from trainers.preflight.memory_hints import ended_by_memory, hints
@@ -189,6 +190,7 @@ def start_workers(
         stop=stop or threading.Event(),
         run_folder=prepared.folder,
         trace=trace,
+        lacking=lambda: lacking(recipe.cluster.fewest_workers, scaling.resources_per_worker or {}),
     )
     return trainer, listener
 

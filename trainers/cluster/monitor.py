@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,8 @@ from datasets_manifest.files import write_atomically
 from trainers.tracking.journal import EpochRecord, Journal
 
 Message = tuple[str, Any]
+TOLD_AFTER_S = 10.0  # that workers wait for resources
+WAITS = "the run waits for resources: "  # `m2can jobs status` looks for a note that begins so
 
 
 @ray.remote(num_cpus=0)
@@ -28,9 +31,11 @@ class Monitor:
         self._messages: list[Message] = []
         self._beats: dict[int, tuple[int, int]] = {}
         self._stop = False
+        self._checkpoints = 0
         self._over = False
 
     def post(self, kind: str, content: Any) -> None:
+        self._checkpoints = 0 if kind == "running" else self._checkpoints + (kind == "drain")
         self._over |= kind in ("fatal", "memory")
         self._messages.append((kind, content))
 
@@ -38,10 +43,10 @@ class Monitor:
         """Whether something happened that no restart can mend."""
         return self._over
 
-    def beat(self, rank: int, epoch: int, step: int) -> bool:
-        """A worker is at this step; the answer is whether it is to stop."""
+    def beat(self, rank: int, epoch: int, step: int) -> tuple[bool, int]:
+        """A worker is at this step; the answer is whether it is to stop, and how many checkpoints were asked for."""
         self._beats[rank] = (epoch, step)
-        return self._stop
+        return self._stop, self._checkpoints
 
     def beats(self) -> dict[int, tuple[int, int]]:
         """Rank → the epoch and step where it was last heard of."""
@@ -72,6 +77,7 @@ class Listener:
         stop: once it is set the workers are asked to stop.
         run_folder: local folder for what workers found: bad pictures, the samples of a step that was not finite.
         trace: file that gets every step's terms as a line of JSON, or None.
+        lacking: what the cluster lacks for the workers, in words; None: nothing.
     """
 
     def __init__(
@@ -84,10 +90,11 @@ class Listener:
         stop: threading.Event,
         run_folder: Path,
         trace: Path | None,
+        lacking: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.monitor, self.journal = monitor, journal
         self.on_step, self.on_epoch = on_step, on_epoch
-        self.run_folder, self.trace_file = run_folder, trace
+        self.run_folder, self.trace_file, self.lacking = run_folder, trace, lacking
         self.fatal: str | None = None
         self.out_of_memory: str | None = None  # which worker
         self.stopped: dict[str, int] | None = None
@@ -99,6 +106,8 @@ class Listener:
         self._bad: set[tuple[str, str]] = set()
         self._notes: set[str] = set()
         self._seen = {record.epoch for record in journal.read()}
+        self._lacked: str | None = None  # what was told
+        self._waits_since: float | None = time.monotonic()  # for workers; None: they run
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True, name="m2can-listener")
 
@@ -146,6 +155,21 @@ class Listener:
             if record.epoch not in self._seen:
                 self._seen.add(record.epoch)
                 self.on_epoch(record)
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Once for each time that workers are started: what the cluster lacks for them, and who has it."""
+        if self._waits_since is not None and time.monotonic() - self._waits_since > TOLD_AFTER_S:
+            self._waits_since = time.monotonic()
+            words = None
+            with contextlib.suppress(RayError, OSError, RuntimeError):  # the cluster is on its way out
+                words = self.lacking()
+            if words and words != self._lacked:
+                self._lacked = words
+                print(f"note: {WAITS}{words}", file=sys.stderr, flush=True)
+
+    def _take_running(self, _: None) -> None:
+        self._waits_since, self._lacked = None, None
 
     def _take_step(self, content: dict[str, Any]) -> None:
         self.on_step(content)
@@ -176,7 +200,11 @@ class Listener:
     def _take_restart(self, content: tuple[str, str]) -> None:
         why, attempt = content
         epoch = max(self._seen, default=0) + 1
-        print(f"note: {why}, workers restart from epoch {epoch}, {attempt}", file=sys.stderr, flush=True)
+        print(f"note: {why}, workers restart from epoch {epoch}{attempt}", file=sys.stderr, flush=True)
+        self._waits_since = time.monotonic()
+
+    def _take_drain(self, content: str) -> None:
+        print(f"note: {content}", file=sys.stderr, flush=True)
 
     def _take_stopped(self, content: dict[str, int]) -> None:
         self.stopped = content

@@ -35,8 +35,8 @@ class RestartObserver(Protocol):
     def worker_resources(self, workers: int, resources: dict[str, float]) -> dict[str, float]:
         """What each of so many workers that are about to be started takes; `resources` is what the driver has set."""
 
-    def on_state(self, state: str, error: BaseException | None) -> None:
-        """The controller's new state, such as SCHEDULING, RUNNING or RESTARTING, and what led to it."""
+    def on_state(self, state: str, error: BaseException | None, drained: list[str]) -> None:
+        """The controller's new state, such as RUNNING, PREEMPTING or RESTARTING, what led to it, and ids of drained nodes."""
 
 
 def watch_restarts(observer: RestartObserver) -> list[Any]:
@@ -64,6 +64,8 @@ def watch_restarts(observer: RestartObserver) -> list[Any]:
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             error = getattr(current_state, "training_failed_error", None)
-            observer.on_state(current_state._state_type.state_name, error)
+            drain = getattr(current_state, "preemption_info", None) or getattr(error, "preemption_info", None)
+            drained = drain.preempted_node_ids if drain is not None else []
+            observer.on_state(current_state._state_type.state_name, error, drained)
 
     return [Hand()]

@@ -139,6 +139,7 @@ class Reporter(Observer):
         self.domains, self.ids = [part.domain for part in corpus.train], ids
         self._stop_answer: ray.ObjectRef | None = None  # the monitor's answer that has not come yet
         self._asked_to_stop = False
+        self._checkpoints_asked = self._checkpoints_made = 0  # before a node is taken away
         self._last_message = self._last_line = 0.0  # seconds
 
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None:
@@ -167,17 +168,20 @@ class Reporter(Observer):
         self.monitor.post.remote("step", content)
 
     def between_steps(self, loop: Loop) -> None:
-        stop = loop.steps_done % STEPS_BETWEEN_VOTES == 0 and self._agree_to_stop()
-        if stop or (self.every_steps and loop.steps_done % self.every_steps == 0):
+        stop, save = self._vote() if loop.steps_done % STEPS_BETWEEN_VOTES == 0 else (False, False)
+        if stop or save or (self.every_steps and loop.steps_done % self.every_steps == 0):
             report(loop, {"partial": 1.0}, {}, self.monitor)
         if stop:
             raise StopRequested(loop.epoch + 1, loop.steps_done)
 
-    def _agree_to_stop(self) -> bool:
-        """True if any worker was asked to stop: all of them stop after the same step."""
+    def _vote(self) -> tuple[bool, bool]:
+        """Whether any worker was asked to stop, or to write a checkpoint: all of them do so after the same step."""
         self._read_answer()
-        device = ray.train.torch.get_device()
-        return bool(self.collective.sum_(torch.tensor([float(self._asked_to_stop)], device=device)) > 0)
+        asked = [float(self._asked_to_stop), float(self._checkpoints_asked > self._checkpoints_made)]
+        votes = self.collective.sum_(torch.tensor(asked, device=ray.train.torch.get_device()))
+        stop, save = (votes > 0).tolist()
+        self._checkpoints_made += save
+        return stop, save
 
     def _read_answer(self) -> bool:
         """Read the monitor's answer if it is there; True if there is none to wait for."""
@@ -185,7 +189,8 @@ class Reporter(Observer):
             return True
         ready, _ = ray.wait([self._stop_answer], timeout=0)
         if ready:
-            self._asked_to_stop |= ray.get(ready[0])
+            stop, self._checkpoints_asked = ray.get(ready[0])
+            self._asked_to_stop |= stop
             self._stop_answer = None
         return bool(ready)
 

@@ -46,6 +46,9 @@ def test_ray_waits_for_a_run_s_grace_when_its_job_is_stopped() -> None:
     request = train_request("job-a", make_recipe(RECIPE | {"cluster": {"grace_s": 90.5}}))
     variables = job_variables(request, request.encoded())
     assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "111"  # and 20 s to close the MLflow run and Ray
+    for recipe, seconds in (({"cluster": {"grace_s": 5}}, "25"), ({}, "80")):
+        sweep = JobRequest(id="job-c", kind="tune", content={"name": "s", "recipe": recipe})
+        assert job_variables(sweep, sweep.encoded())["RAY_JOB_STOP_WAIT_TIME_S"] == seconds
     check = JobRequest(id="job-b", kind="data-check", content={"manifests": []})
     assert "RAY_JOB_STOP_WAIT_TIME_S" not in job_variables(check, check.encoded())
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from ray.train.v2._internal.execution.controller import state as states
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from trainers.cluster import ray_compat
 
@@ -30,13 +32,13 @@ def test_a_ray_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Observer:
     def __init__(self) -> None:
-        self.states: list[tuple[str, BaseException | None]] = []
+        self.states: list[tuple[str, BaseException | None, list[str]]] = []
 
     def worker_resources(self, workers: int, resources: dict[str, float]) -> dict[str, float]:
         return resources | {"CPU": workers / 8}
 
-    def on_state(self, state: str, error: BaseException | None) -> None:
-        self.states.append((state, error))
+    def on_state(self, state: str, error: BaseException | None, drained: list[str]) -> None:
+        self.states.append((state, error, drained))
 
 
 def test_the_controller_asks_before_workers_start_and_tells_its_states() -> None:
@@ -50,7 +52,16 @@ def test_the_controller_asks_before_workers_start_and_tells_its_states() -> None
     failed: Any = RuntimeError("lost")
     callback.after_controller_state_update(states.RunningState(), states.RestartingState(failed))
     callback.after_controller_state_update(states.RestartingState(failed), states.RunningState())
-    assert observer.states == [("RESTARTING", failed), ("RUNNING", None)]
+    drain = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node-2": [1]})
+    callback.after_controller_state_update(states.RunningState(), states.PreemptingState(drain, 0.0))
+    error = PreemptionError(preemption_info=drain, drain_timed_out=True)
+    callback.after_controller_state_update(states.RunningState(), states.RestartingState(error))
+    assert observer.states == [
+        ("RESTARTING", failed, []),
+        ("RUNNING", None, []),
+        ("PREEMPTING", None, ["node-2"]),
+        ("RESTARTING", error, ["node-2"]),
+    ]
 
 
 def test_a_ray_without_callbacks_of_the_controller_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,34 @@
-"""Hosts in network namespaces: a run outlives the loss of a node and one that was cut off, without a hand's help."""
+"""Hosts in network namespaces, made a cluster by the commands of docs/cluster.md: jobs from a laptop, nodes that are lost,
+cut off and drained while a run goes on."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.hosts import Hosts, several_hosts, wait_until
+from tests.hosts import ROOT, Hosts, several_hosts, wait_until
 from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.preflight.preparation import prepare
+from trainers.recipe import Recipe
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(560)]
 
+NODES = ("gpu-1", "gpu-2")
 RATES = [f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fusion", "heads")]
-SETTINGS = [
-    "run.name=lost", "tracking.enabled=false", "train.epochs=3", "data.samples_per_epoch=180", "checkpoint.every_steps=5",
-    "train.precision=fp64", "encoders.picture.batch_norm=per_sample", *RATES,
-    "cluster.workers=2", "cluster.max_failures=4",
-]  # fmt: skip
+EXACT = ["tracking.enabled=false", "train.precision=fp64", "encoders.picture.batch_norm=per_sample", *RATES]
 STEPS = 30  # an epoch
-# A node that does not answer counts as lost after some seconds.
+TOKEN = {"RAY_AUTH_MODE": "token"}
+# Beside what the document says: hosts of one CPU, and a node that does not answer counts as lost after some seconds.
+SMALL = "--num-cpus=1 --object-store-memory=80000000"
 HEALTH = json.dumps(
     {
         "health_check_initial_delay_ms": 1000,
@@ -33,56 +37,144 @@ HEALTH = json.dumps(
         "health_check_failure_threshold": 3,
     }
 )
-NODE = "--block --num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
 
 
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """A head and two nodes of one CPU each, started again where they end."""
-    with several_hosts(tmp_path / "hosts", "head", "gpu-1", "gpu-2") as made:
-        head = f"--head --port=6379 --node-ip-address={made['head'].address} --include-dashboard=false"
-        made["head"].start(f"ray start {head} --system-config='{HEALTH}' {NODE}", tmp_path / "head.log")
-        for name in ("gpu-1", "gpu-2"):
-            again = f"while true; do ray start --address=head:6379 {NODE} || true; sleep 1; done"
-            made[name].start(again, tmp_path / f"{name}.log")
-        for name in made.all:
-            log = tmp_path / f"{name}.log"
-            wait_until(lambda log=log: "Ray runtime started" in log.read_text(), 150, f"{name} starts Ray")
+def documented(start: str) -> str:
+    """The command of docs/cluster.md that begins so."""
+    (found,) = re.findall(rf"^{re.escape(start)}.*$", (ROOT / "docs" / "cluster.md").read_text(), re.M)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """A head, two nodes that are started again where they end, and a laptop."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with several_hosts(folder, "head", *NODES, "laptop") as made:
+        head, log = made["head"], folder / "head.log"
+        head.run(documented("(umask 077"))
+        head.start(f"{documented('RAY_AUTH_MODE=token ray start --head')} --system-config='{HEALTH}' {SMALL}", log)
+        # There is no ssh here: what it would run on the other host is run in that host's home.
+        remote = folder / "bin" / "ssh"
+        remote.parent.mkdir()
+        remote.write_text(f'#!/bin/sh\ncd {folder}/"$1" && HOME="$PWD" exec sh -c "$2"\n')
+        remote.chmod(0o755)
+        for name in NODES:
+            copy = documented("ssh gpu-1 'install").replace("gpu-1", name)
+            head.run(copy, PATH=f"{remote.parent}:{os.environ['PATH']}")
+        wait_until(lambda: "Ray runtime started" in log.read_text(), 150, "head starts Ray")
+        node = documented("RAY_AUTH_MODE=token ray start --address")
+        for name in NODES:
+            made[name].start(f"while true; do {node} {SMALL} || true; sleep 1; done", folder / f"{name}.log")
+        for name in NODES:
+            wait_until(
+                lambda name=name: "runtime started" in (folder / f"{name}.log").read_text(), 150, f"{name} starts"
+            )
+        refused = made["laptop"].start("m2can jobs list --address http://head:8265", **TOKEN)
+        said, _ = refused.communicate(timeout=60)
+        assert refused.returncode == 1 and f"no token here: {made['laptop'].home}/.ray/auth_token is not there" in said
+        copy = documented("ssh gpu-1 'install").replace("gpu-1", "laptop")
+        head.run(copy, PATH=f"{remote.parent}:{os.environ['PATH']}")
         yield made
 
 
-@pytest.mark.timeout(560)
+@dataclass
+class Run:
+    """A run of `m2can train` on the head."""
+
+    recipe: Recipe
+    folder: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "train.log").read_text()
+
+    def steps(self) -> list[dict[str, object]]:
+        trace = self.folder / "trace.jsonl"
+        return [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+
+    def wait(self, true: Callable[[], object], what: str) -> None:
+        def is_so() -> object:
+            assert self.process.poll() in (None, 0), self.said
+            return true()
+
+        wait_until(is_so, 200, f"{what}\n{self.said}")
+
+    def wait_for_step(self, number: int) -> None:
+        self.wait(lambda: len(self.steps()) >= number, f"step {number}")
+
+    def a_worker_s_node(self) -> str:
+        """One that has a worker; where there are three hosts and two workers that do not fit on one of them, there is one."""
+        logs = "".join(file.read_text() for file in (self.folder / "runs").glob("*/logs/*"))
+        return next(name for name in NODES if f"cpu of {name}," in logs)
+
+    def require_losses_of_a_run_that_nothing_happened_to(self) -> None:
+        loop, found = make_loop(prepare(self.recipe)), self.steps()
+        epochs = len(found) // STEPS
+        numbers = [(step["epoch"], step["step"]) for step in found]
+        assert numbers == [(epoch, step) for epoch in range(1, epochs + 1) for step in range(1, STEPS + 1)]
+        for epoch in range(1, epochs + 1):
+            metrics, _ = loop.run_epoch()
+            own = [step["second"]["total"] for step in found if step["epoch"] == epoch]  # type: ignore[index]
+            assert sum(own) / STEPS == pytest.approx(metrics["loss/total"], rel=1e-6)
+
+
+def train(hosts: Hosts, folder: Path, *settings: str) -> Run:
+    shape = [f"data.samples_per_epoch={6 * STEPS}", "cluster.workers=2", "run.name=lost"]
+    recipe = small_recipe(folder, [*EXACT, *shape, *settings])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = f"python -m services.cli.main train {folder / 'recipe.yaml'} --trace {folder / 'trace.jsonl'}"
+    return Run(recipe, folder, hosts["head"].start(command, folder / "train.log", **TOKEN))
+
+
+def test_the_document_s_commands(hosts: Hosts, tmp_path: Path) -> None:
+    laptop = hosts["laptop"]
+    for host in hosts.all.values():
+        token = host.home / ".ray" / "auth_token"
+        assert token.stat().st_mode & 0o777 == 0o600
+        assert token.read_text() == (hosts["head"].home / ".ray" / "auth_token").read_text()
+    recipe = small_recipe(tmp_path, ["tracking.enabled=false", "train.epochs=1"])
+    (laptop.home / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (block,) = re.findall(r"```sh \{\.cluster\}\n(export RAY_AUTH_MODE.*?)```", page, re.S)
+    said = laptop.run(block, timeout_s=300)
+    assert "the cluster can hold 2 worker(s) of 0.75 CPU each; free now: " in said
+    assert "epoch 1/1" in said
+    assert re.search(r"^train-shop-1 +SUCCEEDED", said, re.M), said
+    assert "train-shop-1  deleted" in said
+    assert "(raylet)" not in said
+
+
+def test_a_node_that_is_drained(hosts: Hosts, tmp_path: Path) -> None:
+    run = train(hosts, tmp_path, "train.epochs=2", "cluster.max_failures=0")
+    run.wait_for_step(8)
+    name = run.a_worker_s_node()
+    listed = hosts["head"].run("ray status --verbose || true; ray list nodes --format=json", **TOKEN)
+    nodes = json.loads(listed[listed.index("[\n") :])
+    number = next(
+        node["node_id"] for node in nodes if node["node_ip"] == hosts[name].address and node["state"] == "ALIVE"
+    )
+    drain = documented("ray drain-node").replace("seconds=60", "seconds=20")
+    hosts["head"].run(drain, NODE=number, **TOKEN)
+    run.wait(lambda: "is drained: the workers write a checkpoint" in run.said, "the drain is told")
+    assert run.process.wait(300) == 0, run.said
+    assert re.search(rf"note: node {name} \([\d.]+\) drained, workers restart from epoch \d\n", run.said), run.said
+    log = next(iter(sorted((tmp_path / "runs" / "lost" / "logs").glob("rank-0.log")))).read_text()
+    assert "goes on from" in log, log  # the recipe asks for no checkpoint within an epoch
+    run.require_losses_of_a_run_that_nothing_happened_to()
+
+
 def test_a_run_goes_on_without_a_lost_node(hosts: Hosts, tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, SETTINGS)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    trace, log = tmp_path / "trace.jsonl", tmp_path / "train.log"
-    command = f"python -m services.cli.main train {tmp_path / 'recipe.yaml'} --trace {trace}"
-    run = hosts["head"].start(command, log)
-
-    def reached(step: int, timeout_s: float) -> None:
-        def there() -> bool:
-            assert run.poll() in (None, 0), log.read_text()
-            return trace.exists() and len(trace.read_text().splitlines()) >= step
-
-        wait_until(there, timeout_s, f"step {step}\n{log.read_text()}")
-
-    reached(8, 200)
-    logs = [file.read_text() for file in (tmp_path / "runs" / "lost" / "logs").iterdir()]
-    first, second = sorted(("gpu-1", "gpu-2"), key=lambda name: not any(f"cpu of {name}," in text for text in logs))
-    os.kill(hosts[first].processes("/raylet")[0], signal.SIGKILL)  # a worker is on it
-    reached(STEPS + 8, 200)
+    run = train(hosts, tmp_path, "train.epochs=3", "checkpoint.every_steps=5", "cluster.max_failures=4")
+    run.wait_for_step(8)
+    first = run.a_worker_s_node()
+    (second,) = {*NODES} - {first}
+    os.kill(hosts[first].processes("/raylet")[0], signal.SIGKILL)
+    run.wait_for_step(STEPS + 8)
     hosts.cut_off(second)
-    reached(2 * STEPS + 8, 200)
+    run.wait_for_step(2 * STEPS + 8)
     hosts.reconnect(second)
-    assert run.wait(200) == 0, log.read_text()
-
-    told = log.read_text()
+    assert run.process.wait(200) == 0, run.said
     lost = f"note: node {first} ({hosts[first].address}) lost, workers restart from epoch 1, attempt 1 of 4"
-    assert lost in told, told
-    loop = make_loop(prepare(recipe))
-    found = [json.loads(line) for line in trace.read_text().splitlines()]
-    assert [(step["epoch"], step["step"]) for step in found] == [(e, s) for e in (1, 2, 3) for s in range(1, STEPS + 1)]
-    for epoch in (1, 2, 3):
-        metrics, _ = loop.run_epoch()
-        own = [step["second"]["total"] for step in found if step["epoch"] == epoch]
-        assert sum(own) / STEPS == pytest.approx(metrics["loss/total"], rel=1e-6)
+    assert lost in run.said, run.said
+    run.require_losses_of_a_run_that_nothing_happened_to()
