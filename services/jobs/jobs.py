@@ -241,7 +241,10 @@ def _with_wait(client: JobSubmissionClient, job: Job) -> Job:
     """A job that runs may wait for resources; its log says so."""
     if job.status != JobStatus.RUNNING.value:
         return job
-    waits = waits_for(client.get_job_logs(job.id))
+    try:
+        waits = waits_for(client.get_job_logs(job.id))
+    except RuntimeError:  # the node that has the log does not answer, or the job was deleted meanwhile
+        return job
     return replace(job, message=waits) if waits else job
 
 

@@ -46,7 +46,7 @@ def test_a_log_that_comes_in_parts(size: int) -> None:
     assert found.endswith("the last line has no end")
 
 
-def test_what_a_job_waits_for_is_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_job_waits_for_is_its_message() -> None:
     assert waits_for(WAITING) == "waits for resources: needs 2 GPU; 1 of 4 GPU are free; train-a has 3 GPU"
     assert waits_for(WAITING + "epoch 1/3 step 1/40  task 3.363\n") is None
     assert waits_for("") is None
@@ -61,6 +61,13 @@ def test_what_a_job_waits_for_is_its_message(capsys: pytest.CaptureFixture[str])
     client: Any = Client()
     assert _with_wait(client, job("RUNNING")).message.startswith("waits for resources: needs 2 GPU")
     assert _with_wait(client, job("FAILED")).message == "Job is running."
+
+    class Away(Client):
+        def get_job_logs(self, identity: str) -> str:
+            raise RuntimeError("Request failed with status code 500")
+
+    away: Any = Away()
+    assert _with_wait(away, job("RUNNING")).message == "Job is running."
 
 
 def test_preflight_tells_what_is_free_now(monkeypatch: pytest.MonkeyPatch) -> None:
