@@ -66,20 +66,16 @@ class Host:
         found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
         return [int(number) for number in found.stdout.split() if _program(int(number)).endswith(named)]
 
-    def end(self) -> None:
-        """End all of the host's processes."""
-        for process in self._started:
-            process.terminate()
-        deadline = time.monotonic() + 15
-        while (numbers := self.processes()) and time.monotonic() < deadline:
-            for process in self._started:
-                process.poll()
-            time.sleep(0.1)
-        for number in numbers:
+    def send(self, number: signal.Signals) -> None:
+        """A signal to all of the host's processes."""
+        for process in self.processes():
             with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+                os.kill(process, number)
+
+    def collect(self) -> None:
+        """What ended is no process any more."""
         for process in self._started:
-            process.wait(30)
+            process.poll()
 
 
 class Hosts:
@@ -117,13 +113,27 @@ class Hosts:
             (_etc(host) / "hosts").write_text(f"127.0.0.1 localhost\n{names}")  # `ip netns exec` puts it in place
 
     def remove(self) -> None:
+        self._end()
         for host in self.all.values():
-            host.end()
             subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True)
             shutil.rmtree(_etc(host), ignore_errors=True)
         subprocess.run(["ip", "netns", "del", self.switch], capture_output=True)
         with suppress(OSError):
             _etc(next(iter(self.all.values()))).parent.rmdir()
+
+    def _end(self) -> None:
+        """End the processes of all hosts: they have ten seconds."""
+        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 30.0)):
+            deadline = time.monotonic() + seconds
+            while running := [host for host in self.all.values() if host.processes()]:
+                for host in running:
+                    host.send(number)  # again: what ran in a loop may have started another
+                    host.collect()
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
+        for host in self.all.values():
+            host.collect()
 
     def cut_off(self, name: str) -> None:
         """Pull the host's cable."""

@@ -157,8 +157,10 @@ def test_a_node_that_is_drained(hosts: Hosts, tmp_path: Path) -> None:
     run = train(hosts, tmp_path, "train.epochs=2", "cluster.max_failures=0")
     run.wait_for_step(8)
     name = run.a_worker_s_node()
-    listed = hosts["head"].run("ray status --verbose || true; ray list nodes --format=json", **TOKEN)
-    nodes = json.loads(listed[listed.index("[\n") :])
+    listed = hosts["head"].run("ray list nodes --format=json", **TOKEN)
+    begins = re.search(r"\[\s*\{", listed)
+    assert begins, listed
+    nodes, _ = json.JSONDecoder().raw_decode(listed[begins.start() :])
     number = next(
         node["node_id"] for node in nodes if node["node_ip"] == hosts[name].address and node["state"] == "ALIVE"
     )
