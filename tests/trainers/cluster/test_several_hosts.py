@@ -153,8 +153,32 @@ def test_the_document_s_commands(hosts: Hosts, tmp_path: Path) -> None:
     assert "(raylet)" not in said
 
 
+def test_a_job_that_waits_says_for_what_and_who_has_it(hosts: Hosts, tmp_path: Path) -> None:
+    laptop, reach = hosts["laptop"], {**TOKEN, "RAY_API_SERVER_ADDRESS": "http://head:8265"}
+    large = ["cluster.workers=2", "cluster.cpus_per_worker=0.9", "cluster.grace_s=5", "train.epochs=200"]
+    recipe = small_recipe(tmp_path, ["tracking.enabled=false", *large])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+
+    def jobs(words: str) -> str:
+        return laptop.run(f"m2can jobs {words}", **reach)
+
+    jobs(f"submit train {tmp_path / 'recipe.yaml'} --id first")
+    wait_until(lambda: "step 1/" in jobs("logs first"), 150, "the first job trains")
+    jobs(f"submit train {tmp_path / 'recipe.yaml'} --id second")
+    wait_until(lambda: "note: the run waits" in jobs("logs second"), 150, "the second job says that it waits")
+    said = jobs("logs second")
+    assert re.search(r"free now: [\d.]+ of 3 CPU; the run waits until others give back what it needs", said), said
+    waits = r"waits for resources: needs 1.8 CPU; [\d.]+ of 3 CPU are free; first has 1.8 CPU"
+    assert re.search(f"note: the run {waits}", said), said
+    assert re.search(f"^message +{waits}", jobs("status second"), re.M)
+    assert re.search(f"^second +RUNNING .*\n    {waits}", jobs("list"), re.M)
+    for identity in ("second", "first"):
+        jobs(f"stop {identity}")
+        wait_until(lambda name=identity: "STOPPED" in jobs(f"status {name}"), 60, f"{identity} ends")
+
+
 def test_a_node_that_is_drained(hosts: Hosts, tmp_path: Path) -> None:
-    run = train(hosts, tmp_path, "train.epochs=2", "cluster.max_failures=0")
+    run = train(hosts, tmp_path, "train.epochs=5", "cluster.max_failures=0")
     run.wait_for_step(8)
     name = run.a_worker_s_node()
     listed = hosts["head"].run("ray list nodes --format=json", **TOKEN)
@@ -164,7 +188,7 @@ def test_a_node_that_is_drained(hosts: Hosts, tmp_path: Path) -> None:
     number = next(
         node["node_id"] for node in nodes if node["node_ip"] == hosts[name].address and node["state"] == "ALIVE"
     )
-    drain = documented("ray drain-node").replace("seconds=60", "seconds=20")
+    drain = documented("ray drain-node").replace("seconds=60", "seconds=10")
     hosts["head"].run(drain, NODE=number, **TOKEN)
     run.wait(lambda: "is drained: the workers write a checkpoint" in run.said, "the drain is told")
     assert run.process.wait(300) == 0, run.said
