@@ -66,16 +66,15 @@ class Host:
         found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
         return [int(number) for number in found.stdout.split() if _program(int(number)).endswith(named)]
 
-    def send(self, number: signal.Signals) -> None:
-        """A signal to all of the host's processes."""
-        for process in self.processes():
+    def kill(self) -> bool:
+        """SIGKILL for all of the host's processes: a node that is asked to end drains itself first. False: none is left."""
+        numbers = self.processes()
+        for number in numbers:
             with suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    def collect(self) -> None:
-        """What ended is no process any more."""
+                os.kill(number, signal.SIGKILL)
         for process in self._started:
-            process.poll()
+            process.poll()  # what has ended is no process any more
+        return bool(numbers)
 
 
 class Hosts:
@@ -113,27 +112,15 @@ class Hosts:
             (_etc(host) / "hosts").write_text(f"127.0.0.1 localhost\n{names}")  # `ip netns exec` puts it in place
 
     def remove(self) -> None:
-        self._end()
+        deadline = time.monotonic() + 30
+        while sum(map(Host.kill, self.all.values())) and time.monotonic() < deadline:
+            time.sleep(0.2)
         for host in self.all.values():
             subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True)
             shutil.rmtree(_etc(host), ignore_errors=True)
         subprocess.run(["ip", "netns", "del", self.switch], capture_output=True)
         with suppress(OSError):
             _etc(next(iter(self.all.values()))).parent.rmdir()
-
-    def _end(self) -> None:
-        """End the processes of all hosts: they have ten seconds."""
-        for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 30.0)):
-            deadline = time.monotonic() + seconds
-            while running := [host for host in self.all.values() if host.processes()]:
-                for host in running:
-                    host.send(number)  # again: what ran in a loop may have started another
-                    host.collect()
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.5)
-        for host in self.all.values():
-            host.collect()
 
     def cut_off(self, name: str) -> None:
         """Pull the host's cable."""
