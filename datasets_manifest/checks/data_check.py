@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -207,13 +207,15 @@ def _of_records(rows: SplitRows) -> Iterator[Finding]:
 
 def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
     found: dict[str, list[str]] = defaultdict(list)
+    records_of: dict[str, list[str]] = defaultdict(list)
     harmed = 0
-    for images in rows.images:
+    for identity, images in zip(rows.ids, rows.images, strict=True):
         harmed += any(rows.facts[path].problem for path in images)
         for path in images:
             facts = rows.facts[path]
             if facts.problem is not None:
                 found[facts.problem].append(path)
+                records_of[path].append(identity)
             elif min(facts.width, facts.height) < TINY:
                 found["tiny"].append(path)
             elif facts.width * facts.height > HUGE:
@@ -228,20 +230,25 @@ def _of_pictures(rows: SplitRows) -> Iterator[Finding]:
             why = f"pictures are {problem}".replace("pictures are not an image", "files are not images")
             more = f"; {harmed} of {len(rows.ids)} records have one, more than {MAX_BAD:.0%}" if fatal else ""
             kind = problem.partition(" (")[0].replace(" ", "-")
-            if problem == "missing":
-                paths = [*map(_with_similar, paths[:EXAMPLES]), *paths[EXAMPLES:]]
-            yield rows.finding("fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
+            finding = rows.finding("fatal" if fatal else "warning", kind, f"{why} and will be skipped{more}", paths)
+            different = list(dict.fromkeys(paths))[:EXAMPLES]
+            yield replace(
+                finding, examples=[_described(path, records_of[path], problem == "missing") for path in different]
+            )
 
 
-def _with_similar(path: str) -> str:
-    similar = similar_file(path)
-    return path if similar is None else f"{path} ({similar})"
+def _described(path: str, records: list[str], missing: bool) -> str:
+    """A picture that cannot be read, with the records that have it, and where it is missing a file of a similar name."""
+    similar = similar_file(path) if missing else None
+    among = f"record {records[0]}" if len(records) == 1 else f"{len(records)} records, the first {records[0]}"
+    return f"{path} ({among})" if similar is None else f"{path} ({among}; {similar})"
 
 
 def _of_labels(rows: SplitRows) -> Iterator[Finding]:
     known = rows.label[rows.label >= 0]
     if not len(known):
-        yield rows.finding("note", "unlabelled", "no record has a label: this can only be a target", rows.ids)
+        found = rows.finding("note", "unlabelled", "no record has a label: this can only be a target", rows.ids)
+        yield replace(found, examples=[])  # all of them
         return
     absent = [name for c, name in enumerate(rows.manifest.classes) if not (known == c).any()]
     if len(absent) >= len(rows.manifest.classes) - 1:

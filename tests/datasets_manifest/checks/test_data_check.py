@@ -172,6 +172,7 @@ def test_why_a_picture_is_missing(tmp_path: Path, there: str, named: str, differ
     picture(shop, there, 1)
     content = [{"text": f"x {n}", "label": n % 2, "image": [named]} for n in range(2)]
     found = next(f for f in check([domain(shop, {"train": content})]).findings if f.kind == "missing")
+    assert found.examples == [found.examples[0]] and "2 records, the first train-1; " in found.examples[0]
     assert difference in found.examples[0]
     manifest = str(shop / "manifest.yaml")
     (tmp_path / "shop2").mkdir()
