@@ -1,4 +1,5 @@
-"""Whether Ray's head still answers: once it has died, Ray's own calls wait for a minute and then end the process."""
+"""Whether Ray still answers: once its head has died, Ray's own calls wait for a minute and then end the process; once its
+raylet has died, they end it at their next turn."""
 
 from __future__ import annotations
 
@@ -17,16 +18,20 @@ JOINED_LOST_AFTER_S = 45.0  # the head of a cluster that is joined may be starte
 
 
 class LostCluster(RunFailed):
-    """Ray's head does not answer any more."""
+    """A part of Ray does not answer any more."""
 
 
 class ClusterWatch:
-    """Asks the head of the Ray that runs, at `address`, whether it answers.
+    """Asks a part of the Ray that runs, at `address`, whether it answers.
 
-    A head that is silent from the beginning is not watched: not every machine that can use a cluster reaches it.
+    A part that is silent from the beginning is not watched: not every machine that can use a cluster reaches it.
+
+    Args:
+        part: what it is called.
     """
 
-    def __init__(self, address: str, lost_after_s: float) -> None:
+    def __init__(self, address: str, lost_after_s: float, part: str = "head") -> None:
+        self._part = part
         self._host, _, port = address.rpartition(":")
         self._address, self._port, self._lost_after_s = address, int(port), lost_after_s
         self._told, self._heard = False, time.monotonic()
@@ -39,19 +44,21 @@ class ClusterWatch:
             return
         silent = time.monotonic() - self._heard
         if silent >= self._lost_after_s:
-            raise LostCluster(f"Ray's head at {self._address} does not answer for {silent:.0f} s")
+            raise LostCluster(f"Ray's {self._part} at {self._address} does not answer for {silent:.0f} s")
         if silent >= LOST_AFTER_S and not self._told:
             self._told = True
-            words = (
-                f"Ray's head at {self._address} does not answer; the run waits until {self._lost_after_s:g} s are over"
-            )
+            words = f"Ray's {self._part} at {self._address} does not answer; the run waits until "
+            words += f"{self._lost_after_s:g} s are over"
             print(f"note: {words}", file=sys.stderr, flush=True)
 
     def _answers(self) -> bool:
         return is_open(self._host.strip("[]"), self._port)
 
 
-def watch_cluster() -> ClusterWatch:
-    """The watch of the Ray that runs."""
-    after_s = LOST_AFTER_S if owns_ray() else JOINED_LOST_AFTER_S
-    return ClusterWatch(ray.get_runtime_context().gcs_address, after_s)
+def watch_cluster() -> list[ClusterWatch]:
+    """The watches of the Ray that runs: of its head, and of the raylet of one that this process started."""
+    head = ray.get_runtime_context().gcs_address
+    if not owns_ray():
+        return [ClusterWatch(head, JOINED_LOST_AFTER_S)]
+    raylets = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in ray.nodes() if node["Alive"]]
+    return [ClusterWatch(head, LOST_AFTER_S), *(ClusterWatch(each, LOST_AFTER_S, "raylet") for each in raylets)]

@@ -107,7 +107,7 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
     Where no command handles Ctrl-C, as in a notebook, the workers are asked to stop and have `grace_s` seconds for it.
 
     Raises:
-        RunFailed: Ray itself died: its head or Ray Train's controller.
+        RunFailed: Ray itself died: its head, its raylet or Ray Train's controller.
     """
     done: Future[ray.train.Result] = Future()
 
@@ -118,10 +118,11 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="m2can-fit").start()
-    watch = watch_cluster()
+    watches = watch_cluster()
     try:
         while not wait([done], timeout=ASKED_EVERY_S).done:
-            watch.look()
+            for watch in watches:
+                watch.look()
         return done.result()
     except (LostCluster, RayError) as error:
         why = str(error) if isinstance(error, LostCluster) else f"Ray ended the run ({first_line(error)})"

@@ -15,7 +15,8 @@ import ray
 
 from datasets_manifest.errors import InputError, first_line
 from trainers.cluster.find_cluster import find_cluster, require_answer
-from trainers.cluster.session_cleaner import clean_up_after
+from trainers.cluster.session_cleaner import clean_up_after, kill_own_ray
+from trainers.failures import RunFailed
 from trainers.preflight.ray_needs import ray_temp_folder, require_ray_can_start
 
 # Settings of Ray Train. On one machine nobody takes nodes away, so that no process needs to watch for it, and looking at
@@ -57,10 +58,32 @@ def start_own_ray(**options: Any) -> None:
     for name, value in LOCAL_TRAIN.items():
         os.environ.setdefault(name, value)
     with _signals_stay():
-        ray.init("local", include_dashboard=False, **options)
+        _start_patiently(options)
     session = ray.get_runtime_context().get_session_name()
     _own_sessions.add(session)
     clean_up_after(ray_temp_folder() / "ray" / session)
+
+
+def _start_patiently(options: dict[str, Any]) -> None:
+    """Start a Ray; on a busy machine its processes may take longer than the half minute that Ray gives them.
+
+    Raises:
+        RunFailed: twice.
+    """
+    for last in (False, True):
+        try:
+            ray.init("local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            for session in (ray_temp_folder() / "ray").glob(f"session_*_{os.getpid()}"):
+                clean_up_after(session)
+            kill_own_ray()
+            ray.shutdown()
+            if last:
+                raise RunFailed("Ray did not start within half a minute, twice: this machine is too busy") from error
+            print("note: Ray did not start within half a minute; once more", file=sys.stderr, flush=True)
 
 
 def owns_ray() -> bool:

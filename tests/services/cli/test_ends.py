@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 LEFT_WITHIN_S = 15
 LOST_WITHIN_S = 30
 PATIENCE_S = 200
-MEMORY = Path("/dev/shm")
+MEMORY = "/dev/shm/"
 
 
 class Run:
@@ -44,7 +44,6 @@ class Run:
         environment = os.environ | {"TMPDIR": str(self.temporary), "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1"}
         for variable in ("MLFLOW_TRACKING_URI", "RAY_TMPDIR"):
             environment.pop(variable, None)
-        self.memory = set(MEMORY.iterdir())
         command = [sys.executable, "-m", "services.cli.main", "train", str(self.recipe)]
         for change in (f"run.name={name}", *changes):
             command += ["--set", change]
@@ -55,6 +54,7 @@ class Run:
             assert self.command.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         self.processes = {process.pid: process for process in self.command.children(recursive=True)}
+        self.memory = {path for process in self.processes.values() for path in shared_memory_of(process)}
         return self.command
 
     def trains(self) -> bool:
@@ -87,13 +87,20 @@ class Run:
         """Processes, shared memory and temporary folders of the command."""
         alive = [str(process) for process in self.processes.values() if process.is_running()]
         folders = [*self.temporary.glob("[!r]*"), *(() if self.keeps_logs else self.temporary.glob("ray/session_2*"))]
-        return alive + [str(path) for path in {*MEMORY.iterdir()} - self.memory] + [str(path) for path in folders]
+        return alive + [path for path in self.memory if os.path.exists(path)] + [str(path) for path in folders]
 
     def status(self) -> str:
         client = open_client(resolve_tracking_uri(None, self.storage))
         runs = client.search_runs([client.get_experiment_by_name("m2can").experiment_id])
         (run,) = [run for run in runs if run.data.tags["m2can.run_name"] == self.name]
         return str(run.info.status)
+
+
+def shared_memory_of(process: psutil.Process) -> list[str]:
+    try:
+        return [each.path for each in process.memory_maps() if each.path.startswith(MEMORY)]
+    except psutil.Error:  # it has ended meanwhile
+        return []
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +133,10 @@ def test_sigkill_leaves_nothing_either(run: Run) -> None:
     ("part", "words"),
     [
         ("gcs_server", r"Ray's head at \S+ does not answer for \d+ s"),
+        ("raylet/raylet", r"Ray's raylet at \S+ does not answer for \d+ s"),
         ("TrainController", r"Ray ended the run \(.*\)"),
     ],
-    ids=["head", "controller"],
+    ids=["head", "raylet", "controller"],
 )
 def test_a_part_of_ray_dies(run: Run, part: str, words: str) -> None:
     run.start("killed", run.trains)
