@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+STACK ?= stack
 PYTEST := $(BIN)/python -m pytest --durations=25
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
@@ -52,7 +53,7 @@ test-slow: install
 	$(PYTEST) $(PARALLEL) -m "slow and not stack"
 
 test-stack: install
-	$(PYTEST) -m stack
+	$(PYTEST) -m "$(STACK)"
 
 lint: install
 	$(BIN)/ruff check .

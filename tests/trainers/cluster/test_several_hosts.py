@@ -20,7 +20,7 @@ from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.stack, pytest.mark.hosts, pytest.mark.timeout(560)]
 
 NODES = ("gpu-1", "gpu-2")
 RATES = [f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fusion", "heads")]
