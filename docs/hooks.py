@@ -1,6 +1,7 @@
 """Pages and parts of pages that are made when the documents are built.
 
-notebook.md comes from notebook.ipynb, and a line `$$ … $$` is set by matplotlib: the pages load nothing from elsewhere.
+api.md comes from the docstrings, notebook.md from notebook.ipynb, and a line `$$ … $$` is set by matplotlib: the pages load
+nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ _FORMULA = re.compile(r"^\$\$ (.+) \$\$$", re.M)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The generated page."""
+    """The generated pages."""
     sys.path.insert(0, str(ROOT))  # here: MkDocs takes back what a hook's file does to the path
-    from docs.reference import notebook_page
+    from docs.reference import api_page, notebook_page
 
-    files.append(File.generated(config, "notebook.md", content=notebook_page()))
+    for name, make in {"api": api_page, "notebook": notebook_page}.items():
+        files.append(File.generated(config, f"{name}.md", content=make()))
     return files
 
 

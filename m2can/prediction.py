@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from services.model_files import model_files
+from trainers.exported.predictor import ExportedPredictor, is_exported
 from trainers.model import predictor
 
 
@@ -38,11 +39,17 @@ class Predictor(predictor.Predictor):
 
         Args:
             model: the folder of a run (its chosen checkpoint) or of a checkpoint; or a model of the registry: `NAME`,
-                `NAME:VERSION`, `NAME@alias`, with or without `models:/`. Folders need no MLflow.
+                `NAME:VERSION`, `NAME@alias`, with or without `models:/`. Folders need no MLflow. A folder that
+                `m2can models export` wrote is for the CPU.
             device: `cpu`, `cuda` or, as `auto` says, a GPU where there is one.
             tracking_uri: where MLflow is; None: MLFLOW_TRACKING_URI, or else the store in `storage`.
 
         Raises:
             InputError: no such model, or its files are damaged.
         """
-        return super().load(model_files(model, tracking_uri, Path(storage)), device)
+        folder = model_files(model, tracking_uri, Path(storage))
+        return cast(Self, _Exported(folder)) if is_exported(folder) else super().load(folder, device)
+
+
+class _Exported(ExportedPredictor, Predictor):
+    """An exported model as a Predictor of this module."""

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datasets_manifest.errors import InputError, without_password
-from services.cli import api, data, demo, doctor, jobs, predict, published, runs, serve, token, train, tune
+from services.cli import api, data, demo, doctor, import_export, jobs, predict, runs, serve, token, train, tune
 
 app = typer.Typer(
     name="m2can",
@@ -35,7 +35,7 @@ app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --por
 )
 app.command("api", epilog="Example:  m2can api --root /data --tokens tokens.yaml --address http://head:8265")(api.api)
 app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(token.token)
-app.add_typer(published.app, name="models")  # all of `models`, and import and export
+app.add_typer(import_export.app, name="models")  # all of `models`, and import and export
 app.add_typer(runs.app, name="runs")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")

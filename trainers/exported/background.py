@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +18,7 @@ from datasets_manifest.errors import first_line
 from trainers.exported.export import export_model
 from trainers.exported.predictor import ExportedPredictor
 from trainers.m2can.batch import Batch
-from trainers.model.predictor import EXAMPLES, Predictor
+from trainers.model.predictor import Predictor, examples
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +50,11 @@ class OnnxInBackground(Predictor):
             with tempfile.TemporaryDirectory(prefix="m2can-onnx-") as made:
                 out = Path(made) / "model"
                 command = [sys.executable, "-m", "trainers.exported.background", str(folder), str(out)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode != 0:
-                    lines = done.stderr.strip().splitlines() or ["no reason was given"]
-                    raise RuntimeError(lines[-1])
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                weakref.finalize(self, process.kill)  # the service may end before it
+                _, printed = process.communicate()
+                if process.returncode != 0:
+                    raise RuntimeError((printed.strip().splitlines() or ["no reason was given"])[-1])
                 exported = ExportedPredictor(out, torch.get_num_threads())
                 exported._compute(exported.example_batch())
                 self._now = exported
@@ -63,4 +65,4 @@ class OnnxInBackground(Predictor):
 
 
 if __name__ == "__main__":
-    export_model(Predictor.load(sys.argv[1], "cpu"), Path(sys.argv[2]), "onnx", *EXAMPLES)
+    export_model(Predictor.load(sys.argv[1], "cpu"), Path(sys.argv[2]), "onnx", *examples())

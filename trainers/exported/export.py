@@ -75,21 +75,24 @@ def export_model(
         write_graph(program, draft, form, int8=int8)
         for name, content in card_files(predictor.card).items():
             (draft / name).write_text(content, encoding="utf-8")
-        found = _compare(predictor, ExportedPredictor(draft), texts, images, draft, out, form, int8)
+        exported = ExportedPredictor(draft)
+        records, most_off, equal = _compare(predictor, exported, texts, images, int8=int8)
+        ms = [_milliseconds(p, texts, images) for p in (predictor, exported)]
+        weights = sum(x.numel() * x.element_size() for x in predictor.network.state_dict().values())
+        written = sum(file.stat().st_size for file in draft.glob(f"{FILES[form]}*"))
+        found = Export(str(out), form, int8, records, most_off, equal, weights, written, *ms)
         (draft / "export.json").write_text(json_text(_description(predictor, found)), encoding="utf-8")
     return found
 
 
 def _compare(
-    predictor: Predictor,
-    exported: ExportedPredictor,
-    texts: Sequence[Any],
-    images: Sequence[Any],
-    draft: Path,
-    out: Path,
-    form: Form,
-    int8: bool,
-) -> Export:
+    predictor: Predictor, exported: Predictor, texts: Sequence[Any], images: Sequence[Any], *, int8: bool
+) -> tuple[int, float, float]:
+    """How many records both predict, the largest difference of a probability, and the part of the labels that are equal.
+
+    Raises:
+        InputError: no record can be predicted, or they differ by more than is allowed.
+    """
     before, after = (p.predict_usable(texts, images) for p in (predictor, exported))
     known = ~np.isnan(before.probs).any(axis=1)
     if not known.any():
@@ -102,10 +105,7 @@ def _compare(
         problem = f"predicts otherwise than the model: a probability by {most_off:.2g}, {equal:.1%} of the labels equal"
         wanted = f"{LEAST_EQUAL:.0%} of the labels equal; export without --int8" if int8 else f"at most {MOST_OFF:g}"
         raise InputError(problem, field="--int8" if int8 else "MODEL", wanted=wanted)
-    ms = [_milliseconds(p, texts, images) for p in (predictor, exported)]
-    weights = sum(x.numel() * x.element_size() for x in predictor.network.state_dict().values())
-    written = sum(file.stat().st_size for file in draft.glob(f"{FILES[form]}*"))
-    return Export(str(out), form, int8, int(known.sum()), most_off, equal, weights, written, ms[0], ms[1])
+    return int(known.sum()), most_off, equal
 
 
 def _milliseconds(predictor: Predictor, texts: Sequence[Any], images: Sequence[Any]) -> float:

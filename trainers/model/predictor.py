@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
 EMPTY = "has neither text nor picture"
-# Texts of different lengths, each with a picture: something to try a model with.
-EXAMPLES = (
-    ["two words", "these three words"],
-    [cv2.imencode(".png", np.full((8, 8, 3), grey, np.uint8))[1].tobytes() for grey in (64, 192)],
-)
+
+
+def examples() -> tuple[list[str], list[bytes]]:
+    """Two texts of different lengths, and a picture for each: something to try a model with."""
+    pictures = [cv2.imencode(".png", np.full((8, 8, 3), grey, np.uint8))[1].tobytes() for grey in (64, 192)]
+    return ["two words", "these three words"], pictures
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,8 @@ class Predictor:
         return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0]
 
     def example_batch(self) -> Batch:
-        """EXAMPLES, on the device."""
-        texts, images = EXAMPLES
+        """The `examples`, on the device."""
+        texts, images = examples()
         batch, _ = self._batch([[text] for text in texts], [[image] for image in images])
         assert batch is not None
         return batch

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import m2can
 from datasets_manifest.errors import InputError
 from services.cli.main import app
 from tests.trainers.model import hub_folders
@@ -71,6 +72,9 @@ def test_torch_export_predicts_the_same(
     assert is_exported(exported)
     require_equal(predictor, exported, records)
     assert predictor.network.text_encoder.packs  # and goes on as before
+    front_door = m2can.Predictor.load(exported)
+    assert isinstance(front_door, m2can.Predictor)
+    assert front_door.predict(*records).labels == predictor.predict(*records).labels
     told = json.loads((exported / "export.json").read_text())
     assert told["classes"] == predictor.classes and told["pictures"]["crop"] == 64
     assert told["compared"]["records"] == 5 and told["compared"]["most_off"] <= 1e-5
