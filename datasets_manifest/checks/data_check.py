@@ -124,7 +124,8 @@ def check(
     try:
         class_sets_agree(manifests)
     except InputError as error:
-        findings.append(Finding("fatal", "classes", manifests[-1].name, "", 1, str(error), []))
+        differs = next(manifest for manifest in manifests if manifest.path == error.file)
+        findings.append(Finding("fatal", "classes", differs.name, "", 1, str(error), []))
     read: list[tuple[LoadedManifest, str, ReadResult]] = []
     for manifest in manifests:
         for split in manifest.splits:

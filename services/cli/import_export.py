@@ -85,13 +85,17 @@ def export(
     """
     from datasets_manifest.errors import InputError
     from services.model_files import model_files
+    from trainers.exported.predictor import is_exported
     from trainers.model.predictor import Predictor
 
     chosen = {"--onnx": onnx, "--torch-export": torch_export, "--published": published}
     given = [name for name, is_given in chosen.items() if is_given]
     if len(given) != 1:
         raise InputError("names one form", field=", ".join(chosen), value=given or None, wanted="one of them")
-    predictor = Predictor.load(model_files(model, tracking_uri, storage), "cpu")
+    folder = model_files(model, tracking_uri, storage)
+    if is_exported(folder):
+        raise InputError("was exported already", field="MODEL", value=model, wanted="the model that it was made of")
+    predictor = Predictor.load(folder, "cpu")
     if published:
         from trainers.model.published_checkpoint import export_published
 

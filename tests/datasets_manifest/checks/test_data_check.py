@@ -154,6 +154,16 @@ def test_every_bad_label_is_listed_with_its_count(tmp_path: Path, clean: dict[st
     assert report.splits[0].unlabelled == 3
 
 
+def test_classes_that_differ_are_found_at_the_domain_that_has_them(tmp_path: Path, clean: dict[str, Records]) -> None:
+    manifests = [domain(tmp_path / name, clean) for name in ("one", "two", "three")]
+    two = tmp_path / "two" / "manifest.yaml"
+    two.write_text(two.read_text().replace("[bad, good]", "[Bad, good]"))
+    manifests[1] = load_manifest(two)
+    (found,) = [finding for finding in check(manifests).findings if finding.kind == "classes"]
+    assert (found.severity, found.domain) == ("fatal", "two")
+    assert "`labels: {Bad: bad}`" in found.message
+
+
 @pytest.mark.parametrize(
     ("there", "named", "difference"),
     [

@@ -72,6 +72,8 @@ def test_torch_export_predicts_the_same(
     assert is_exported(exported)
     require_equal(predictor, exported, records)
     assert predictor.network.text_encoder.packs  # and goes on as before
+    done = CliRunner().invoke(app, ["models", "export", str(exported), "again", "--onnx"])
+    assert "MODEL: was exported already" in str(done.exception)
     front_door = m2can.Predictor.load(exported)
     assert isinstance(front_door, m2can.Predictor)
     assert front_door.predict(*records).labels == predictor.predict(*records).labels
