@@ -14,6 +14,7 @@ STILL = [f"optimizer.lr.{part}=0" for part in ("encoders", "projections", "fusio
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three runs
 def test_more_epochs_are_the_same_on_one_and_two_workers(tmp_path: Path, ray_cluster: None) -> None:
     """The first run moves nothing, so it stops after its warm-up and two epochs more, on both workers."""
     still = [*FROZEN, *STILL, "schedule.lowest_lr=0", "train.epochs=6", "train.patience=2"]
