@@ -34,12 +34,12 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
 
     from datasets_manifest.postcards.generate import write_postcards
     from datasets_manifest.stream.local_stream import LocalStream
+    from trainers.journal.journal import EpochRecord
     from trainers.loop.loop import Loop
     from trainers.loop.observer import Observer
     from trainers.m2can.collective import Collective
     from trainers.preflight.preparation import prepare
     from trainers.recipe.demo import demo_recipe
-    from trainers.tracking.journal import EpochRecord
     from trainers.validators import choose_candidate, verdicts
 
     torch.set_num_threads(1)

@@ -22,12 +22,12 @@ from torchvision import transforms
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.images import ASPECT, IMAGENET_MEAN, IMAGENET_STD
 from datasets_manifest.stream.text import clean, drop_words, join_sentences, tokenizer_from_json
+from trainers.compute.device_batches import normalise
 from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.batch_norm import GroupedBatchNorm2d, PictureGroups
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
-from trainers.model.device_batches import normalise
 
 
 class PaddedTexts(nn.Module):

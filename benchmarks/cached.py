@@ -17,6 +17,7 @@ from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
+from trainers.compute.device_batches import make_encoding, to_batch
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch
@@ -24,7 +25,6 @@ from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
 from trainers.model.card import ModelCard
-from trainers.model.device_batches import make_encoding, to_batch
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide

@@ -109,7 +109,7 @@ def target_probs(loop: Any) -> np.ndarray:
     """Of the target's validation rows, [N, C]."""
     import torch
 
-    from trainers.model.device_batches import to_batch
+    from trainers.compute.device_batches import to_batch
 
     rows = target_rows(loop.corpus)
     host = next(loop.batches.source.evaluate([rows], None))

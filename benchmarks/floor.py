@@ -28,8 +28,8 @@ from benchmarks.step_parts import (
     make_step,
     recipe_of,
 )
-from trainers.loop.step import Step
-from trainers.model.device_batches import to_batch
+from trainers.compute.device_batches import to_batch
+from trainers.step.step import Step
 
 SIDE = 2048  # of the matrices
 COPIED = 256 * 2**20  # bytes

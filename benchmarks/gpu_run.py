@@ -13,8 +13,8 @@ from benchmarks.step_parts import LENGTHS
 from trainers.training_run import RunObserver, run
 
 if TYPE_CHECKING:
+    from trainers.journal.journal import EpochRecord
     from trainers.recipe import Recipe
-    from trainers.tracking.journal import EpochRecord
 
 EPOCHS = 2
 _SPECIALS = {

@@ -23,9 +23,9 @@ from benchmarks.sides import device_here, lap_seconds
 from benchmarks.speed_step import measure_step
 from benchmarks.step_parts import QUICK, Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.stream.encode import HostBatch
-from trainers.loop.step import Step
-from trainers.model.device_batches import picture_memory, to_batch
-from trainers.model.precision import dtype_of, picture_form
+from trainers.compute.device_batches import picture_memory, to_batch
+from trainers.compute.precision import dtype_of, picture_form
+from trainers.step.step import Step
 
 BERT_DROPOUT = 0.1  # of bert-base-uncased's own configuration
 EARLY = 10  # steps after the first that are compared with the median

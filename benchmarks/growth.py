@@ -26,9 +26,9 @@ import torch.distributed as dist
 from benchmarks.sides import interleaved
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, make_step, recipe_of
 from datasets_manifest.stream.plan import DomainPool, EpochPlan
+from trainers.compute.device_batches import to_batch
 from trainers.m2can.collective import DistributedCollective
 from trainers.m2can.pseudo_labels import select, uniform_prior
-from trainers.model.device_batches import to_batch
 
 CPU = torch.device("cpu")
 SMALL = Size("tiny", 64, 128, 2, 2000, 8, 64)

@@ -25,8 +25,8 @@ from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
+from trainers.compute.device_batches import make_encoding, step_batches
 from trainers.loop.loop import Loop
-from trainers.model.device_batches import make_encoding, step_batches
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe
 from trainers.recipe.demo import demo_recipe

@@ -25,11 +25,11 @@ from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.local_cluster import start_ray
+from trainers.compute.device_batches import make_encoding, normalise
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.collective import Collective
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import make_encoding, normalise
 from trainers.preflight.preparation import Prepared, prepare
 from trainers.recipe import Recipe, make_recipe
 

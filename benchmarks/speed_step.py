@@ -17,10 +17,10 @@ from benchmarks.baseline import baseline_network, pad
 from benchmarks.refinement import peak_mb
 from benchmarks.sides import Runs, SideProcess, compare, device_here
 from benchmarks.step_parts import Size, cut_rows, make_labels, make_network, make_rows, make_step, recipe_of
-from trainers.loop.step import Step
+from trainers.compute.device_batches import to_batch
+from trainers.compute.precision import choose_layout, eval_batch_size
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import to_batch
-from trainers.model.precision import choose_layout, eval_batch_size
+from trainers.step.step import Step
 
 SLOTS = 10
 TOLERANCE = 2e-4  # of the first step's terms, float32

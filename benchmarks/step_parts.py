@@ -11,17 +11,18 @@ from torch.optim import Adam
 from transformers import BertConfig, BertModel
 
 from datasets_manifest.stream.encode import HostBatch
-from trainers.loop.gradients import data_parallel
-from trainers.loop.step import Step
+from trainers.compute.compiled import compile_encoders
+from trainers.compute.precision import autocast_of, choose_kernels, choose_layout
+from trainers.encoders import encoders
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.freezing import freeze
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
-from trainers.model import build, encoders, optimizers
-from trainers.model.compiled import compile_encoders
-from trainers.model.precision import autocast_of, choose_kernels, choose_layout
+from trainers.model import build, optimizers
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide
+from trainers.step.gradients import data_parallel
+from trainers.step.step import Step
 
 LENGTHS = (25, 0.6)  # of the texts, tokens: log-normal, median and σ
 

@@ -37,8 +37,8 @@ from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, StepSlice
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.local_cluster import start_ray
-from trainers.model.device_batches import make_encoding
-from trainers.model.vocabulary import word_vocabulary
+from trainers.compute.device_batches import make_encoding
+from trainers.compute.vocabulary import word_vocabulary
 from trainers.recipe import make_recipe
 
 BATCH = 32

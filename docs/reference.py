@@ -32,7 +32,7 @@ API = {
     ],
     "From Python": ["m2can.training", "m2can.prediction", "m2can.models", "trainers.training_run"],
     "Training": [
-        "trainers.recipe.loading", "trainers.cluster.driver", "trainers.loop.step", "trainers.loop.loop",
+        "trainers.recipe.loading", "trainers.cluster.driver", "trainers.step.step", "trainers.loop.loop",
         "trainers.model.card", "trainers.model.checkpoint", "trainers.model.predictor",
     ],
     "Selection without target labels": [

@@ -17,10 +17,10 @@ from experiments.uacr import ExperimentalUacr, UacrOptions
 from trainers.loop.loop import Loop
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored
-from trainers.loop.step import Step
 from trainers.m2can.discriminators import PairDiscriminator
 from trainers.m2can.losses import adversarial, task
 from trainers.m2can.losses.inputs import TermInputs
+from trainers.step.step import Step
 
 UACR: dict[str, dict[str, Any]] = {
     "neighbours-fused": {"refine": "fused"},

@@ -13,12 +13,12 @@ from datasets_manifest.stream.plan import DomainPool, StepSlice
 from experiments.neighbourhood import Refinement, TargetView, balance, refine
 from experiments.prior import estimate_prior, find_temperature, sharpen
 from experiments.teacher import follow, make_teacher
+from trainers.compute.precision import eval_batch_size
 from trainers.loop.loop import Loop
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.precision import eval_batch_size
 from trainers.recipe.base import decided
 
 

@@ -17,8 +17,8 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError, first_line, nearest
 from services.errors import ServiceUnavailable
 from services.registry import versions_of_run
+from trainers.journal.journal import Journal
 from trainers.preflight.run_lock import require_free
-from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RUN_NAME_TAG
 from trainers.tracking.registered_models import ModelVersion, client_for
 from trainers.tracking.registration import ALIAS

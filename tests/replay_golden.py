@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 from transformers import BertConfig, BertModel
 
-from trainers.loop.step import Step
 from trainers.m2can import learning_rates as schedules
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
@@ -35,6 +34,7 @@ from trainers.model.build import build_discriminators
 from trainers.model.optimizers import build_optimizers
 from trainers.published import tensor_names as published
 from trainers.recipe.method_sections import OptimizerSection
+from trainers.step.step import Step
 
 Record = dict[str, Any]
 

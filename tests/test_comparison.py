@@ -18,8 +18,8 @@ from benchmarks.variants import COMMON, EXPERIMENTS_OF, PRESET_OF, VARIANTS
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.local_stream import LocalStream
 from experiments.catalog import NAMES
+from trainers.compute.device_batches import make_encoding, to_batch
 from trainers.model.build import build_network
-from trainers.model.device_batches import make_encoding, to_batch
 from trainers.preflight.preparation import prepare
 from trainers.recipe import apply_override, make_recipe
 

@@ -29,13 +29,13 @@ from services.api.audit import AuditLog
 from services.prediction_output import write_predictions
 from tests.trainers.made_run import made_run
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.journal.journal import EpochRecord, Journal
 from trainers.model.card import load_card
 from trainers.model.checkpoint import save_model, verify
 from trainers.preflight.inputs import recipe_of_run
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
 from trainers.reports import run_report
-from trainers.tracking.journal import EpochRecord, Journal
 from tuning.driver import _claim as claim_sweep
 from tuning.sweep import Sweep, SweepPlan
 

@@ -36,12 +36,15 @@ from services.jobs import jobs
 from services.jobs.preflight import check_capacity
 from services.web.auth import Tokens
 from trainers.cluster import dry_run, resources
+from trainers.compute import compiled, precision, vocabulary
+from trainers.encoders import encoders, picture_card
 from trainers.failures import RunFailed
-from trainers.model import compiled, encoders, picture_card, precision, published_checkpoint, vocabulary
+from trainers.journal import outcome
+from trainers.journal.journal import Journal
+from trainers.model import published_checkpoint
 from trainers.published.configuration import recipe_tree
 from trainers.recipe import load_recipe, make_recipe
-from trainers.tracking import outcome, registered_models
-from trainers.tracking.journal import Journal
+from trainers.tracking import registered_models
 from trainers.tracking.registration import ModelToLog
 from trainers.tracking.sender import Sender
 from tuning import driver, trial

@@ -25,11 +25,11 @@ from services.model_files import model_files
 from services.prediction_output import write_predictions
 from tests.services.cli.conftest import run_m2can  # noqa: F401  (a fixture)
 from tests.trainers.tiny_run import SMALL, make_loop, prepared_run
+from trainers.journal.journal import EpochRecord, Journal
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import claim, prepare
 from trainers.preflight.run_lock import driver_lock
 from trainers.recipe import load_recipe
-from trainers.tracking.journal import EpochRecord, Journal
 
 NAMES = [
     "a b", "My%20Project", "what?", "no#1", "'q' \"d\"", "back\\slash", "Größe 漢字", "e\u0301te\u0301", "x" * 200, "é" * 120,

@@ -24,11 +24,11 @@ from trainers.tracking.address import tracking_uri
 if TYPE_CHECKING:
     import threading
 
+    from trainers.journal.findings import Finding
+    from trainers.journal.journal import EpochRecord
+    from trainers.journal.outcome import Outcome
     from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
-    from trainers.tracking.findings import Finding
-    from trainers.tracking.journal import EpochRecord
-    from trainers.tracking.outcome import Outcome
     from trainers.tracking.sender import Sender, TrackedRun
 
 Stop = AbstractContextManager["threading.Event | None"]
@@ -215,8 +215,8 @@ def _run_prepared(
     try:
         with observer, stop as stop_event:
             outcome = train(prepared, on_step=on_step, on_epoch=observer.on_epoch, stop=stop_event, **how)
+        from trainers.journal.outcome import link_best
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
-        from trainers.tracking.outcome import link_best
 
         report = draw_report(outcome)
         link_best(outcome)

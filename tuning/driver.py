@@ -22,6 +22,8 @@ from datasets_manifest.files import read_json, write_atomically
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
+from trainers.journal.journal import Journal
+from trainers.journal.outcome import read_validator_inputs
 from trainers.model.card import load_card, model_folder
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
@@ -29,9 +31,7 @@ from trainers.recipe import Recipe, stated_values
 from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
 from trainers.tracking.address import resolve_tracking_uri, run_storage
-from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import RunLink, close_children
-from trainers.tracking.outcome import read_validator_inputs
 from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
 from trainers.tracking.sender import CLOSED_WITHIN_S, Sender, TrackedRun

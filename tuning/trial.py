@@ -21,10 +21,10 @@ from ray import tune
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from trainers.failures import RunFailed, RunStopped
+from trainers.journal.journal import EpochRecord, Journal
+from trainers.journal.outcome import read_validator_inputs
 from trainers.recipe import Recipe
-from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_compat import PARENT_TAG
-from trainers.tracking.outcome import read_validator_inputs
 from trainers.training_run import Result, RunObserver, Stop, run
 from trainers.validators import choose_epoch, epoch_score
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_manifest.files import read_json
-from trainers.tracking.journal import EpochRecord, Journal
+from trainers.journal.journal import EpochRecord, Journal
 from tuning.sweep import Sweep
 
 MEASURES = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "target_macro_f1")

@@ -1,1 +1,1 @@
-"""The command `m2can`: one file a noun. Heavy imports happen inside the commands."""
+"""The command `m2can`: its options, output and ends. Heavy imports happen inside the commands."""

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from datasets_manifest.errors import InputError, without_password
-from services.cli import api, data, demo, doctor, import_export, jobs, predict, runs, serve, token, train, tune
+from services.cli.commands import api, data, demo, doctor, import_export, jobs, predict, runs, serve, token, train, tune
 
 app = typer.Typer(
     name="m2can",

@@ -15,8 +15,8 @@ from trainers.m2can.losses import TERMS
 from trainers.training_run import RunObserver
 
 if TYPE_CHECKING:
+    from trainers.journal.journal import EpochRecord
     from trainers.preflight.preparation import Prepared
-    from trainers.tracking.journal import EpochRecord
 
 _PLAIN_EVERY_S = 10.0
 _SPEED_OVER_S = 600.0  # long enough to hold several of the slowest steps

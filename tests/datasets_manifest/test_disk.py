@@ -21,10 +21,10 @@ from services.prediction_output import write_predictions
 from tests.small_disk import SMALL_DISK, small_disk
 from tests.trainers.made_run import made_run
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.journal.journal import EpochRecord, Journal
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
 from trainers.reports.run_report import draw_report
-from trainers.tracking.journal import EpochRecord, Journal
 
 
 @pytest.fixture(scope="module")

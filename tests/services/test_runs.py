@@ -15,8 +15,8 @@ from services import runs
 from services.cli.main import main
 from services.registry import search_models
 from tests.trainers.tracking.tracked import client, model_for, record, sender
+from trainers.journal.journal import Journal
 from trainers.preflight.run_lock import driver_lock
-from trainers.tracking.journal import Journal
 
 MODEL = "m2can-mountain"
 

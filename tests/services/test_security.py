@@ -38,7 +38,7 @@ def test_a_pickle_in_place_of_weights_is_not_run(registered: Registered, tmp_pat
 def test_encoder_weights_from_elsewhere_are_not_run(tmp_path: Path) -> None:
     import torch
 
-    from trainers.model.weights import load_weights_file
+    from trainers.encoders.weights import load_weights_file
 
     mark, file = tmp_path / "ran", tmp_path / "weights.pt"
     torch.save({"weight": Malice(mark)}, file)

@@ -7,7 +7,7 @@ import pytest
 from datasets_manifest.errors import InputError
 from tests.services.registered import NAME, Registered
 from tests.trainers.tiny_run import prepared_run
-from trainers.model.weight_files import read_weights
+from trainers.encoders.weight_files import read_weights
 
 
 def test_a_registered_model_gives_its_weights(registered: Registered) -> None:

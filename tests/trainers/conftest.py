@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from trainers.tracking.journal import Journal
+    from trainers.journal.journal import Journal
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    from trainers.tracking.journal import Journal
+    from trainers.journal.journal import Journal
 
     return Journal(str(tmp_path / "journal"))
 

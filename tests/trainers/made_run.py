@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 
 from datasets_manifest.records.corpus import Corpus, load_corpus
 from datasets_manifest.stream.encode import Vocabulary
+from trainers.journal.journal import EpochRecord
+from trainers.journal.outcome import Outcome
 from trainers.loop.validator_inputs import validator_rows
 from trainers.model.card import ModelCard
 from trainers.recipe import make_recipe
-from trainers.tracking.journal import EpochRecord
-from trainers.tracking.outcome import Outcome
 from trainers.validators import ValidatorInputs
 
 CLASSES = ["bad", "middling", "good"]

@@ -13,9 +13,9 @@ from datasets_manifest.errors import InputError
 from tests.trainers.made_run import made_run
 from trainers import training_run
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
+from trainers.journal.findings import Finding
+from trainers.journal.outcome import Outcome
 from trainers.preflight.preparation import Prepared
-from trainers.tracking.findings import Finding
-from trainers.tracking.outcome import Outcome
 from trainers.tracking.sender import TrackedRun
 
 
@@ -145,7 +145,7 @@ def test_a_finished_run_is_reported_and_registered_if_wanted(
 def test_what_went_wrong_is_in_the_end_event_the_registry_and_the_last_lines(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from services.cli.train import print_result
+    from services.cli.commands.train import print_result
 
     found = [Finding("one-class", "all are `good`", "state uacr.prior"), Finding("few-steps", "4 steps", "more")]
     result, sender = run(replace(outcome, findings=found), monkeypatch)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from tests.trainers.tiny_run import small_recipe
-from trainers.tracking.journal import EpochRecord
+from trainers.journal.journal import EpochRecord
 from tuning.sweep import SweepPlan, load_sweep
 from tuning.trial_results import Trial
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.tuning.sweeps import finished, plan_of
-from trainers.tracking.journal import EpochRecord
+from trainers.journal.journal import EpochRecord
 from tuning.idle_keys import idle_keys
 from tuning.report import draw_report
 from tuning.trial_results import Trial

@@ -28,12 +28,12 @@ from trainers.cluster.restarts import Restarts
 from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
 from trainers.cluster.waiting import lacking
 from trainers.failures import RunFailed, RunStopped
+from trainers.journal.journal import EpochRecord, Journal
+from trainers.journal.outcome import Outcome, choose_epoch_of
 from trainers.preflight.disk import retention
 from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
-from trainers.tracking.journal import EpochRecord, Journal
-from trainers.tracking.outcome import Outcome, choose_epoch_of
 from trainers.worker.entrypoint import train_worker
 from trainers.worker.training import WorkerConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from trainers.tracking.journal import EpochRecord, Journal
+from trainers.journal.journal import EpochRecord, Journal
 
 _log = logging.getLogger(__name__)
 

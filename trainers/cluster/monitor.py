@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets_manifest.files import write_atomically
-from trainers.tracking.journal import EpochRecord, Journal
+from trainers.journal.journal import EpochRecord, Journal
 
 Message = tuple[str, Any]
 TOLD_AFTER_S = 10.0  # that workers wait for resources

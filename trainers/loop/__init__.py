@@ -1,1 +1,1 @@
-"""Training on one worker: step, epochs, pseudo-label state, scoring. Imports model and below; knows neither Ray nor MLflow."""
+"""Training on one worker: epochs, pseudo-label state, scoring. Imports step and below; knows neither Ray nor MLflow."""

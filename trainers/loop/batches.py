@@ -8,11 +8,11 @@ import torch
 from datasets_manifest.records.corpus import Corpus, Part
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
+from trainers.compute.device_batches import Fed, make_encoding, step_batches, unlabelled
+from trainers.compute.feed import Feed
+from trainers.compute.precision import dtype_of, eval_batch_size, picture_form
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.model.card import ModelCard
-from trainers.model.device_batches import Fed, make_encoding, step_batches, unlabelled
-from trainers.model.feed import Feed
-from trainers.model.precision import dtype_of, eval_batch_size, picture_form
 
 
 class Batches:

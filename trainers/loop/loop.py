@@ -18,17 +18,17 @@ import torch
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
+from trainers.compute.compiled import compile_encoders
+from trainers.compute.device_batches import Fed
+from trainers.compute.feed import Feed
+from trainers.compute.precision import autocast_of, choose_kernels, choose_layout, dtype_of
+from trainers.encoders.weight_files import FrozenWeights
 from trainers.loop.bad_pictures import BadPictures
 from trainers.loop.batches import Batches
-from trainers.loop.finite_check import NonFiniteLoss, Passes
-from trainers.loop.gradients import data_parallel
-from trainers.loop.loss_scale import LossScale
 from trainers.loop.observer import Observer
 from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
-from trainers.loop.step import Step
-from trainers.loop.step_clock import StepClock
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
@@ -37,14 +37,14 @@ from trainers.model import checkpoint
 from trainers.model.build import build_network, build_objective
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import Snapshot, TrainingState
-from trainers.model.compiled import compile_encoders
-from trainers.model.device_batches import Fed
-from trainers.model.feed import Feed
 from trainers.model.optimizers import build_schedule
-from trainers.model.precision import autocast_of, choose_kernels, choose_layout, dtype_of
 from trainers.model.trained_parts import build_trained_parts
-from trainers.model.weight_files import FrozenWeights
 from trainers.recipe.base import decided
+from trainers.step.finite_check import NonFiniteLoss, Passes
+from trainers.step.gradients import data_parallel
+from trainers.step.loss_scale import LossScale
+from trainers.step.step import Step
+from trainers.step.step_clock import StepClock
 from trainers.validators import epoch_score
 
 

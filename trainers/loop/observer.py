@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
-from trainers.loop.finite_check import Passes
+from trainers.step.finite_check import Passes
 
 
 class Observer:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.records.corpus import Corpus, Part
+from trainers.compute.device_batches import Fed
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
-from trainers.model.device_batches import Fed
 from trainers.validators import ValidatorInputs
 
 COLUMNS = ("label", "score", "prob", "variance")

@@ -1,4 +1,4 @@
-"""From a recipe to modules and back: building networks, checkpoints and model folders, the predictor.
+"""From a recipe to a network and back: building and its optimizers, checkpoints and model folders, the predictor.
 
-Imports recipe and m2can. Knows neither Ray nor MLflow.
+Imports encoders, compute, recipe and m2can. Knows neither Ray nor MLflow.
 """

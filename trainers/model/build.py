@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainers.encoders.encoders import ALIGNED, build_picture_encoder, build_text_encoder
+from trainers.encoders.hub_models import read_model, require_equal, start_projections
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.names import Adversary
 from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.objective import Objective
-from trainers.model.encoders import ALIGNED, build_picture_encoder, build_text_encoder
-from trainers.model.hub_models import read_model, require_equal, start_projections
 from trainers.recipe import Recipe
 
 

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
+from trainers.encoders.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
 from trainers.m2can.network import M2CAN
 from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
-from trainers.model.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
 from trainers.recipe.schema_versions import Migration, migrate
 
 

@@ -15,13 +15,13 @@ import torch
 from datasets_manifest.errors import InputError
 from datasets_manifest.records import frames
 from datasets_manifest.stream.encode import collate, encode_samples, index_table
+from trainers.compute.device_batches import make_encoding, to_batch
+from trainers.compute.feed import Feed
+from trainers.compute.precision import choose_layout, eval_batch_size, for_prediction, picture_form, predicting
 from trainers.m2can.batch import Batch
 from trainers.m2can.network import FUSED, M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.card import ModelCard, model_folder
-from trainers.model.device_batches import make_encoding, to_batch
-from trainers.model.feed import Feed
-from trainers.model.precision import choose_layout, eval_batch_size, for_prediction, picture_form, predicting
 from trainers.model.trained_network import load_network
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from torch import Tensor
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.files import whole_file, whole_folder
 from datasets_manifest.stream.encode import Vocabulary
+from trainers.encoders.encoders import text_config
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import save_model
-from trainers.model.encoders import text_config
 from trainers.published.tensor_names import from_published, published_name, to_published
 from trainers.recipe import Recipe
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from trainers.encoders.adapters import merge_adapters
+from trainers.encoders.weight_files import REFERENCE, WEIGHTS, read_weights, save_tensors
 from trainers.m2can.network import M2CAN
-from trainers.model.adapters import merge_adapters
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card
 from trainers.model.checkpoint import load_model_weights, save_model
-from trainers.model.weight_files import REFERENCE, WEIGHTS, read_weights, save_tensors
 
 
 def load_network(folder: Path) -> tuple[M2CAN, ModelCard]:

@@ -10,9 +10,9 @@ from ray.train import CheckpointConfig
 from datasets_manifest.disk import megabytes, nearest_folder
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
+from trainers.compute.precision import dtype_of
+from trainers.encoders.weight_files import FROZEN
 from trainers.m2can.network import FUSED
-from trainers.model.precision import dtype_of
-from trainers.model.weight_files import FROZEN
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.validators.inputs import MOST_ROWS

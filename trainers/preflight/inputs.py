@@ -8,13 +8,13 @@ from pathlib import Path
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json, require_folder
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
+from trainers.journal.findings import before_start
 from trainers.preflight.run_lock import require_free
 from trainers.preflight.start import Start, find_start, require_same_run
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.overrides import differing
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.tracking.address import run_storage
-from trainers.tracking.findings import before_start
 from trainers.tracking.look import require_tracking
 from trainers.validators import NEED_SOURCE_VALIDATION
 

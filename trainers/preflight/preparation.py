@@ -13,16 +13,16 @@ import torch
 
 from datasets_manifest.files import json_text, write_atomically
 from datasets_manifest.records.corpus import Corpus
+from trainers.compute.compiled import require_blocks
+from trainers.compute.precision import expected_device, require_device
+from trainers.compute.vocabulary import count_cut_texts, make_vocabulary
+from trainers.encoders.encoders import picture_config, text_config
+from trainers.encoders.hub_models import context_length
+from trainers.encoders.picture_card import PictureCard, described, picture_card, with_views
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, shareable
-from trainers.model.compiled import require_blocks
-from trainers.model.encoders import picture_config, text_config
-from trainers.model.hub_models import context_length
-from trainers.model.picture_card import PictureCard, described, picture_card, with_views
-from trainers.model.precision import expected_device, require_device
 from trainers.model.trained_network import plain_weights
-from trainers.model.vocabulary import count_cut_texts, make_vocabulary
 from trainers.model.warm_start import require_same_encoders, taken_from
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.inputs import Inputs, read_inputs, require_own_name

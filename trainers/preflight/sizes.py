@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.files import json_text
+from trainers.compute.precision import dtype_of
+from trainers.encoders.weight_files import FrozenWeights
 from trainers.m2can.network import M2CAN
 from trainers.model.card import ModelCard, card_files
 from trainers.model.checkpoint import training_tensors
-from trainers.model.precision import dtype_of
 from trainers.model.trained_parts import TrainedParts, build_trained_parts
-from trainers.model.weight_files import FrozenWeights
 from trainers.recipe import Recipe
 from trainers.recipe.run_sections import Checkpoints
 

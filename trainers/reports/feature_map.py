@@ -10,9 +10,9 @@ from markupsafe import Markup
 from sklearn.neighbors import NearestNeighbors
 
 from datasets_manifest.records.corpus import Corpus
+from trainers.journal.outcome import read_validator_inputs
 from trainers.loop.validator_inputs import validator_rows
 from trainers.reports.charts import new_figure, svg, with_symbols
-from trainers.tracking.outcome import read_validator_inputs
 from trainers.validators.inputs import spread
 
 MOST_POINTS = 700  # of the target and of the sources

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from trainers.journal.journal import EpochRecord
 from trainers.m2can.losses import TERMS
 from trainers.reports import charts
-from trainers.tracking.journal import EpochRecord
 
 _WIDTH = 9.0  # inches: 1350 pixels, still readable when shown at 900
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datasets_manifest.files import whole_folder
+from trainers.encoders.weight_files import read_tensors
+from trainers.journal.outcome import TARGET_ACCURACY, Outcome
 from trainers.loop.evaluation import calibration_error, confusion
-from trainers.model.weight_files import read_tensors
 from trainers.reports import figures, samples, sections
 from trainers.reports.charts import percent
 from trainers.reports.feature_map import feature_map
 from trainers.reports.page import REPORT, render
-from trainers.tracking.outcome import TARGET_ACCURACY, Outcome
 
 _CONTENTS = {
     "overview": "What was trained",

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from datasets_manifest.errors import without_password
+from trainers.journal.outcome import Outcome
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe import Recipe, make_recipe
 from trainers.reports import charts, figures
-from trainers.tracking.outcome import Outcome
 from trainers.tracking.provenance import code_version, environment
 
 MOST_CLASSES = 30  # of a confusion matrix that is written out, and of a list of classes

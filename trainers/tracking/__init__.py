@@ -1,4 +1,4 @@
-"""Everything that knows MLflow: the journal of epochs, its sender, runs, registration, the pyfunc model, provenance.
+"""Everything that knows MLflow: the sender of the journal, runs, registration, the pyfunc model, provenance.
 
-Imports loop and below.
+Imports journal and below.
 """

@@ -14,8 +14,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import without_password
+from trainers.journal.journal import EpochRecord
 from trainers.tracking.address import SERVERS, scheme, sqlite_file
-from trainers.tracking.journal import EpochRecord
 from trainers.tracking.look import deleted, lacks_package
 from trainers.tracking.mlflow_compat import (
     EXPERIMENT_KIND,

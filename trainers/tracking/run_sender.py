@@ -13,9 +13,9 @@ from types import MappingProxyType
 import pandas as pd  # type: ignore[import-untyped]
 
 from datasets_manifest.records.corpus import Corpus
+from trainers.journal.journal import Journal
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
-from trainers.tracking.journal import Journal
 from trainers.tracking.look import require_experiment
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash

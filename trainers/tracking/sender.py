@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from datasets_manifest.errors import InputError, first_line, without_password
 from trainers.failures import TrackingUnavailable
-from trainers.tracking.journal import Journal
+from trainers.journal.journal import Journal
 from trainers.tracking.mlflow_run import RunLink
 from trainers.tracking.registration import ModelToLog, register
 

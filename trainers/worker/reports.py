@@ -18,13 +18,13 @@ from ray.train import CheckpointUploadMode
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
-from trainers.loop.finite_check import Passes
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
-from trainers.loop.profiling import StepProfile
 from trainers.loop.scoring import Scored
 from trainers.m2can.collective import Collective
 from trainers.preflight.memory_hints import process_peak
+from trainers.step.finite_check import Passes
+from trainers.step.profiling import StepProfile
 from trainers.worker.log_context import LogContext
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 import ray.train
 
 from datasets_manifest.errors import InputError
+from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
-from trainers.model.weight_files import FROZEN
 
 _log = logging.getLogger(__name__)
 

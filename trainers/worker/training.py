@@ -31,15 +31,15 @@ from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_
 from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.ray_stream import Stream, quiet
-from trainers.loop.finite_check import NonFiniteLoss
+from trainers.compute.device_batches import picture_memory
+from trainers.compute.precision import described, require_device, with_chosen_precision
 from trainers.loop.loop import Loop
 from trainers.loop.more_epochs import go_on_from
-from trainers.loop.profiling import StepProfile
 from trainers.m2can.collective import Collective, DistributedCollective
 from trainers.model.card import ModelCard
-from trainers.model.device_batches import picture_memory
-from trainers.model.precision import described, require_device, with_chosen_precision
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
+from trainers.step.finite_check import NonFiniteLoss
+from trainers.step.profiling import StepProfile
 from trainers.worker.log_context import LogContext, worker_log
 from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
 from trainers.worker.resume import resume

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets_manifest.checks.data_check import DataReport, Finding
-from services.cli.data import _report_lines
+from services.cli.commands.data import _report_lines
 from trainers.reports.data_check_page import page
 
 

@@ -26,7 +26,7 @@ from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.images import read_picture_bytes
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.picture_files import BadPicture
-from trainers.model.device_batches import make_encoding
+from trainers.compute.device_batches import make_encoding
 from trainers.preflight.preparation import prepare
 from trainers.recipe.demo import demo_recipe
 

@@ -14,7 +14,7 @@ from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.evaluation_cache import EvaluationCache, host_bytes
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import prepared_run
-from trainers.model.device_batches import make_encoding
+from trainers.compute.device_batches import make_encoding
 
 
 class Counting:

@@ -16,7 +16,7 @@ from datasets_manifest.stream.encode import HostBatch, index_table
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.ray_stream import DataStalled, Stream, make_dataset
 from tests.trainers.tiny_run import prepared_run
-from trainers.model.device_batches import make_encoding
+from trainers.compute.device_batches import make_encoding
 
 pytestmark = pytest.mark.slow
 

@@ -84,7 +84,9 @@ def test_start_from_is_the_recipes_key(folder: Path, m2can: Command, monkeypatch
     """Whatever YAML would make of it: a run may be called `12`."""
     (folder / "recipe.yaml").write_text("data: {sources: [a.yaml], target: b.yaml}\n")
     given: list[str | None] = []
-    monkeypatch.setattr("services.cli.train.dry_run_recipe", lambda recipe, **_: given.append(recipe.train.start_from))
+    monkeypatch.setattr(
+        "services.cli.commands.train.dry_run_recipe", lambda recipe, **_: given.append(recipe.train.start_from)
+    )
     for name in ("m2can-sea:4", "12", "models:/m2can-sea@candidate"):
         assert m2can("train", "recipe.yaml", "--dry-run", "--start-from", name)[0] == 0
         assert given.pop() == name

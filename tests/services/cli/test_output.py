@@ -9,8 +9,8 @@ import pytest
 from pytest import CaptureFixture
 
 from services.cli import output
-from services.cli.train import print_result
-from trainers.tracking.journal import EpochRecord
+from services.cli.commands.train import print_result
+from trainers.journal.journal import EpochRecord
 from trainers.training_run import Result
 
 

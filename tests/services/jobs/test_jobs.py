@@ -21,8 +21,8 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
 from services.jobs.job_request import train_request
 from services.jobs.jobs import JobServer, JobsUnavailable
+from trainers.journal.journal import Journal
 from trainers.recipe import make_recipe
-from trainers.tracking.journal import Journal
 from trainers.tracking.registered_models import client_for, find_model
 
 

@@ -17,10 +17,10 @@ from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster import driver
 from trainers.cluster.driver import train
+from trainers.compute.device_batches import make_encoding
 from trainers.failures import RunFailed, RunStopped
-from trainers.model.device_batches import make_encoding
+from trainers.journal.outcome import Outcome
 from trainers.preflight.preparation import Prepared, prepare
-from trainers.tracking.outcome import Outcome
 
 # At the demo's rates rounding grows a hundredfold a step in so small a network; at these it stays where it belongs.
 RATES = [f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fusion", "heads")]

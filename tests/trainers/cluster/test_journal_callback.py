@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainers.cluster.journal_callback import JournalCallback
-from trainers.tracking.journal import Journal
+from trainers.journal.journal import Journal
 
 
 def test_the_callback_writes_what_rank_0_reports(tmp_path: Path) -> None:

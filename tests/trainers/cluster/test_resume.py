@@ -11,13 +11,13 @@ import torch
 from datasets_manifest.errors import InputError
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.cluster.journal_callback import JournalCallback
-from trainers.loop.finite_check import NonFiniteLoss
+from trainers.journal.journal import Journal
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
 from trainers.preflight.preparation import Prepared, claim
-from trainers.tracking.journal import Journal
+from trainers.step.finite_check import NonFiniteLoss
 
 
 class SaveAfter(Observer):

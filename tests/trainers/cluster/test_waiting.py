@@ -10,7 +10,7 @@ import pytest
 
 from trainers.cluster import monitor, waiting
 from trainers.cluster.monitor import Listener
-from trainers.tracking.journal import Journal
+from trainers.journal.journal import Journal
 
 
 def group(job: str, state: str, *bundles: dict[str, float]) -> dict[str, Any]:

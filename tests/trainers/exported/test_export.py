@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import m2can
 from datasets_manifest.errors import InputError
 from services.cli.main import app
-from tests.trainers.model import hub_folders
+from tests.trainers.encoders import hub_folders
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.exported import export
 from trainers.exported.export import export_model

@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainers.loop.gradients import data_parallel
-from trainers.loop.step import Step
+from trainers.encoders.encoders import text_config
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective, DistributedCollective, slice_sizes
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.encoders.batch_norm import BatchNormMode
 from trainers.model import build
-from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe import Recipe, apply_override, make_recipe
 from trainers.recipe.training_rule import decide
+from trainers.step.gradients import data_parallel
+from trainers.step.step import Step
 
 ROWS, CLASSES, VOCABULARY, PIXELS = 7, 3, 50, 36
 

@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step_parts import QUICK, make_labels, make_network, make_rows, make_step, recipe_of
+from trainers.compute.device_batches import to_batch
 from trainers.m2can.collective import DistributedCollective
-from trainers.model.device_batches import to_batch
 
 # Enough weights for several of DistributedDataParallel's buckets, of which the first holds 1 MB.
 SIZE = replace(QUICK, hidden=256, layers=3, batch=4, tokens=20, pixels=32)

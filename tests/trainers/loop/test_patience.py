@@ -9,10 +9,10 @@ import torch
 
 from tests.trainers.made_run import made_run
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.journal.outcome import stopped_early
 from trainers.loop.patience import Patience
 from trainers.m2can.collective import Collective
 from trainers.preflight.preparation import Prepared
-from trainers.tracking.outcome import stopped_early
 
 STILL = [f"optimizer.lr.{part}=0" for part in ("encoders", "projections", "fusion", "heads")]
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.loop.test_host_answers import Answers
+from tests.trainers.step.test_host_answers import Answers
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.scoring import COLUMNS, gather_columns
 from trainers.loop.validator_inputs import ValidatorInputsCollector

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from services.cli.output import RunProgress
 from tests.trainers.m2can import made
+from trainers.journal.journal import EpochRecord
 from trainers.m2can import losses
 from trainers.m2can.collective import Collective
 from trainers.m2can.losses import TERMS, Term, weighted_terms
@@ -19,7 +20,6 @@ from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.base import NotNegative
 from trainers.recipe.method_sections import ObjectiveSection
 from trainers.reports import figures
-from trainers.tracking.journal import EpochRecord
 
 
 def test_the_recipe_has_a_key_for_the_weight_of_every_term() -> None:

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from datasets_manifest.errors import InputError
+from trainers.encoders.encoders import text_config
 from trainers.model.build import build_discriminators, build_network, build_objective
-from trainers.model.encoders import text_config
 from trainers.model.optimizers import build_optimizers, build_schedule
 from trainers.recipe import make_recipe
 from trainers.recipe.method_sections import ScheduleSection

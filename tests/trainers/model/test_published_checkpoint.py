@@ -15,9 +15,9 @@ from torch import Tensor
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.text import build_tokenizer
+from trainers.compute.vocabulary import encoder_vocabulary
 from trainers.model.predictor import Predictor
 from trainers.model.published_checkpoint import PublishedCheckpoint, export_published, import_published, read_published
-from trainers.model.vocabulary import encoder_vocabulary
 from trainers.recipe import Recipe, make_recipe
 
 CLASSES = ["bad", "fair", "good", "best"]
@@ -114,7 +114,7 @@ def by_hand(state: dict[str, Tensor], predictor: Predictor, picture: Path) -> np
     from transformers import BertModel
 
     from datasets_manifest.stream.encode import collate, encode_samples, index_table
-    from trainers.model.device_batches import make_encoding, normalise
+    from trainers.compute.device_batches import make_encoding, normalise
 
     zero = np.zeros(1)
     index = index_table(zero, zero, zero)

@@ -14,9 +14,9 @@ import torch
 from datasets_manifest.errors import InputError
 from tests.trainers.made_run import write_domain
 from tests.trainers.tiny_run import make_loop, prepared_run
+from trainers.compute.vocabulary import make_vocabulary
+from trainers.encoders.weight_files import read_weights
 from trainers.model.card import card_files, load_card
-from trainers.model.vocabulary import make_vocabulary
-from trainers.model.weight_files import read_weights
 from trainers.preflight.preparation import Prepared, claim
 from trainers.tracking.run_sender import make_sender
 

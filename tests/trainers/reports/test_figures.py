@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
+from trainers.journal.journal import EpochRecord
 from trainers.reports import charts, figures
-from trainers.tracking.journal import EpochRecord
 
 
 def records(epochs: int, sources: Sequence[str] = ("AVA", "PCCD"), target: bool = True) -> list[EpochRecord]:

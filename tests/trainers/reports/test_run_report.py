@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 
 from tests.browser import ask
 from tests.trainers.made_run import HOSTILE, made_run
+from trainers.journal.findings import Finding
+from trainers.journal.outcome import Outcome
 from trainers.loop.evaluation import reliability
 from trainers.reports.charts import Epochs, Series, curves, draw_curves, new_figure
 from trainers.reports.feature_map import principal_components, same_neighbour
 from trainers.reports.run_report import draw_report
-from trainers.tracking.findings import Finding
-from trainers.tracking.outcome import Outcome
 
 SECTIONS = ["overview", "choice", "learning", "pseudo-labels", "confusion", "calibration", "map", "samples", "data"]
 

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import client, make_bundle, model_for, record, rows, sender
-from trainers.tracking.journal import Journal
+from trainers.journal.journal import Journal
 from trainers.tracking.registration import ALIAS, SCORE_TAG, SOURCE_TAG, ModelToLog
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -18,9 +18,9 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import PATIENCE_S, client, model_for, record, rows, sender, wait_for
 from trainers.failures import TrackingUnavailable
+from trainers.journal.journal import EpochRecord, Journal
 from trainers.tracking import mlflow_run
 from trainers.tracking.address import resolve_tracking_uri
-from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_run import open_experiment
 from trainers.tracking.registration import ALIAS
 from trainers.tracking.sender import Sender

@@ -24,13 +24,13 @@ import torch
 from datasets_manifest.stream.encode import Vocabulary
 from datasets_manifest.stream.text import build_tokenizer, tokenizer_from_json
 from tests.trainers.tracking.tracked import PATIENCE_S, client, model_for, record, rows, sender, wait_for
+from trainers.encoders.encoders import text_config
+from trainers.journal.journal import Journal
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import save_model
-from trainers.model.encoders import text_config
 from trainers.recipe import make_recipe
 from trainers.tracking.address import resolve_tracking_uri
-from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import ALIAS, ModelToLog, signature_for
 

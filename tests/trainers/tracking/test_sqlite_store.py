@@ -19,10 +19,10 @@ from sqlalchemy.engine import make_url
 
 from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import client, model_for, sender
+from trainers.journal.journal import Journal
 from trainers.recipe import make_recipe
 from trainers.tracking import look, sqlite_store
 from trainers.tracking.address import resolve_tracking_uri, run_storage, sqlite_file, sqlite_uri
-from trainers.tracking.journal import Journal
 from trainers.tracking.mlflow_run import open_client, open_experiment
 from trainers.tracking.sqlite_store import ensure_store
 

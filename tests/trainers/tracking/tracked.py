@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 
+from trainers.journal.journal import EpochRecord, Journal
 from trainers.tracking.address import resolve_tracking_uri
-from trainers.tracking.journal import EpochRecord, Journal
 from trainers.tracking.mlflow_run import open_client
 from trainers.tracking.registration import ModelToLog, signature_for
 from trainers.tracking.sender import Sender

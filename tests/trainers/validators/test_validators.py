@@ -160,8 +160,8 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
     import torch
 
     from tests.trainers.tiny_run import make_loop, prepared_run
+    from trainers.compute.device_batches import make_encoding, to_batch
     from trainers.m2can.collective import Collective
-    from trainers.model.device_batches import make_encoding, to_batch
 
     loop = make_loop(prepared_run(tmp_path, ["train.epochs=1"]))
     loop.network.eval()

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from services.cli.train import batch_size_lines
+from services.cli.commands.train import batch_size_lines
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.recipe import apply_override, make_recipe
 from trainers.worker.batch_sizes import SIZES, SPARE, Tried, find_batch_sizes, rate_factor, search, to_take

@@ -1,0 +1,1 @@
+"""The commands of `m2can`: one file a noun. Heavy imports happen inside the functions."""

@@ -1,0 +1,72 @@
+"""The tokenizer of a run: the text encoder's own, or one built from the training texts for `tiny`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from datasets_manifest.errors import InputError, first_line
+from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.encode import Vocabulary, count_cut
+from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
+from trainers.compute.device_batches import make_encoding
+from trainers.recipe import Recipe
+
+MOST_COUNTED = 20_000  # texts
+
+
+def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
+    """Raises InputError: the encoder has no tokenizer that can be read."""
+    if recipe.encoders.text.tiny is None:
+        return encoder_vocabulary(recipe)
+    return word_vocabulary(recipe, _training_texts(recipe, corpus))
+
+
+def word_vocabulary(recipe: Recipe, texts: list[str]) -> Vocabulary:
+    """Of the words of some texts."""
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    return _vocabulary(recipe, build_tokenizer(texts), specials)
+
+
+def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
+    """The text encoder's own. Raises InputError: it has no tokenizer that can be read."""
+    from transformers import AutoTokenizer
+
+    name = recipe.encoders.text.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+        json = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"no fast tokenizer could be read ({first_line(error)})",
+            field="encoders.text.name",
+            value=name,
+            wanted="`tiny`, a local folder or a hub name of a transformers encoder",
+        ) from None
+    # CLIP's and SigLIP's tokenizers have nothing to put between two sentences: their end token would end the text.
+    specials = {key: getattr(tokenizer, key) or "" for key in ("cls_token", "sep_token", "pad_token")}
+    if not specials["pad_token"]:
+        wanted = "a tokenizer that names its pad_token"
+        raise InputError("its tokenizer has no pad_token", field="encoders.text.name", value=name, wanted=wanted)
+    return _vocabulary(recipe, json, specials)
+
+
+def count_cut_texts(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> tuple[int, int]:
+    """How many training texts have more than `max_tokens` tokens, of how many looked at: at most MOST_COUNTED, evenly spread."""
+    parts = [corpus.table["texts"].slice(part.start, len(part)) for part in corpus.train]
+    every = max(1, -(-sum(map(len, parts)) // MOST_COUNTED))
+    samples = [texts for part in parts for texts in part.take(np.arange(0, len(part), every)).to_pylist() if texts]
+    return count_cut(samples, make_encoding(recipe, vocabulary)), len(samples)
+
+
+def _vocabulary(recipe: Recipe, json: str, specials: dict[str, str]) -> Vocabulary:
+    made = tokenizer_from_json(json, recipe.data.texts.most_tokens, **specials)
+    return Vocabulary(json=json, pad_id=made.pad_id, size=made.vocab_size, **specials)
+
+
+def _training_texts(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """Of the sources and of the target: its texts are there, only its labels are not."""
+    texts = []
+    for part in corpus.train:
+        for sentences in corpus.table["texts"].slice(part.start, len(part)).to_pylist():
+            texts += [clean(sentence, recipe.data.texts.cleaning) for sentence in sentences]
+    return texts

@@ -1,0 +1,149 @@
+"""The outcome of a finished run: its epochs, the chosen checkpoint, the accuracies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_manifest.records.corpus import Corpus
+from trainers.encoders.weight_files import read_tensors
+from trainers.failures import RunFailed
+from trainers.journal.findings import Finding, after_run
+from trainers.journal.journal import EpochRecord
+from trainers.model.card import ModelCard
+from trainers.recipe import Recipe
+from trainers.recipe.base import decided
+from trainers.validators import ValidatorInputs, choose_candidate, verdicts
+
+TARGET_ACCURACY = "target/val/accuracy"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a run.
+
+    chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
+    checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
+    findings: what went wrong, with what to change.
+    verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
+    """
+
+    name: str
+    folder: Path
+    card: ModelCard
+    corpus: Corpus
+    records: list[EpochRecord]
+    chosen: EpochRecord
+    last: EpochRecord
+    oracle: EpochRecord | None
+    checkpoint: Path
+    checkpoints: dict[int, Path]
+    verdicts: list[dict[str, Any]]
+    findings: list[Finding] = field(default_factory=list)
+
+    def accuracies(self) -> dict[str, float | None]:
+        """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
+        chosen). None without labels."""
+        chosen, last, oracle = (
+            record.metrics.get(TARGET_ACCURACY) if record else None for record in (self.chosen, self.last, self.oracle)
+        )
+        return {
+            "target_accuracy_chosen": chosen,
+            "target_accuracy_last": last,
+            "target_accuracy_oracle": oracle,
+            "regret": oracle - chosen if oracle is not None and chosen is not None else None,
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """Validator, epochs, why it ended early, and accuracies, as they stand in summary.json and in the command's last line."""
+        return {
+            "validator": self.card.recipe.selection.validator,
+            "started_from": self.card.started_from,
+            "chosen_epoch": self.chosen.epoch,
+            "last_epoch": self.last.epoch,
+            "oracle_epoch": self.oracle.epoch if self.oracle else None,
+            "stopped_early": stopped_early(self.card.recipe, self.records),
+            **self.accuracies(),
+        }
+
+
+def choose_epoch_of(
+    name: str, folder: Path, card: ModelCard, corpus: Corpus, records: list[EpochRecord], kept: Mapping[int, Path]
+) -> Outcome:
+    """Choose among the epochs whose checkpoints were kept, by the recipe's validator.
+
+    Args:
+        kept: epoch → checkpoint.
+
+    Raises:
+        RunFailed: no epoch has a checkpoint.
+        InputError: a checkpoint is damaged.
+    """
+    candidates = [record for record in records if record.epoch in kept]
+    if not candidates:
+        raise RunFailed(
+            f"{name} ended and no epoch has both a checkpoint and a record in the journal; {folder / 'logs'} says what the "
+            "workers did"
+        )
+    inputs = [read_validator_inputs(kept[record.epoch]) for record in candidates]
+    selection = card.recipe.selection
+    chosen = candidates[choose_candidate(selection.validator, inputs, selection.gate)]
+    predicted = read_tensors(kept[chosen.epoch] / "evaluation.safetensors")
+    target = corpus.train[-1]
+    of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
+    found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
+    labelled = [record for record in records if TARGET_ACCURACY in record.metrics]
+    return Outcome(
+        name=name,
+        folder=folder,
+        card=card,
+        corpus=corpus,
+        records=records,
+        chosen=chosen,
+        last=records[-1],
+        oracle=max(labelled, key=lambda record: record.metrics[TARGET_ACCURACY], default=None),
+        checkpoint=kept[chosen.epoch],
+        checkpoints=dict(kept),
+        verdicts=[{"epoch": candidates[row.pop("position")].epoch, **row} for row in found],
+        findings=after_run(
+            card.recipe,
+            records,
+            chosen,
+            classes=card.classes,
+            source_labels_N=np.concatenate(of_sources) if of_sources else np.empty(0, np.int64),
+            predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
+        ),
+    )
+
+
+def stopped_early(recipe: Recipe, records: Sequence[EpochRecord]) -> str | None:
+    """Where and why a run ended before its last epoch, in words; None if it did not."""
+    patience, epochs, last = recipe.train.patience, decided(recipe.train.epochs), records[-1].epoch
+    if patience is None or last >= epochs:
+        return None
+    scores = {
+        record.epoch: record.metrics["selection/score"] for record in records if "selection/score" in record.metrics
+    }
+    best = max(scores, key=lambda epoch: scores[epoch], default=None)
+    than = "" if best is None else f" better than epoch {best}'s {scores[best]:.4g}"
+    return f"after epoch {last} of {epochs}: no selection score{than} in {patience} epochs (train.patience)"
+
+
+def link_best(outcome: Outcome) -> None:
+    """Make `best` in the run's folder a link to the chosen checkpoint, where the file system has links."""
+    link = outcome.folder / "best"
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(outcome.checkpoint, outcome.folder), target_is_directory=True)
+
+
+def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
+    """What an epoch's model predicted for the rows set aside for choosing. Raises InputError: missing or damaged."""
+    tensors = read_tensors(checkpoint / "evaluation.safetensors")
+    return ValidatorInputs.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
