@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datasets_manifest.files import whole_file
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.encode import Encoding
 from datasets_manifest.stream.local_stream import LocalStream
@@ -31,6 +32,7 @@ from trainers.recipe.training_rule import decide
 
 PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them
+MOST_TOKENS = 256  # of a text: what the text encoder reads
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def frozen_encoders(folder: Path) -> dict[str, Any]:
 
 
 def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFeatures:
-    """Features of all views of a data set, computed once and kept in `folder`.
+    """Features of all views of a data set, computed once for a size and a length and kept in `folder`.
 
     Args:
         manifests: the target's last.
@@ -89,17 +91,18 @@ def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFe
             "sources": [str(path) for path in manifests[:-1]],
             "target": str(manifests[-1]),
             "pictures": {"resize": pixels, "crop": pixels, "strong": {"area": [0.4, 1.0]}},
-            "texts": {"max_tokens": 64, "word_dropout": 0.2},
+            "texts": {"max_tokens": MOST_TOKENS, "word_dropout": 0.2},
         },
         "encoders": frozen_encoders(folder.parent),
     }
     prepared = prepare(make_recipe(tree))
-    file = folder / "features.safetensors"
+    file = folder / f"features-{pixels}-pixels-{MOST_TOKENS}-tokens.safetensors"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         text, picture = view_features(prepared.card, prepared.corpus)
         # The loop's learning rates suit features of length about 1.
-        save_file({"text": _scaled(text), "picture": _principal(picture)}, file)
+        tensors = {"text": _scaled(text), "picture": _principal(picture)}
+        with whole_file(file) as draft:
+            save_file(tensors, draft)
     tensors = load_file(file)
     return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"])
 

@@ -74,7 +74,12 @@ def table_of(paths: list[str], records: int) -> pa.Table:
 
 
 def encoding_of(views: PictureViews) -> Encoding:
-    data = {"sources": ["a"], "target": "b", "pictures": views.model_dump(), "texts": {"max_tokens": 64}}
+    data = {
+        "sources": ["a"],
+        "target": "b",
+        "pictures": views.model_dump(exclude={"transparency"}),
+        "texts": {"max_tokens": 64},
+    }
     recipe = make_recipe({"data": data, "encoders": {"text": {"name": "tiny"}}})
     vocabulary = word_vocabulary(recipe, [f"word{n}" for n in range(997)])
     return make_encoding(recipe, vocabulary, epoch=0, strong=True)

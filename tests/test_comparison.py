@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cached import STRONG_VIEWS, view_features
+from benchmarks import cached
+from benchmarks.cached import STRONG_VIEWS, cache_features, cached_loop, view_features
 from benchmarks.comparison import area_under_curve, summary
 from benchmarks.comparison_page import GROUPS, MARK, README, RESULTS, TRIED_GROUPS, experiments_section, table
 from benchmarks.icons import Icon, draw, write_icons
@@ -137,3 +138,22 @@ def test_cached_features_are_what_the_encoders_make_of_each_view(tmp_path: Path)
     likeness_VN = torch.cosine_similarity(picture_VNK, picture_NK, dim=-1)
     assert likeness_VN[0].min() > 0.99 > likeness_VN[1:].min()
     assert not torch.equal(picture_VNK[1], picture_VNK[2])
+
+
+def test_an_empty_cache_is_filled_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "frozen_encoders", lambda _: {"text": {"name": "tiny"}, "picture": {"name": "tiny"}})
+    manifests = list(write_postcards(tmp_path / "data", train=10, val=3).values())
+    records = manifests[0].parent / "train.jsonl"
+    long = [json.loads(line) | {"text": ["wide " * 200]} for line in records.read_text().splitlines()]
+    records.write_text("".join(json.dumps(record) + "\n" for record in long))
+    torch.manual_seed(0)
+    filled = cache_features(manifests, tmp_path / "cache", 32)
+    assert filled.card.recipe.data.texts.max_tokens == 256
+    assert filled.text_VNK.shape[:2] == filled.picture_VNK.shape[:2] == (1 + STRONG_VIEWS, 39)
+    assert filled.text_VNK[0].norm(dim=-1).mean() == pytest.approx(1, abs=1e-5)
+    monkeypatch.setattr(cached, "view_features", None)  # nothing is computed again
+    again = cache_features(manifests, tmp_path / "cache", 32)
+    assert torch.equal(again.text_VNK, filled.text_VNK) and torch.equal(again.picture_VNK, filled.picture_VNK)
+    tree = {"data": again.card.recipe.data.model_dump(mode="json"), "train": {"epochs": 1, "batch_size": 4}}
+    metrics, _ = cached_loop(again, make_recipe(tree)).run_epoch()
+    assert 0 <= metrics["target/val/accuracy"] <= 1

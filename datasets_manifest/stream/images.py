@@ -34,6 +34,7 @@ _Deviation = Annotated[float, Field(gt=0, le=1)]
 Deviations = tuple[_Deviation, _Deviation, _Deviation]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]  # as Pillow names them
 Channels = Literal["rgb", "bgr"]
+Transparency = Literal["white", "dropped"]
 
 
 class StrongView(BaseModel, extra="forbid", frozen=True):
@@ -62,6 +63,7 @@ class PictureViews(BaseModel, extra="forbid", frozen=True):
 
     resize: the shorter side before the weak view's centre is cut out, or `squash`: both sides become `crop`.
     crop: both sides of a view. mean, std: of the normalisation, which is done on the device.
+    transparency: what shows behind transparent pixels; `dropped`: their own colours, without the alpha channel.
     """
 
     resize: Side | Literal["squash"] = 256
@@ -70,6 +72,7 @@ class PictureViews(BaseModel, extra="forbid", frozen=True):
     mean: Means = IMAGENET_MEAN
     std: Deviations = IMAGENET_STD
     channels: Channels = "rgb"
+    transparency: Transparency = "white"
     strong: StrongView = StrongView()
     max_pictures: Annotated[int, Field(ge=1)] = 10
 
@@ -111,14 +114,15 @@ def read_picture_bytes(path: str) -> bytes:
 def decode_views(data: bytes, spec: PictureViews, rng: np.random.Generator | None) -> tuple[Pixels, Pixels | None]:
     """The weak view and, if there is an `rng` to draw it with, the strong view, each [crop, crop, 3].
 
-    Of an animation the first frame is taken; what is transparent shows white. The weak view shows the same with every
-    `rng` but not to the last grey level, since the scale of decoding depends on the draw. Raises BadPicture: empty, not
-    an image, not read here, too large (by the header, before any pixel is decoded), truncated, unreadable.
+    Of an animation the first frame is taken; what is transparent shows as `spec.transparency` says. The weak view shows
+    the same with every `rng` but not to the last grey level, since the scale of decoding depends on the draw. Raises
+    BadPicture: empty, not an image, not read here, too large (by the header, before any pixel is decoded), truncated,
+    unreadable.
     """
     file = open_picture(data)
     width, height = file.size
     draw = draw_strong(width, height, spec.strong, rng) if rng is not None else None
-    picture = file.decode(_divisor(width, height, spec, draw))
+    picture = file.decode(_divisor(width, height, spec, draw), on_white=spec.transparency == "white")
     return weak_view(picture, spec), strong_view(picture, width, draw, spec) if draw else None
 
 

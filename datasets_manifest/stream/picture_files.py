@@ -74,9 +74,14 @@ class PictureFile:
         width, height = self.image.size
         return (height, width) if self.turn in _SIDEWAYS else (width, height)
 
-    def decode(self, divisor: int = 1) -> Pixels:
-        """The upright picture, a JPEG's sides divided by `divisor` (1, 2, 4 or 8). Raises BadPicture."""
-        picture = _decode(self.image, self.data, divisor)
+    def decode(self, divisor: int = 1, on_white: bool = True) -> Pixels:
+        """The upright picture, a JPEG's sides divided by `divisor` (1, 2, 4 or 8). Raises BadPicture.
+
+        Args:
+            on_white: whether transparent pixels are laid on white. If not, their alpha channel is dropped and the
+                colours that it hid show.
+        """
+        picture = _decode(self.image, self.data, divisor, on_white)
         if self.turn in _SIDEWAYS:
             picture = cv2.transpose(picture)
         return cv2.flip(picture, _FLIPS[self.turn]) if self.turn in _FLIPS else picture
@@ -180,7 +185,7 @@ def _profile(kind: bytes, keyword: bytes, text: bytes) -> bytes:
     return b""
 
 
-def _decode(image: Image.Image, data: bytes, divisor: int) -> Pixels:
+def _decode(image: Image.Image, data: bytes, divisor: int, on_white: bool) -> Pixels:
     """The picture as stored.
 
     OpenCV reads the usual JPEGs, Pillow all the rest: OpenCV mistakes CMYK for RGB, drops transparency, and allocates
@@ -195,15 +200,15 @@ def _decode(image: Image.Image, data: bytes, divisor: int) -> Pixels:
             if picture is not None:
                 return cv2.cvtColor(picture[:height, :width], cv2.COLOR_BGR2RGB)
     try:
-        return _decode_with_pillow(image)
+        return _decode_with_pillow(image, on_white)
     except Exception as error:  # as in `open_picture`
         raise _damage(data, error) from error
 
 
-def _decode_with_pillow(image: Image.Image) -> Pixels:
+def _decode_with_pillow(image: Image.Image, on_white: bool) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip
         return cv2.cvtColor((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8), cv2.COLOR_GRAY2RGB)
-    if image.has_transparency_data:
+    if on_white and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

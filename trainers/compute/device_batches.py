@@ -29,7 +29,7 @@ class PictureForm:
 def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, strong: bool = False) -> Encoding:
     texts = recipe.data.texts
     return Encoding(
-        pictures=recipe.data.pictures.views(),
+        pictures=recipe.picture_views(),
         cleaning=texts.cleaning,
         form=texts.form,
         max_tokens=texts.most_tokens,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from datasets_manifest.stream.images import PictureViews
 from trainers.recipe.base import Section
 from trainers.recipe.data_sections import Data, Encoders
 from trainers.recipe.from_version_1 import SCHEMA_VERSION
@@ -27,7 +28,9 @@ class Recipe(Section):
         SCHEMA_VERSION, description="Form of the recipe. An older one is brought to today's when it is read."
     )
     preset: Literal["recommended", "published"] = Field(
-        "recommended", description="Where the values come from that a recipe leaves out."
+        "recommended",
+        description="Where the values come from that a recipe leaves out. `published` also drops the alpha channel of "
+        "transparent pictures, as the authors' code does; with `recommended` they are laid on white.",
     )
     data: Data
     encoders: Encoders = Encoders()
@@ -58,6 +61,11 @@ class Recipe(Section):
         """Whether any component reads the target: with all of them off, training is source-only."""
         any_term = any(self.objective.weights().values())
         return self.uacr.enabled or any_term or self.train.target_labels == "oracle"
+
+    def picture_views(self) -> PictureViews:
+        """Those of data.pictures. The published code drops the alpha channel of a transparent picture."""
+        views = self.data.pictures.views()
+        return views.model_copy(update={"transparency": "dropped"}) if self.preset == "published" else views
 
     def with_pictures(self, values: dict[str, Any]) -> Recipe:
         """The recipe with these values of data.pictures."""

@@ -228,6 +228,19 @@ def test_transparent_pixels_show_white(mode: str) -> None:
     assert distance(half, 127) < 1
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_without_the_alpha_channel_hidden_colours_show_as_pillow_converts_them(mode: str) -> None:
+    hidden = Image.new("RGBA", (300, 300), (90, 90, 90, 0)).convert(mode)
+    options = {} if "A" in mode else {"transparency": hidden.getpixel((0, 0))}
+    data = encoded(hidden, "PNG", **options)
+    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").crop((0, 0, 224, 224)))
+    assert (wanted == 90).all()
+    for rng in (None, np.random.default_rng(0)):
+        view, strong = decode_views(data, PictureViews(transparency="dropped", strong=PLAIN_STRONG), rng)
+        assert np.array_equal(view, wanted)
+        assert strong is None or np.array_equal(strong, wanted)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_orientation_is_applied(form: str, turn: int) -> None:

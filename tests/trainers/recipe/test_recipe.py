@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.stream.encode import Vocabulary
+from trainers.compute.device_batches import make_encoding
 from trainers.recipe import Recipe, load_recipe, make_recipe
 
 Load = Callable[..., Recipe]
@@ -231,3 +233,11 @@ def test_target_takes_part_unless_all_is_off(load: Load, off: str) -> None:
     assert not load(*nothing).target_takes_part
     assert load(*nothing, f"objective.{off}=0.1").target_takes_part
     assert load(*nothing, "uacr.enabled=true").target_takes_part
+
+
+@pytest.mark.parametrize(("preset", "wanted"), [("published", "dropped"), ("recommended", "white")])
+def test_transparent_pictures_are_read_as_the_preset_says(load: Load, preset: str, wanted: str) -> None:
+    recipe = load(preset=preset)
+    assert recipe.picture_views() == recipe.data.pictures.views().model_copy(update={"transparency": wanted})
+    vocabulary = Vocabulary("", "[CLS]", "[SEP]", "[PAD]", 0, 5)
+    assert make_encoding(recipe, vocabulary).pictures.transparency == wanted
