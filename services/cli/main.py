@@ -11,7 +11,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from datasets_manifest.errors import InputError, without_password
-from services.cli.commands import api, data, demo, doctor, import_export, jobs, predict, runs, serve, token, train, tune
+from services.cli.commands import (
+    api,
+    data,
+    demo,
+    doctor,
+    features,
+    import_export,
+    jobs,
+    predict,
+    runs,
+    serve,
+    token,
+    train,
+    tune,
+)
 
 app = typer.Typer(
     name="m2can",
@@ -28,6 +42,9 @@ app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 
     predict.predict
 )
 app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
+app.command("features", epilog="Example:  m2can features recipe.yaml features, then m2can train recipe.yaml")(
+    features.features
+)
 app.command("demo", epilog="Example:  m2can demo --folder demo --workers 1")(demo.demo)
 app.command("doctor", epilog="Example:  m2can doctor --json")(doctor.doctor)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(

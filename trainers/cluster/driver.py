@@ -31,6 +31,7 @@ from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of
 from trainers.preflight.disk import retention
+from trainers.preflight.features import read_features
 from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
@@ -168,11 +169,12 @@ def start_workers(
         folder=prepared.folder,
         goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
         weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
+        features=ray.put(read_features(recipe, prepared.corpus)) if recipe.encoders.features is not None else None,
     )
     observer = Restarts(monitor, None if recipe.cluster.cpus_per_worker else cpu_fraction, restarts)
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"worker": ray.put(config)},
+        train_loop_config={"worker": ray.put(config), "streams": config.features is None},
         torch_config=TorchConfig(timeout_s=int(recipe.cluster.timeout_s)),
         scaling_config=scaling,
         run_config=RunConfig(

@@ -27,7 +27,7 @@ class Batch:
     """One worker's slice of a step's global batch.
 
     Args:
-        text: token ids [N, L], or text features [N, K] for an encoder of given features.
+        text: token ids [N, L], or text features [N, K].
         text_mask: 1 where a token is, [N, L]; None for features.
         text_lengths: tokens of each text, [N], in host memory; None where they are not known.
         pictures: normalised pictures [P, 3, height, width] without empty slots, or picture features [N, K].
@@ -56,6 +56,11 @@ class Batch:
     picture_counts: Tensor | None = None
     sent_counts: Tensor | None = None
     labelled_D: Tensor | None = None
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether it holds features in the place of tokens and pictures."""
+        return self.text_mask is None and self.picture_owner is None
 
     @property
     def num_domains(self) -> int:

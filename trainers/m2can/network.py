@@ -94,14 +94,20 @@ class M2CAN(nn.Module):
         self.modalities = modalities
 
     def forward(self, batch: Batch) -> Outputs:
-        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
-        picture_NK = self.picture_encoder(batch.pictures, batch)
+        text_NK, picture_NK = self.features_of(batch)
         device, dtype = text_NK.device.type, self.fusion.U.weight.dtype
         if not torch.is_autocast_enabled(device):
             return self._heads_of(text_NK, picture_NK, batch)
         # What is left is small: in float32 it costs less than the casts of its weights.
         with torch.autocast(device, enabled=False):
             return self._heads_of(text_NK.to(dtype), picture_NK.to(dtype), batch)
+
+    def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The encoders' features, [N, K] of texts and of pictures: the batch's own where it holds features."""
+        if batch.holds_features:
+            return batch.text, batch.pictures
+        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
+        return text_NK, self.picture_encoder(batch.pictures, batch)
 
     def _heads_of(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
         shape = (batch.num_views, batch.num_domains, batch.size, -1)

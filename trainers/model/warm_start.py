@@ -39,20 +39,20 @@ class Taken:
 def require_same_encoders(ours: ModelCard, theirs: ModelCard, name: str) -> None:
     """Raises InputError: an encoder of the model `name` is another one."""
     text, their_text = ours.recipe.encoders.text, theirs.recipe.encoders.text
-    if text.name != their_text.name and _kind(ours) != _kind(theirs):
+    if text.name != their_text.name and text_kind(ours) != text_kind(theirs):
         _refuse("encoders.text.name", text.name, their_text.name, name)
     picture, their_picture = ours.recipe.encoders.picture, theirs.recipe.encoders.picture
-    if picture.name != their_picture.name and _picture_kind(ours) != _picture_kind(theirs):
+    if picture.name != their_picture.name and picture_kind(ours) != picture_kind(theirs):
         _refuse("encoders.picture.name", picture.name, their_picture.name, name)
 
 
-def _kind(card: ModelCard) -> dict[str, object]:
+def text_kind(card: ModelCard) -> dict[str, object]:
     """What a text encoder is, wherever its files lie. The vocabulary and the longest text of `tiny` follow from the data."""
     tiny = card.recipe.encoders.text.tiny
     return {"tiny": tiny} if tiny else {key: x for key, x in card.text_config.items() if key not in _ORIGIN}
 
 
-def _picture_kind(card: ModelCard) -> object:
+def picture_kind(card: ModelCard) -> object:
     """What a picture encoder is, wherever its files lie."""
     picture, config = card.recipe.encoders.picture, card.picture_config
     if config is None:

@@ -20,15 +20,15 @@ from trainers.encoders.encoders import picture_config, text_config
 from trainers.encoders.hub_models import context_length
 from trainers.encoders.picture_card import PictureCard, described, picture_card, with_views
 from trainers.m2can.network import M2CAN
-from trainers.model.build import build_network
-from trainers.model.card import ModelCard, shareable
+from trainers.model.card import ModelCard, load_card, shareable
 from trainers.model.trained_network import plain_weights
 from trainers.model.warm_start import require_same_encoders, taken_from
 from trainers.preflight.disk import evaluation_bytes, require_disk
+from trainers.preflight.features import begin_encoders, require_features, seeded_network
 from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
 from trainers.preflight.network_checks import require_parts, require_size, require_statistics
 from trainers.preflight.sizes import state_sizes
-from trainers.preflight.start import STARTED, Start, card_of_started
+from trainers.preflight.start import STARTED, Start, model_of_started
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.data_sections import OF_THE_CARD
@@ -75,7 +75,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     pictures = f"{described(recipe)} ({of_encoder.whence})"
     if of_encoder.assumed:
         notes.append(f"pictures: {pictures}; data.pictures.mean, std, … state others")
-    began = start.card if start is not None else card_of_started(recipe, storage)
+    started = model_of_started(recipe, storage) if start is None else start.model
+    began = load_card(started) if started is not None else None
     # Words of `tiny` are those of the data it was made for: their rows must stay what they mean.
     vocabulary = make_vocabulary(recipe, corpus) if began is None else began.vocabulary
     card = ModelCard(
@@ -102,9 +103,7 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     if device is not None:
         require_device(recipe, device)
     with one_thread():
-        network = build_network(
-            recipe, card.text_config, len(corpus.classes), load_weights=True, pictures=card.picture_config
-        )
+        network = seeded_network(card)
         require_size(network, recipe.data.pictures.views().crop)
         require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)
@@ -112,6 +111,9 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
             require_blocks(network, device)
     taken, said = _taken(start, network, card)
     notes += said
+    if recipe.encoders.features is not None:
+        begin_encoders(network, started, taken)
+        notes.append(require_features(card, corpus, network))
     name = recipe.run.name or f"{corpus.target}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     sizes = state_sizes(card, network)
     size = sizes.files + evaluation_bytes(recipe, corpus)

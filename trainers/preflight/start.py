@@ -27,7 +27,7 @@ STARTED = "start.json"  # in the run's folder: what it started from, as it was f
 # What a run that goes on from another cannot change: its state would not fit. Where weights came from does not matter any more.
 _FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "optimizer.layer_decay", "data.splits",
           "data.texts.max_tokens", "train.target_labels")  # fmt: skip
-_OPEN = ("encoders.text.weights", "encoders.picture.weights", "encoders.activation_checkpointing")
+_OPEN = ("encoders.text.weights", "encoders.picture.weights", "encoders.features", "encoders.activation_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,16 @@ def find_start(recipe: Recipe, storage: Path, folder: Path | None) -> Start | No
     return _of_registry(recipe, named, storage)
 
 
-def card_of_started(recipe: Recipe, storage: Path) -> ModelCard | None:
-    """Of a run that had started from something and goes on from its own checkpoints: it keeps its vocabulary."""
+def model_of_started(recipe: Recipe, storage: Path) -> Path | None:
+    """A model of a run that had started from something and goes on from its own checkpoints: it keeps its vocabulary and what
+    it does not train."""
     folder = storage / recipe.run.name if recipe.run.name is not None else None
     if folder is None or not (folder / STARTED).is_file():
         return None
     for checkpoint in sorted(folder.glob("checkpoint_*")):
         with contextlib.suppress(InputError):  # a damaged one is left out when the run goes on, too
-            return load_card(checkpoint / "model")
+            load_card(checkpoint / "model")
+            return checkpoint / "model"
     return None
 
 

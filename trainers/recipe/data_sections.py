@@ -247,6 +247,12 @@ class Encoders(Section):
     )
     text: TextEncoderSection = TextEncoderSection()
     picture: PictureEncoderSection = PictureEncoderSection()
+    features: str | None = Field(
+        None,
+        description="Folder with features of both encoders, computed once by `m2can features`: training reads them in the place "
+        "of texts and pictures, see [Encoders](encoders.md). Both encoders must be frozen (`freeze: all`). Relative to the "
+        "recipe's folder. `null`: the encoders run in every step.",
+    )
     activation_checkpointing: Literal["none", "text", "pictures", "both"] = Field(
         "none",
         description="Which encoders keep only their blocks' inputs for the backward pass and compute the rest again: less "
@@ -269,6 +275,14 @@ class Encoders(Section):
                 raise ValueError(f"both: found beside {part}.name {section['name']}; wanted one of the two")
             named[part] = section | {"name": name}
         return values | named
+
+    @model_validator(mode="after")
+    def _features_are_of_frozen_encoders(self) -> Self:
+        trained = [name for name in ("text", "picture") if getattr(self, name).freeze != "all"]
+        if self.features is not None and trained:
+            found = f"encoders.{trained[0]}.freeze: {getattr(self, trained[0]).freeze}"
+            raise ValueError(f"features: of an encoder that is trained they would move; found {found}, wanted `all`")
+        return self
 
     @property
     def adapters(self) -> dict[str, Lora]:

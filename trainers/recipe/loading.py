@@ -53,7 +53,7 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
-    """Validate a tree of values on top of its preset. Manifest paths become relative to `file`'s folder.
+    """Validate a tree of values on top of its preset. Paths of manifests and features become relative to `file`'s folder.
 
     A tree that names no schema version is read as one of today's.
     """
@@ -96,7 +96,10 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}
-    return recipe.model_copy(update={"data": data.model_copy(update=placed)})
+    encoders = recipe.encoders
+    if encoders.features is not None:
+        encoders = encoders.model_copy(update={"features": anchor(encoders.features)})
+    return recipe.model_copy(update={"data": data.model_copy(update=placed), "encoders": encoders})
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

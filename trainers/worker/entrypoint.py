@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
 
-def train_worker(config: dict[str, ray.ObjectRef]) -> None:
+def train_worker(config: dict[str, Any]) -> None:
     """Run trainers.worker.training.train_worker on the WorkerConfig that `config["worker"]` refers to.
 
-    The process that prepares batches starts first, while this one imports torch and builds the network.
+    The process that prepares batches, where `config["streams"]` says that there is one, starts first, while this one imports
+    torch and builds the network.
     """
     from datasets_manifest.stream.ray_stream import start_runner
 
-    runner = start_runner()
+    runner = start_runner() if config["streams"] else None
     from trainers.worker import training
 
     training.train_worker(ray.get(config["worker"]), runner)
 
 
-def dry_run_worker(config: dict[str, ray.ObjectRef]) -> None:
+def dry_run_worker(config: dict[str, Any]) -> None:
     """The same for trainers.worker.dry_run.dry_run_on_worker."""
     from trainers.worker import dry_run
 

@@ -30,7 +30,9 @@ from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_of
 from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
+from datasets_manifest.stream.feature_stream import FeatureStream
 from datasets_manifest.stream.ray_stream import Stream, quiet
+from datasets_manifest.stream.source import BatchSource
 from trainers.compute.device_batches import picture_memory
 from trainers.compute.precision import described, require_device, with_chosen_precision
 from trainers.loop.loop import Loop
@@ -57,7 +59,8 @@ class WorkerConfig:
     corpus: without its table. table: reference of the table in the object store. cpu_part: of the cluster's
     CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
     whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
-    goes on. weights: those that the network begins with in the place of its own.
+    goes on. weights: those that the network begins with in the place of its own. features: reference of the Features that are
+    trained on, in the table's order; None: the encoders run.
     """
 
     card: ModelCard
@@ -70,6 +73,7 @@ class WorkerConfig:
     folder: Path
     goes_on_from: Path | None = None
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    features: ray.ObjectRef | None = None
 
 
 def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
@@ -126,7 +130,7 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
         replace(given.card, recipe=recipe),
         given.corpus,
         labels=table["label"].to_numpy().astype(np.int64),
-        source=EvaluationCache(make_stream(given, picture_memory(device), runner, world_size)),
+        source=make_source(given, device, runner, world_size),
         collective=collective,
         device=device,
         observer=Reporter(
@@ -141,6 +145,13 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
             profile=StepProfile(given.folder / "profile") if given.profile and collective.rank == 0 else None,
         ),
     )
+
+
+def make_source(given: WorkerConfig, device: torch.device, runner: ActorHandle | None, world_size: int) -> BatchSource:
+    """This worker's batches: of features, where the run has them, or of views that a pipeline makes."""
+    if given.features is not None:
+        return FeatureStream(ray.get(given.features))  # mapped from shared memory, not copied
+    return EvaluationCache(make_stream(given, picture_memory(device), runner, world_size))
 
 
 def make_stream(given: WorkerConfig, allocate: Allocate, runner: ActorHandle | None, workers: int) -> Stream:

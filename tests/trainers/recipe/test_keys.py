@@ -53,6 +53,7 @@ KEYS = [
     "encoders.picture.lora",
     "encoders.picture.batch_norm",
     "encoders.picture.head",
+    "encoders.features",
     "encoders.activation_checkpointing",
     "network.modalities",
     "objective.cmcfa",

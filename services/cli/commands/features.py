@@ -1,0 +1,58 @@
+"""`m2can features`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.options import AsJson, DataRoot, RayCluster, show, use_data_root
+
+
+def features(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) whose two encoders are frozen.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the features; a part of them is gone on with.")
+    ],
+    views: Annotated[int, typer.Option(help="Strong views of each record, beside the weak one.", min=1)] = 2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a recipe key; may be repeated.")
+    ] = None,
+    address: RayCluster = None,
+    json_: AsJson = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Compute features of frozen encoders once; a recipe with `encoders.features: OUT` trains on them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from datasets_manifest.disk import megabytes
+    from trainers.cluster.local_cluster import start_ray
+    from trainers.features.compute import compute_features
+    from trainers.recipe import load_recipe
+
+    use_data_root(data_root)
+    loaded = load_recipe(recipe, list(set_ or []))
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("records", total=None)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        summary = compute_features(
+            loaded,
+            out,
+            strong=views,
+            on_rows=update,
+            start_ray=lambda: start_ray(address or loaded.cluster.address),
+        )
+    there = f", {summary.resumed:,} were there already" if summary.resumed else ""
+    show(
+        json_,
+        summary,
+        f"{summary.records:,} records{there}, {summary.with_bad_pictures:,} lack some pictures that cannot be read; the weak "
+        f"and {summary.strong_views} strong views, {megabytes(summary.bytes)} → {summary.out}",
+        f"trains on them: m2can train {recipe} --set encoders.features={out.resolve()}",
+    )

@@ -1,0 +1,60 @@
+"""Looks at features before a run trains on them; and at the weights that a run's encoders begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.feature_files import FeatureFolder, Features, records_of
+from trainers.m2can.network import M2CAN
+from trainers.model.build import build_network
+from trainers.model.card import ModelCard
+from trainers.model.features import FIELD, encoder_weights, require_same_features
+from trainers.model.trained_network import plain_weights
+from trainers.recipe import Recipe
+
+
+def seeded_network(card: ModelCard) -> M2CAN:
+    """The network as the loop builds it, before it takes weights of another model: what is random is drawn by `train.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(card.recipe.train.seed)
+        return build_network(
+            card.recipe, card.text_config, len(card.classes), load_weights=True, pictures=card.picture_config
+        )
+
+
+def begin_encoders(network: M2CAN, started: Path | None, taken: dict[str, str]) -> None:
+    """Give a network's encoders the weights that they begin with.
+
+    Args:
+        started: the model that the run starts from, or one of its own checkpoints; None: the encoders' own weights.
+        taken: the network's tensors → those of the model whose weights they take; empty: all of the same name.
+    """
+    if started is None:
+        return
+    found, wanted = plain_weights(started), encoder_weights(network)
+    names = taken or {name: name for name in wanted}
+    network.load_state_dict({ours: found[names[ours]] for ours in wanted if ours in names}, strict=False)
+
+
+def require_features(card: ModelCard, corpus: Corpus, network: M2CAN) -> str:
+    """Look whether the folder `encoders.features` holds features of this network's encoders, whole, for all records.
+
+    Returns:
+        what they are, in words.
+
+    Raises:
+        InputError: it does not; names the key or the record that differs.
+    """
+    folder = FeatureFolder(Path(str(card.recipe.encoders.features)), FIELD)
+    folder.places(records_of(corpus))
+    require_same_features(folder, card, network)
+    folder.verify()
+    return f"trains on features: {folder.described()}"
+
+
+def read_features(recipe: Recipe, corpus: Corpus) -> Features:
+    """The features of a corpus' records, in its table's order; see `require_features`."""
+    return FeatureFolder(Path(str(recipe.encoders.features)), FIELD).read(records_of(corpus))
