@@ -145,7 +145,7 @@ def floor(features: Any, self_training: bool) -> dict[str, Any]:
     """Linear probes on the standardised features of all domains' training rows."""
     import torch
 
-    from benchmarks.linear_floor import fit_floor
+    from trainers.m2can.floor import fit_floor
     from trainers.loop.evaluation import classification_metrics
 
     corpus = features.corpus

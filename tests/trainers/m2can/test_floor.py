@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.linear_floor import FOLDS, fit_floor, fit_probe, prior_shift
+from trainers.m2can.floor.fit import FOLDS, fit_floor, fit_probe, prior_shift
 
 CLASSES = 3
 Domain = tuple[dict[str, Tensor], Tensor]

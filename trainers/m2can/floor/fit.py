@@ -5,13 +5,14 @@ target. How much a modality counts is learned from source to source: probes of a
 target's predictions are shifted until their mean is the assumed class prior. One round of self-training follows: a probe on
 both modalities, of the sources and of the target with its own sharpened predictions.
 
-Shapes: N rows, K features of a modality, C classes. All is computed in float64 and is deterministic.
+Shapes: N rows, K features of a modality, C classes. All is computed in float64, on the device of the features, and is
+deterministic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,10 +41,16 @@ class Floor:
 
     def logits(self, features: Features) -> Tensor:
         """[N, C] of rows of the target."""
-        standardised = {
-            name: (features[name].double() - self.mean[name]) / self.deviation[name] for name in self.weight
-        }
-        return _logits(standardised, self.weight, self.bias)
+        return _logits(self.standardised(features), self.weight, self.bias)
+
+    def standardised(self, features: Features) -> dict[str, Tensor]:
+        """By modality, [N, K]: less the mean, over the deviation."""
+        return {name: (features[name].double() - self.mean[name]) / self.deviation[name] for name in self.weight}
+
+    def for_domain(self, features: Features) -> Floor:
+        """The same classifier for another domain, which these rows of it standardise."""
+        mean, deviation = _all_statistics(features)
+        return replace(self, mean=mean, deviation=deviation)
 
 
 def fit_floor(
@@ -63,10 +70,8 @@ def fit_floor(
         self_training: whether the round of self-training follows.
     """
     shares = torch.full((num_classes,), 1 / num_classes) if prior is None else prior
-    log_prior = (shares.double() / shares.sum()).log()
-    mean, deviation = {}, {}
-    for name, x in target.items():
-        mean[name], deviation[name] = _statistics(x)
+    log_prior = (shares.double() / shares.sum()).log().to(sources[0][1].device)
+    mean, deviation = _all_statistics(target)
     of_target = {name: (x.double() - mean[name]) / deviation[name] for name, x in target.items()}
     taught = [({name: _standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
 
@@ -91,9 +96,9 @@ def fit_probe(
 ) -> tuple[Tensor, Tensor]:
     """Weight [C, K] and bias [C] that minimise the (weighted) mean cross-entropy against soft labels, plus
     decay / 2 · ‖weight‖²."""
-    share_N = torch.full((len(x_NK),), 1 / len(x_NK)).double() if weight_N is None else weight_N / weight_N.sum()
-    weight_CK = torch.zeros(y_NC.shape[1], x_NK.shape[1], dtype=torch.float64, requires_grad=True)
-    bias_C = torch.zeros(y_NC.shape[1], dtype=torch.float64, requires_grad=True)
+    share_N = x_NK.new_full((len(x_NK),), 1 / len(x_NK)) if weight_N is None else weight_N / weight_N.sum()
+    weight_CK = x_NK.new_zeros(y_NC.shape[1], x_NK.shape[1], requires_grad=True)
+    bias_C = x_NK.new_zeros(y_NC.shape[1], requires_grad=True)
 
     def loss() -> Tensor:
         entropy_N = F.cross_entropy(x_NK @ weight_CK.T + bias_C, y_NC, reduction="none")
@@ -127,8 +132,9 @@ def _modality_scales(sources: Sequence[tuple[Features, Tensor]], num_classes: in
             unseen[name].append(held[0][name] @ weight.T + bias)
     logits = {name: torch.cat(parts) for name, parts in unseen.items()}
     y_N = torch.cat(labels)
-    root = torch.ones(len(names), dtype=torch.float64, requires_grad=True)
-    bias_C = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    like = logits[names[0]]
+    root = like.new_ones(len(names), requires_grad=True)
+    bias_C = like.new_zeros(num_classes, requires_grad=True)
 
     def loss() -> Tensor:
         together = sum(scale * logits[name] for name, scale in zip(names, root.square(), strict=True))
@@ -146,7 +152,7 @@ def _held_out(
     if len(parts) == 1:
         features, labels = parts[0]
         fold_N = torch.empty_like(labels)
-        fold_N[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS  # each fold has all classes
+        fold_N[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % FOLDS  # each fold has all classes
         parts = [
             ({name: x[fold_N == fold] for name, x in features.items()}, labels[fold_N == fold])
             for fold in range(min(FOLDS, len(labels)))
@@ -161,7 +167,7 @@ def _self_trained(
     domains = [*(features for features, _ in sources), target]
     x = torch.cat([torch.cat([features[name] for name in names], 1) for features in domains])
     hard = F.one_hot(torch.cat([labels for _, labels in sources]), num_classes).double()
-    importance = torch.cat([torch.full((len(hard),), SOURCE_WEIGHT), torch.ones(len(soft_NC))]).double()
+    importance = torch.cat([x.new_full((len(hard),), SOURCE_WEIGHT), x.new_ones(len(soft_NC))])
     probe, bias = fit_probe(x, torch.cat([hard, soft_NC]), importance)
     weight = dict(zip(names, probe.split([target[name].shape[1] for name in names], 1), strict=True))
     return weight, bias + prior_shift(_logits(target, weight, bias), log_prior_C)
@@ -175,6 +181,12 @@ def _statistics(x_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation, [K]."""
     x = x_NK.double()
     return x.mean(0), x.std(0, correction=0).clamp(min=_LEAST_DEVIATION)
+
+
+def _all_statistics(features: Features) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Means and deviations by modality."""
+    found = {name: _statistics(x) for name, x in features.items()}
+    return {name: mean for name, (mean, _) in found.items()}, {name: std for name, (_, std) in found.items()}
 
 
 def _standardised(x_NK: Tensor) -> Tensor:

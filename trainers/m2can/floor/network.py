@@ -1,0 +1,109 @@
+"""The floor as a network: encoders as they were, and a linear map of their standardised features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
+from trainers.m2can.floor.fit import Features, Floor
+from trainers.m2can.network import FUSED
+
+_ROWS_OF_COMPONENTS = 1024  # of the target, evenly spread: a decomposition costs their number to the third
+
+
+class FloorHead(nn.Module):
+    """Features of both modalities [N, K + K'] → logits [N, C], and 64 principal components of the standardised features.
+
+    A modality that the floor does not read has weights of zero.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_K", torch.zeros(width))
+        self.register_buffer("deviation_K", torch.ones(width))
+        self.register_buffer("weight_CK", torch.zeros(num_classes, width))
+        self.register_buffer("bias_C", torch.zeros(num_classes))
+        self.register_buffer("components_FK", torch.zeros(FUSED, width))
+
+    def forward(self, features_NK: Tensor) -> tuple[Tensor, Tensor]:
+        x_NK = (features_NK - self.mean_K) / self.deviation_K
+        return x_NK @ self.weight_CK.T + self.bias_C, x_NK @ self.components_FK.T
+
+
+class FloorNetwork(nn.Module):
+    """Encoders and the floor above them, with the outputs of the M2CAN network. It has one head.
+
+    Args:
+        text_encoder, picture_encoder: modules with a `width`.
+        num_classes: C.
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder | GivenFeatures,
+        picture_encoder: PictureEncoder | GivenFeatures,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.picture_encoder = picture_encoder
+        self.floor = FloorHead(text_encoder.width + picture_encoder.width, num_classes)
+        self.num_classes = num_classes
+
+    @torch.no_grad()
+    def take(self, floor: Floor, target: Features) -> None:
+        """Hold a fitted floor.
+
+        Args:
+            target: features of the target's training rows, of which the principal components are taken.
+        """
+        widths = {"text": self.text_encoder.width, "picture": self.picture_encoder.width}
+        starts = {"text": 0, "picture": widths["text"]}
+        standardised = floor.standardised(target)
+        rows = torch.linspace(0, len(next(iter(target.values()))) - 1, _ROWS_OF_COMPONENTS).round().long().unique()
+        components_FK = principal_components(torch.cat([x[rows.to(x.device)] for x in standardised.values()], 1))
+        for name, part_FK in zip(
+            standardised, components_FK.split([widths[name] for name in standardised], 1), strict=True
+        ):
+            columns = slice(starts[name], starts[name] + widths[name])
+            self.floor.mean_K[columns] = floor.mean[name]
+            self.floor.deviation_K[columns] = floor.deviation[name]
+            self.floor.weight_CK[:, columns] = floor.weight[name].to(self.floor.weight_CK)
+            self.floor.components_FK[:, columns] = part_FK.to(self.floor.components_FK)
+        self.floor.bias_C.copy_(floor.bias)
+
+    def forward(self, batch: Batch) -> Outputs:
+        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
+        picture_NK = self.picture_encoder(batch.pictures, batch)
+        device, dtype = text_NK.device.type, self.floor.weight_CK.dtype
+        if not torch.is_autocast_enabled(device):
+            return self._outputs(text_NK, picture_NK, batch)
+        with torch.autocast(device, enabled=False):
+            return self._outputs(text_NK.to(dtype), picture_NK.to(dtype), batch)
+
+    def _outputs(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
+        shape = (batch.num_views, batch.num_domains, batch.size, -1)
+        logits_NC, fused_NF = self.floor(torch.cat([text_NK, picture_NK], 1))
+        logits_DBC = logits_NC.view(shape)[0]
+        return Outputs(
+            text_VDBK=F.normalize(text_NK, dim=-1).view(shape),
+            picture_VDBK=F.normalize(picture_NK, dim=-1).view(shape),
+            fused_DBK=fused_NF.view(shape)[0],
+            logits_HQDBC=logits_DBC[None, None],
+            text_logits_DBC=logits_DBC,
+            picture_logits_DBC=logits_DBC,
+        )
+
+
+def principal_components(x_NK: Tensor) -> Tensor:
+    """The 64 leading directions of centred rows, [64, K], of unit length; zero beyond their rank."""
+    _, size_R, directions_RK = torch.linalg.svd(x_NK - x_NK.mean(0), full_matrices=False)
+    largest_R = directions_RK.gather(1, directions_RK.abs().argmax(1, keepdim=True))
+    directions_RK = directions_RK * largest_R.sign()  # else a library's choice
+    directions_RK = directions_RK[size_R > 1e-6 * size_R.amax().clamp_min(1e-12)][:FUSED]
+    return F.pad(directions_RK, (0, 0, 0, FUSED - len(directions_RK)))
