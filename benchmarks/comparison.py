@@ -145,8 +145,8 @@ def floor(features: Any, self_training: bool) -> dict[str, Any]:
     """Linear probes on the standardised features of all domains' training rows."""
     import torch
 
-    from trainers.m2can.floor import fit_floor
     from trainers.loop.evaluation import classification_metrics
+    from trainers.m2can.floor import fit_floor
 
     corpus = features.corpus
     views = {"text": features.text_VNK[0], "picture": features.picture_VNK[0]}

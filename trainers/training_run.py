@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from trainers.journal.findings import Finding
     from trainers.journal.journal import EpochRecord
-    from trainers.journal.outcome import Outcome
+    from trainers.journal.outcome import FloorResult, Outcome
     from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
     from trainers.tracking.sender import Sender, TrackedRun
@@ -45,7 +45,9 @@ class Result:
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
     to the version, None if it did. findings: what went wrong, with what to change. stopped_early: where and why the run ended
-    before its last epoch, None if it did not. started_from: the run or model that it began with. tags: of the MLflow run.
+    before its last epoch, None if it did not. started_from: the run or model that it began with. floor: what a linear classifier
+    on the untrained encoders' features gives, None if the run has none; if it was chosen, chosen_epoch is 0. tags: of the MLflow
+    run.
     """
 
     run_name: str
@@ -73,12 +75,20 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     stopped_early: str | None = None
     started_from: str | None = None
+    floor: FloorResult | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def chosen_metrics(self) -> dict[str, float]:
-        """Metrics of the chosen epoch."""
+        """Metrics of the chosen epoch, or of the floor."""
+        if self.floor is not None and self.floor.chosen:
+            return self.floor.metrics
         return next(record.metrics for record in self.records if record.epoch == self.chosen_epoch)
+
+    @property
+    def chosen(self) -> str:
+        """`epoch 7`, or `the floor`."""
+        return f"epoch {self.chosen_epoch}" if self.chosen_epoch else "the floor"
 
     def accuracies(self) -> dict[str, float | None]:
         """The accuracies and the regret by name."""
@@ -102,6 +112,7 @@ class Result:
             "last_epoch": self.last_epoch,
             "oracle_epoch": self.oracle_epoch,
             "stopped_early": self.stopped_early,
+            "floor": None if self.floor is None else self.floor.numbers(),
             **self.accuracies(),
             "warnings": [asdict(finding) for finding in self.findings],
             "report": str(self.report),
@@ -118,7 +129,7 @@ class Result:
             f'src="data:{_PICTURES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}">'
             for file in files
         )
-        where = html.escape(f"{' + '.join(self.sources)} → {self.target}: {self.run_name}, epoch {self.chosen_epoch}")
+        where = html.escape(f"{' + '.join(self.sources)} → {self.target}: {self.run_name}, {self.chosen}")
         return f"<p><strong>{where}</strong></p><table>{cells}</table>{pictures}"
 
 
@@ -130,6 +141,9 @@ class RunObserver:
 
     def on_step(self, content: dict[str, Any]) -> None:
         """A step has ended: epoch, step, steps, samples and the loss terms of its passes."""
+
+    def on_floor(self, metrics: dict[str, float]) -> None:
+        """The floor was found, before the first step: its metrics by name."""
 
     def on_epoch(self, record: EpochRecord) -> None:
         """An epoch was trained and scored."""
@@ -152,6 +166,7 @@ def run(
     tags: Mapping[str, str] = MappingProxyType({}),
     register: bool = True,
     candidate: str = "if-not-worse",
+    floor: bool = True,
 ) -> Result:
     """Check the inputs, train, choose an epoch, draw the report, log to MLflow and register the model.
 
@@ -165,6 +180,7 @@ def run(
         tags: of the MLflow run, beside those that every run has.
         register: whether the model goes into the registry.
         candidate: whether the alias `candidate` moves to it: `if-not-worse` than the version that has it, or `always`.
+        floor: whether a floor is found before the first step, if the recipe's runs have one.
 
     Raises:
         InputError: the recipe, its data or the cluster are not right.
@@ -190,6 +206,7 @@ def run(
             trace=trace,
             profile=profile,
             cpu_fraction=cpu_fraction,
+            floor=floor,
             register=register,
         )
 
@@ -214,7 +231,8 @@ def _run_prepared(
 
     try:
         with observer, stop as stop_event:
-            outcome = train(prepared, on_step=on_step, on_epoch=observer.on_epoch, stop=stop_event, **how)
+            told = {"on_step": on_step, "on_epoch": observer.on_epoch, "on_floor": observer.on_floor}
+            outcome = train(prepared, **told, stop=stop_event, **how)
         from trainers.journal.outcome import link_best
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
 
@@ -291,14 +309,16 @@ class _Tracking:
 
         sender, model = self.sender(), None
         names = [finding.name for finding in outcome.findings]
-        warning_tags = {"m2can.warnings": ", ".join(names)} if names else {}
+        more_tags = {"m2can.warnings": ", ".join(names)} if names else {}
+        if outcome.floor is not None:
+            more_tags["m2can.floor"] = "chosen" if outcome.floor.chosen else "not chosen"
         if register:
             model = model_to_log(
                 outcome.checkpoint,
                 outcome.chosen.epoch,
                 outcome.accuracies(),
                 outcome.name,
-                sender.tags | warning_tags,
+                sender.tags | more_tags,
                 metrics=outcome.chosen.metrics,
                 candidate=self._candidate,
             )
@@ -327,7 +347,7 @@ def _result(
         sources=outcome.card.sources,
         target=outcome.card.target,
         checkpoint=outcome.checkpoint,
-        **outcome.numbers(),
+        **{name: value for name, value in outcome.numbers().items() if name != "floor"},
         report=report,
         report_page=report / REPORT,
         records=outcome.records,
@@ -338,5 +358,6 @@ def _result(
         experiment_id=tracked.experiment_id if tracked else None,
         not_candidate=tracked.not_candidate if tracked else None,
         findings=outcome.findings,
+        floor=outcome.floor,
         tags=dict(tags),
     )

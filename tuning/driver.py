@@ -249,7 +249,7 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     assert job.tracking_uri is not None
     if plan.sweep.objective == LEAVE_ONE_SOURCE_OUT:
         name = f"{plan.sweep.name}-best"
-        result = train_run(job, placed_recipe(job, name, best.overrides))
+        result = train_run(job, placed_recipe(job, name, best.overrides), floor=True)
         checkpoint, epoch, numbers, tags = result.checkpoint, result.chosen_epoch, result.accuracies(), result.tags
         metrics = result.chosen_metrics
     else:

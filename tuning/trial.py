@@ -155,10 +155,17 @@ def placed_recipe(job: TrialJob, name: str, overrides: list[str]) -> Recipe:
     return recipe.model_copy(update={"run": run, "tracking": tracking})
 
 
-def train_run(job: TrialJob, recipe: Recipe, observer: RunObserver | None = None, stop: Stop | None = None) -> Result:
-    """Train with an MLflow run below the sweep's; no model is registered."""
+def train_run(
+    job: TrialJob, recipe: Recipe, observer: RunObserver | None = None, stop: Stop | None = None, *, floor: bool = False
+) -> Result:
+    """Train with an MLflow run below the sweep's; no model is registered.
+
+    Args:
+        floor: whether a floor is found too. Trials are compared with each other: theirs would all be the same.
+    """
     tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
-    return run(recipe, observer=observer, stop=stop, cpu_fraction=job.cpu_fraction, tags=tags, register=False)
+    how = {"cpu_fraction": job.cpu_fraction, "tags": tags, "register": False, "floor": floor}
+    return run(recipe, observer=observer, stop=stop, **how)
 
 
 def _journal(job: TrialJob, name: str) -> Journal:

@@ -28,19 +28,26 @@ class EvaluationCache:
         """As `source` does it: strong views are new in every epoch."""
         return self.source.train(slices, encoding)
 
-    def evaluate(self, batches: list[np.ndarray], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]:
-        """The weak views of rows, batch by batch; a batch that was kept is the very same one."""
+    def evaluate(
+        self, batches: list[np.ndarray], encoding: Encoding, kept: int | None = None
+    ) -> Iterator[HostBatch | FeatureBatch]:
+        """The weak views of rows, batch by batch; a batch that was kept is the very same one.
+
+        Args:
+            kept: how many of the batches, from the first on, will be asked for again; None: all.
+        """
         if encoding != self._encoding:
             self._kept, self._encoding, self.bytes = {}, encoding, 0
         names = [rows.tobytes() for rows in batches]
         fresh = self.source.evaluate(
             [rows for rows, name in zip(batches, names, strict=True) if name not in self._kept], encoding
         )
-        for name in names:
+        for number, name in enumerate(names):
             host = self._kept.get(name)
             if host is None:
                 host = next(fresh)
-                self._keep(name, host)
+                if kept is None or number < kept:
+                    self._keep(name, host)
             yield host
 
     def bytes_of(self, batches: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -92,12 +93,28 @@ class RunProgress(RunObserver):
             parts.append(f"{_duration(task.time_remaining)} left")
         return "  ".join(parts)
 
+    def on_floor(self, metrics: dict[str, float]) -> None:
+        if self.as_json:
+            print_json({"event": "floor", "metrics": metrics})
+        self._bar.console.print(floor_line(metrics), highlight=False, soft_wrap=self._bar.disable)
+
     def on_epoch(self, record: EpochRecord) -> None:
         if self.as_json:
             content = {"event": "epoch", "epoch": record.epoch, "step": record.step, "time": record.time}
             print_json(content | {"metrics": record.metrics})
         line = epoch_line(record, self.epochs)
         self._bar.console.print(line, highlight=False, soft_wrap=self._bar.disable)
+
+
+def floor_line(metrics: Mapping[str, float]) -> str:
+    """What is known before the first step: accuracies and score of the linear classifier on untrained encoders."""
+    parts = ["floor"]
+    if "source/val/accuracy" in metrics:
+        parts.append(f"sources {percent(metrics['source/val/accuracy'])}")
+    parts.append(f"selection {metrics.get('selection/score', float('nan')):.3f}")
+    if "target/val/accuracy" in metrics:
+        parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
+    return "  ".join([*parts, "without training", f"{metrics.get('time/floor_s', 0.0):.1f} s"])
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

@@ -30,6 +30,7 @@ from trainers.cluster.waiting import lacking
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of
+from trainers.loop.floor import has_floor
 from trainers.preflight.disk import retention
 from trainers.preflight.features import read_features
 from trainers.preflight.memory_hints import ended_by_memory, hints
@@ -56,10 +57,12 @@ def train(
     *,
     on_step: Callable[[dict[str, Any]], None] = lambda content: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_floor: Callable[[dict[str, float]], None] = lambda metrics: None,
     trace: Path | None = None,
     profile: bool = False,
     stop: threading.Event | None = None,
     cpu_fraction: float = 1.0,
+    floor: bool = True,
 ) -> Outcome:
     """Run the workers to the end. Ray must be running.
 
@@ -67,6 +70,7 @@ def train(
         cpu_fraction: part of the cluster's CPUs that this run may take, 0 to 1.
         profile: write a profile of a few steps of the first worker to the run's folder, `profile/`.
         stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
+        floor: whether a floor is found first, if the recipe's runs have one.
 
     Raises:
         InputError: the cluster lacks what the recipe asks for.
@@ -80,10 +84,12 @@ def train(
         restarts=prepared.recipe.cluster.max_failures,
         on_step=on_step,
         on_epoch=on_epoch,
+        on_floor=on_floor,
         trace=trace,
         profile=profile,
         stop=stop,
         cpu_fraction=cpu_fraction,
+        floor=floor,
     )
     with ended_with(listener, prepared), listener:
         result = fit(trainer, listener, prepared.recipe.cluster.grace_s)
@@ -143,10 +149,12 @@ def start_workers(
     restarts: int,
     on_step: Callable[[dict[str, Any]], None] = lambda content: None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_floor: Callable[[dict[str, float]], None] = lambda metrics: None,
     trace: Path | None = None,
     profile: bool = False,
     stop: threading.Event | None = None,
     cpu_fraction: float = 1.0,
+    floor: bool = False,
 ) -> tuple[TorchTrainer, Listener]:
     """The trainer whose `fit` runs `worker` on the recipe's workers, and what listens to them meanwhile.
 
@@ -170,6 +178,8 @@ def start_workers(
         goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
         weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
         features=ray.put(read_features(recipe, prepared.corpus)) if recipe.encoders.features is not None else None,
+        # The encoders of a run that goes on with another were trained already.
+        floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
     )
     observer = Restarts(monitor, None if recipe.cluster.cpus_per_worker else cpu_fraction, restarts)
     trainer = TorchTrainer(
@@ -190,6 +200,7 @@ def start_workers(
         journal,
         on_step=on_step,
         on_epoch=on_epoch,
+        on_floor=on_floor,
         stop=stop or threading.Event(),
         run_folder=prepared.folder,
         trace=trace,

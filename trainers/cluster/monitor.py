@@ -74,6 +74,7 @@ class Listener:
         journal: of the run.
         on_step: called with a step's message.
         on_epoch: called with each epoch's record, once.
+        on_floor: called with the floor's metrics.
         stop: once it is set the workers are asked to stop.
         run_folder: local folder for what workers found: bad pictures, the samples of a step that was not finite.
         trace: file that gets every step's terms as a line of JSON, or None.
@@ -91,9 +92,10 @@ class Listener:
         run_folder: Path,
         trace: Path | None,
         lacking: Callable[[], str | None] = lambda: None,
+        on_floor: Callable[[dict[str, float]], None] = lambda metrics: None,
     ) -> None:
         self.monitor, self.journal = monitor, journal
-        self.on_step, self.on_epoch = on_step, on_epoch
+        self.on_step, self.on_epoch, self.on_floor = on_step, on_epoch, on_floor
         self.run_folder, self.trace_file, self.lacking = run_folder, trace, lacking
         self.fatal: str | None = None
         self.out_of_memory: str | None = None  # which worker
@@ -167,6 +169,9 @@ class Listener:
             if words and words != self._lacked:
                 self._lacked = words
                 print(f"note: {WAITS}{words}", file=sys.stderr, flush=True)
+
+    def _take_floor(self, content: dict[str, float]) -> None:
+        self.on_floor(content)
 
     def _take_running(self, _: None) -> None:
         self._waits_since, self._lacked = None, None

@@ -15,7 +15,7 @@ from datasets_manifest.errors import InputError
 from trainers.compute.compiled import require_compiler
 from trainers.compute.device_batches import PictureForm
 from trainers.m2can.collective import Collective
-from trainers.m2can.network import M2CAN
+from trainers.m2can.floor import Network
 from trainers.recipe import Recipe
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,7 +137,7 @@ def picture_form(recipe: Recipe, device: torch.device) -> PictureForm:
     return PictureForm(half or dtype_of(recipe), _channels_last(recipe, device))
 
 
-def choose_layout(network: M2CAN, recipe: Recipe, device: torch.device) -> None:
+def choose_layout(network: Network, recipe: Recipe, device: torch.device) -> None:
     """On a GPU that computes in TF32 or half precision, put the picture encoder's channels last.
 
     Tensor cores take that layout. Groups of pictures are normalised faster in torch's usual one.

@@ -15,7 +15,7 @@ from datasets_manifest.errors import InputError, nearest
 from trainers.m2can.encoders.half_weights import HalfWeights
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
-from trainers.m2can.network import M2CAN
+from trainers.m2can.floor import Network
 from trainers.recipe.data_sections import Lora
 
 _SHOWN = 12  # names in a message
@@ -50,7 +50,7 @@ def add_adapters(encoder: TextEncoder | PictureEncoder, section: Lora, field: st
 
 
 @torch.no_grad()
-def merge_adapters(network: M2CAN) -> None:
+def merge_adapters(network: Network) -> None:
     """Add the adapters to the weights that they stand beside; afterwards the network is as it was built without them."""
     from peft.tuners.lora import LoraLayer
 

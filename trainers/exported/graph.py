@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datasets_manifest.errors import InputError, first_line
 from trainers.m2can.batch import Batch
 from trainers.m2can.encoders.text import TextEncoder
-from trainers.m2can.network import M2CAN
+from trainers.m2can.floor import Network
 
 Form = Literal["onnx", "torch"]
 FILES: dict[Form, str] = {"onnx": "network.onnx", "torch": "network.pt2"}
@@ -30,7 +30,7 @@ class PredictionGraph(nn.Module):
         of each picture; B: a picture that belongs to none. → logits [H, B, C] of each head, fused features [B, 64]
     """
 
-    def __init__(self, network: M2CAN) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
@@ -49,7 +49,7 @@ class PredictionGraph(nn.Module):
         return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0]
 
 
-def trace(network: M2CAN, batch: Batch) -> torch.export.ExportedProgram:
+def trace(network: Network, batch: Batch) -> torch.export.ExportedProgram:
     """The graph of a float32 network on the CPU, in eval mode.
 
     Args:
@@ -113,7 +113,7 @@ def _quantize(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _usual_attention(network: M2CAN) -> Iterator[None]:
+def _usual_attention(network: Network) -> Iterator[None]:
     """torch's attention over padded texts in place of ours over packed ones, which cuts by the batch's lengths."""
     encoder = network.text_encoder
     if not (isinstance(encoder, TextEncoder) and encoder.packs):

@@ -62,6 +62,7 @@ def after_run(
     """
     last = records[-1]
     found = [
+        floor_chosen(recipe, chosen),
         sources_at_chance(chosen, source_labels_N),
         one_class(predicted_N, classes),
         vanished_classes(predicted_N, classes),
@@ -72,6 +73,19 @@ def after_run(
         nothing_to_choose_from(len(records)),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def floor_chosen(recipe: Recipe, chosen: EpochRecord) -> Finding | None:
+    if chosen.epoch > 0:
+        return None
+    by = recipe.selection.validator
+    what = (
+        f"adapted training does not beat the floor here: {by} prefers the linear classifier on the untrained encoders"
+    )
+    change = (
+        "the model of this run is that classifier; other encoders or more data may change it, m2can evaluate compares"
+    )
+    return Finding("floor", what, change)
 
 
 def sources_at_chance(chosen: EpochRecord, labels_N: np.ndarray) -> Finding | None:

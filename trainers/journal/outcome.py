@@ -16,20 +16,46 @@ from trainers.encoders.weight_files import read_tensors
 from trainers.failures import RunFailed
 from trainers.journal.findings import Finding, after_run
 from trainers.journal.journal import EpochRecord
-from trainers.model.card import ModelCard
+from trainers.model.card import FLOOR, ModelCard
+from trainers.model.floor_files import floor_metrics
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
-from trainers.validators import ValidatorInputs, choose_candidate, verdicts
+from trainers.recipe.training_rule import what_is_trained
+from trainers.validators import ValidatorInputs, choose_candidate, prefers_floor, verdicts
 
 TARGET_ACCURACY = "target/val/accuracy"
+
+
+@dataclass(frozen=True)
+class FloorResult:
+    """What a linear classifier on the untrained encoders' features came to (trainers.m2can.floor).
+
+    chosen: whether it was chosen in the place of an epoch. folder: as that of a checkpoint. metrics: named as an epoch's.
+    """
+
+    chosen: bool
+    folder: Path
+    metrics: dict[str, float] = field(repr=False)
+
+    def numbers(self) -> dict[str, Any]:
+        """As they stand in summary.json and in the command's last line; accuracies are None without labels."""
+        return {
+            "chosen": self.chosen,
+            "checkpoint": str(self.folder),
+            "source_accuracy": self.metrics.get("source/val/accuracy"),
+            "selection_score": self.metrics.get("selection/score"),
+            "target_accuracy": self.metrics.get(TARGET_ACCURACY),
+        }
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a run.
 
-    chosen, last: records of those epochs. oracle: the epoch best by target labels, None without labels.
-    checkpoint: the chosen epoch's folder. checkpoints: of all epochs that were kept, by epoch.
+    chosen, last: records of those epochs; chosen is of epoch 0 if the floor was chosen. oracle: the epoch best by target
+    labels, None without labels.
+    checkpoint: the chosen epoch's folder, or the floor's. checkpoints: of all epochs that were kept, by epoch; of the floor by 0
+    if it was chosen. floor: None if the run has none.
     findings: what went wrong, with what to change.
     verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
     """
@@ -46,6 +72,7 @@ class Outcome:
     checkpoints: dict[int, Path]
     verdicts: list[dict[str, Any]]
     findings: list[Finding] = field(default_factory=list)
+    floor: FloorResult | None = None
 
     def accuracies(self) -> dict[str, float | None]:
         """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
@@ -69,6 +96,7 @@ class Outcome:
             "last_epoch": self.last.epoch,
             "oracle_epoch": self.oracle.epoch if self.oracle else None,
             "stopped_early": stopped_early(self.card.recipe, self.records),
+            "floor": None if self.floor is None else self.floor.numbers(),
             **self.accuracies(),
         }
 
@@ -76,7 +104,8 @@ class Outcome:
 def choose_epoch_of(
     name: str, folder: Path, card: ModelCard, corpus: Corpus, records: list[EpochRecord], kept: Mapping[int, Path]
 ) -> Outcome:
-    """Choose among the epochs whose checkpoints were kept, by the recipe's validator.
+    """Choose among the epochs whose checkpoints were kept, by the recipe's validator, and then between that epoch and the
+    floor.
 
     Args:
         kept: epoch → checkpoint.
@@ -93,8 +122,12 @@ def choose_epoch_of(
         )
     inputs = [read_validator_inputs(kept[record.epoch]) for record in candidates]
     selection = card.recipe.selection
-    chosen = candidates[choose_candidate(selection.validator, inputs, selection.gate)]
-    predicted = read_tensors(kept[chosen.epoch] / "evaluation.safetensors")
+    position = choose_candidate(selection.validator, inputs, selection.gate)
+    chosen, checkpoints = candidates[position], dict(kept)
+    floor = compare_floor(card.recipe, folder, inputs[position])
+    if floor is not None and floor.chosen:
+        chosen, checkpoints[0] = EpochRecord(0, 0, 0.0, floor.metrics), floor.folder
+    predicted = read_tensors(checkpoints[chosen.epoch] / "evaluation.safetensors")
     target = corpus.train[-1]
     of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
     found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
@@ -108,8 +141,8 @@ def choose_epoch_of(
         chosen=chosen,
         last=records[-1],
         oracle=max(labelled, key=lambda record: record.metrics[TARGET_ACCURACY], default=None),
-        checkpoint=kept[chosen.epoch],
-        checkpoints=dict(kept),
+        checkpoint=checkpoints[chosen.epoch],
+        checkpoints=checkpoints,
         verdicts=[{"epoch": candidates[row.pop("position")].epoch, **row} for row in found],
         findings=after_run(
             card.recipe,
@@ -119,7 +152,22 @@ def choose_epoch_of(
             source_labels_N=np.concatenate(of_sources) if of_sources else np.empty(0, np.int64),
             predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
         ),
+        floor=floor,
     )
+
+
+def compare_floor(recipe: Recipe, run: Path, epoch: ValidatorInputs) -> FloorResult | None:
+    """The run's floor, and whether it is preferred to the chosen epoch; None if the run has none.
+
+    Encoders that start at random have no features yet: their floor is shown and not chosen.
+    """
+    metrics = floor_metrics(run)
+    if metrics is None:
+        return None
+    folder, selection = run / FLOOR, recipe.selection
+    can_be_chosen = what_is_trained(recipe) != "random encoders"
+    better = can_be_chosen and prefers_floor(selection.validator, read_validator_inputs(folder), epoch, selection.gate)
+    return FloorResult(better, folder, metrics)
 
 
 def stopped_early(recipe: Recipe, records: Sequence[EpochRecord]) -> str | None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
 from trainers.compute.device_batches import Fed, make_encoding, step_batches, unlabelled
@@ -75,7 +76,15 @@ class Batches:
         rows = np.concatenate([part.rows for part in parts])
         return parts, EvalPlan(rows, eval_batch_size(self.recipe, self.device))
 
-    def evaluate(self, rows: list[np.ndarray]) -> Feed[Fed]:
-        """Batches of rows to be scored, with their weak views."""
-        hosts = self.source.evaluate(rows, make_encoding(self.recipe, self.card.vocabulary))
+    def evaluate(self, rows: list[np.ndarray], again: int | None = None) -> Feed[Fed]:
+        """Batches of rows to be scored, with their weak views.
+
+        Args:
+            again: how many of them, from the first on, will be asked for again; None: all.
+        """
+        encoding = make_encoding(self.recipe, self.card.vocabulary)
+        if isinstance(self.source, EvaluationCache):
+            hosts = self.source.evaluate(rows, encoding, again)
+        else:
+            hosts = self.source.evaluate(rows, encoding)
         return Feed(unlabelled(hosts, self.device, self.dtype, self.pictures), self.device)

@@ -158,8 +158,7 @@ class Loop:
         score = epoch_score(self.recipe.selection.validator, scored.evidence)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         self.patience.add(self.epoch, score, self.collective, self.device)
-        if self._next is None and not self.is_over:
-            self._ask_for(self.plan())
+        self.ask_for_steps()
         metrics |= validation_metrics(scored, self.corpus, self.batches.labels) | {"selection/score": score}
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
@@ -233,6 +232,11 @@ class Loop:
 
     def _next_plan_needs_scores(self) -> bool:
         return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
+
+    def ask_for_steps(self) -> None:
+        """Have the first batches of the running epoch made, ahead of `run_epoch`."""
+        if self._next is None and not self.is_over:
+            self._ask_for(self.plan())
 
     def _ask_for(self, plan: EpochPlan) -> None:
         """The first batches of the next epoch are made while this one is scored and its checkpoint written."""

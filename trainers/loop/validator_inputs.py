@@ -65,7 +65,7 @@ class ValidatorInputsCollector:
         classes, targets = self.network.num_classes, len(self.target_rows)
         probs, features = seen[:, :classes].numpy(), seen[:, classes:].numpy()
         label = probs[:targets].argmax(1)
-        first, second = _pairs(targets)
+        first, second = pairs(targets)
         return ValidatorInputs(
             target_probs_NC=probs[:targets],
             target_features_NK=features[:targets],
@@ -90,7 +90,7 @@ class ValidatorInputsCollector:
         return logits.softmax(-1).float().cpu().numpy()
 
 
-def _pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
+def pairs(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Each row and its partner, the same for every epoch and run: half way round the list of rows."""
     rows = np.arange(number)
     return rows, np.roll(rows, -(number // 2))

@@ -13,6 +13,7 @@ from datasets_manifest.stream.encode import Vocabulary
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.schema_versions import migrate
 
+FLOOR = "floor"  # in a run's folder, see floor_files
 SCHEMA_VERSION = 2  # of model.json and of a checkpoint's training.json
 _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
 
@@ -24,6 +25,7 @@ class ModelCard:
     started_from: the run or the model that its training began with; None: with its encoders' own weights.
     merged_adapters: settings of the adapters that the weights of an encoder hold, by `text` and `picture`; the recipe then has
     none.
+    floor: whether the network is the floor (trainers.m2can.floor) above the recipe's encoders as training found them.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class ModelCard:
     picture_config: dict[str, Any] | None = None  # of transformers' vision models
     started_from: str | None = None
     merged_adapters: dict[str, Any] | None = None
+    floor: bool = False
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
         "vocabulary": vocabulary,
         "started_from": card.started_from,
         **({} if card.merged_adapters is None else {"merged_adapters": card.merged_adapters}),
+        **({"floor": True} if card.floor else {}),
     }
     return {"model.json": json_text(content), "tokenizer.json": tokenizer}
 
@@ -81,14 +85,14 @@ def model_folder(folder: Path) -> Path:
 
 
 def _chosen_checkpoint(run: Path) -> Path:
-    """By the epoch that the run's summary names."""
+    """By the epoch that the run's summary names; 0 is the floor."""
     checkpoints = sorted(path for path in run.glob("checkpoint_*") if (path / "model" / "model.json").is_file())
     summary = run / "report" / "summary.json"
     if not summary.is_file():
         wanted = f"one of its checkpoints: {', '.join(path.name for path in checkpoints)}" if checkpoints else None
         raise InputError("is a run that has not ended: no checkpoint is chosen yet", file=run, wanted=wanted)
     chosen = read_json(summary).get("chosen_epoch")
-    checkpoint = checkpoint_of_epoch(run, chosen)
+    checkpoint = checkpoint_of_epoch(run, chosen) if chosen != 0 else run / FLOOR
     if checkpoint is None:
         raise InputError(f"the checkpoint of its chosen epoch {chosen} is gone", file=run)
     return checkpoint
@@ -121,6 +125,7 @@ def load_card(folder: Path) -> ModelCard:
             picture_config=content.get("picture_config"),
             started_from=content.get("started_from"),
             merged_adapters=content.get("merged_adapters"),
+            floor=content.get("floor", False),
         )
     except (KeyError, TypeError, OSError) as error:
         raise InputError(f"is damaged ({error!r})", file=file) from None

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.encoders.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
+from trainers.m2can.floor import Network
 from trainers.m2can.network import M2CAN
 from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
 from trainers.recipe.schema_versions import Migration, migrate
@@ -67,7 +68,7 @@ class Snapshot:
         frozen = self.frozen.write(folder.parent)
         size = sum(x.nbytes for part in (self.model, self.training, self.evaluation) for x in part.values())
         with whole_folder(folder, size=size) as draft:
-            _write_model(draft / "model", self.model, self.card)
+            write_model(draft / "model", self.model, self.card)
             if frozen is not None:
                 _write_json(draft / "model" / REFERENCE, frozen)
             (draft / "state").mkdir()
@@ -124,19 +125,19 @@ def training_tensors(
     return tensors, groups
 
 
-def save_model(folder: Path, network: M2CAN, card: ModelCard) -> None:
+def save_model(folder: Path, network: Network, card: ModelCard) -> None:
     """Write what prediction needs, complete in itself."""
-    _write_model(folder, network.state_dict(), card)
+    write_model(folder, network.state_dict(), card)
 
 
-def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+def write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, weights)
     for name, content in card_files(card).items():
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def load_model_weights(folder: Path, network: M2CAN) -> None:
+def load_model_weights(folder: Path, network: Network) -> None:
     """Raises InputError: missing or damaged, or not of this network."""
     try:
         network.load_state_dict(read_weights(folder))

@@ -19,7 +19,8 @@ from trainers.compute.device_batches import make_encoding, to_batch
 from trainers.compute.feed import Feed
 from trainers.compute.precision import choose_layout, eval_batch_size, for_prediction, picture_form, predicting
 from trainers.m2can.batch import Batch
-from trainers.m2can.network import FUSED, M2CAN
+from trainers.m2can.floor import Network
+from trainers.m2can.network import FUSED
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.card import ModelCard, model_folder
 from trainers.model.trained_network import load_network
@@ -113,7 +114,7 @@ class Predictor:
     On a GPU it computes in the precision that it was trained in, on a CPU in float32; see precision.for_prediction.
     """
 
-    def __init__(self, network: M2CAN, card: ModelCard, device: torch.device) -> None:
+    def __init__(self, network: Network, card: ModelCard, device: torch.device) -> None:
         self.network = network.eval().to(device)
         self._set_up(card, device, next(network.parameters()).dtype)
         choose_layout(self.network, self._recipe, device)

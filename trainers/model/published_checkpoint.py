@@ -15,6 +15,7 @@ from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.files import whole_file, whole_folder
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.encoders.encoders import text_config
+from trainers.m2can.floor import Network
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard
@@ -125,7 +126,7 @@ def import_published(
     return card
 
 
-def export_published(network: M2CAN, recipe: Recipe, out: Path, *, epoch: int | None = None) -> None:
+def export_published(network: Network, recipe: Recipe, out: Path, *, epoch: int | None = None) -> None:
     """Write a network in the published form; `best_acc` is NaN, since no target label was looked at.
 
     Raises:

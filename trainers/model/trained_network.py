@@ -16,22 +16,24 @@ from torch import Tensor
 
 from trainers.encoders.adapters import merge_adapters
 from trainers.encoders.weight_files import REFERENCE, WEIGHTS, read_weights, save_tensors
-from trainers.m2can.network import M2CAN
+from trainers.m2can.floor import FloorNetwork, Network
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card
 from trainers.model.checkpoint import load_model_weights, save_model
 
 
-def load_network(folder: Path) -> tuple[M2CAN, ModelCard]:
+def load_network(folder: Path) -> tuple[Network, ModelCard]:
     """The network of a checkpoint's folder `model`, with merged adapters, and the card of what it is now.
 
     Raises:
         InputError: missing, damaged, or weights of another network.
     """
     card = load_card(folder)
-    network = build_network(
+    network: Network = build_network(
         card.recipe, card.text_config, len(card.classes), load_weights=False, pictures=card.picture_config
     )
+    if card.floor:
+        network = FloorNetwork(network.text_encoder, network.picture_encoder, len(card.classes))
     if card.recipe.train.precision == "fp64":
         network = network.double()
     load_model_weights(folder, network)

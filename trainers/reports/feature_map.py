@@ -38,6 +38,7 @@ def feature_map(corpus: Corpus, checkpoints: dict[int, Path], chosen: int) -> di
         features_NK = _joined(seen.source_features_MK, seen.target_features_NK)[order]
         probs_NC = _joined(seen.source_probs_MC, seen.target_probs_NC)[order]
         title = f"{'After: the chosen epoch' if epoch == chosen else 'Before: epoch'} {epoch}"
+        title = title if epoch else "The floor, which was chosen"
         views.append(_drawn(title, features_NK, domain_N, true_N))
         sure = np.round(100 * probs_NC.max(1)).astype(int)
         maps.append({"predicted": probs_NC.argmax(1).tolist(), "sure": sure.tolist()})

@@ -43,7 +43,7 @@ def _draw(outcome: Outcome, folder: Path) -> None:
     numbers["warnings"] = [asdict(finding) for finding in outcome.findings]
     recipe, classes = outcome.card.recipe, outcome.card.classes
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
-    figures.accuracy_curves(outcome.records, outcome.chosen.epoch, folder / "accuracy_curves.png")
+    figures.accuracy_curves(outcome.records, outcome.chosen.epoch or None, folder / "accuracy_curves.png")
     if recipe.uacr.enabled:
         figures.selection_curves(outcome.records, folder / "selection_curves.png")
     run = sections.Run(outcome, numbers, tensors)
@@ -90,7 +90,8 @@ def _page(run: sections.Run) -> str:
 
 
 def _verdict(outcome: Outcome) -> str:
-    where = f"{' + '.join(outcome.card.sources)} → {outcome.card.target}, epoch {outcome.chosen.epoch} chosen"
+    said = f"epoch {outcome.chosen.epoch}" if outcome.chosen.epoch else "the floor"
+    where = f"{' + '.join(outcome.card.sources)} → {outcome.card.target}, {said} chosen"
     accuracy = outcome.chosen.metrics.get(TARGET_ACCURACY)
     if accuracy is None:
         return f"{where}. The target has no validation labels: its accuracy is not known."

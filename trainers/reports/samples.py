@@ -37,7 +37,8 @@ def samples(run: Run) -> dict[str, Any]:
     )
     rows = rows[:CARDS]
     cards = []
-    for row, record in zip(rows.tolist(), corpus.table.take(part.start + rows).to_pylist(), strict=True):
+    places = part.start + (target["row"][rows] if "row" in target else rows)
+    for row, record in zip(rows.tolist(), corpus.table.take(places).to_pylist(), strict=True):
         true = target["true"][row]
         heading = f"{classes[true] if true >= 0 else 'unlabelled'}:" if labelled else ""
         note = f"predicted {classes[target['label'][row]]}, {percent(float(target['prob'][row]))} sure."

@@ -47,7 +47,7 @@ class Run:
         """All epochs; the chosen, the last and the oracle epoch are marked. One epoch may have several names."""
         outcome, names = self.outcome, dict[float, list[str]]()
         for name, record in (("chosen", outcome.chosen), ("last", outcome.last), ("oracle", outcome.oracle)):
-            if record is not None:
+            if record is not None and record.epoch > 0:  # the floor has no place among them
                 names.setdefault(float(record.epoch), []).append(name)
         ends = (outcome.records[0].epoch, outcome.records[-1].epoch)
         return charts.Epochs(ends, {epoch: ", ".join(said) for epoch, said in names.items()})
@@ -94,16 +94,21 @@ def choice(run: Run) -> dict[str, Any]:
     """Chosen, last and oracle epoch side by side, and what other validators would have chosen."""
     outcome = run.outcome
     keys = ("target/val/accuracy", "target/val/macro_f1", "source/val/accuracy")
-    named = {"chosen, without target labels": outcome.chosen, "last": outcome.last, "oracle, by labels": outcome.oracle}
+    chosen = outcome.chosen if outcome.chosen.epoch > 0 else None
+    named = {"chosen, without target labels": chosen, "last": outcome.last, "oracle, by labels": outcome.oracle}
+    found = [(name, f"{r.epoch}", r.metrics) for name, r in named.items() if r is not None]
+    if outcome.floor is not None:
+        name = "the floor, without training"
+        name = f"{name}: chosen, without target labels" if outcome.floor.chosen else name
+        found.append((name, "–", outcome.floor.metrics))
     rows = [
         (
             name,
-            f"{r.epoch}",
-            *(charts.percent(r.metrics.get(key)) for key in keys),
-            charts.plain(r.metrics.get("selection/score")),
+            epoch,
+            *(charts.percent(metrics.get(key)) for key in keys),
+            charts.plain(metrics.get("selection/score")),
         )
-        for name, r in named.items()
-        if r is not None
+        for name, epoch, metrics in found
     ]
     verdicts = [
         (row["validator"], f"{row['epoch']}", charts.percent(row["accuracy"]), charts.percent(row["regret"]))

@@ -10,6 +10,7 @@ from trainers.validators.choice import (
     choose_candidate,
     choose_epoch,
     epoch_score,
+    prefers_floor,
     verdicts,
 )
 from trainers.validators.inputs import ValidatorInputs
@@ -21,5 +22,6 @@ __all__ = [
     "choose_candidate",
     "choose_epoch",
     "epoch_score",
+    "prefers_floor",
     "verdicts",
 ]

@@ -42,6 +42,7 @@ from trainers.model.card import ModelCard
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
 from trainers.step.finite_check import NonFiniteLoss
 from trainers.step.profiling import StepProfile
+from trainers.worker.floor import make_floor, of_first_epoch
 from trainers.worker.log_context import LogContext, worker_log
 from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
 from trainers.worker.resume import resume
@@ -60,7 +61,7 @@ class WorkerConfig:
     CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
     whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
     goes on. weights: those that the network begins with in the place of its own. features: reference of the Features that are
-    trained on, in the table's order; None: the encoders run.
+    trained on, in the table's order; None: the encoders run. floor: whether the run has a floor.
     """
 
     card: ModelCard
@@ -74,6 +75,7 @@ class WorkerConfig:
     goes_on_from: Path | None = None
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     features: ray.ObjectRef | None = None
+    floor: bool = False
 
 
 def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
@@ -92,9 +94,13 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
     ):
         if not resume(loop, given.monitor):
             begin(loop, given)
+            if given.floor:
+                make_floor(loop, given.folder, given.monitor)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
+            if given.floor:
+                metrics |= of_first_epoch(loop, given.folder)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))
             report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
 

@@ -45,7 +45,7 @@ def show_(name: Name, tracking_uri: TrackingUri = None, storage: Storage = RUNS,
         "state": f"{run.state}, {run.epochs[0]} of {run.epochs[1]} epochs",
         "started": run.started,
         "domains": f"{' + '.join(run.sources)} → {run.target}",
-        "chosen epoch": "–" if run.chosen_epoch is None else run.chosen_epoch,
+        "chosen epoch": "–" if run.chosen_epoch is None else run.chosen_epoch or "the floor",
         "target accuracy": percent(run.target_accuracy),
     }
     show(json_, run, run.name, *(f"  {key:16} {value}" for key, value in rows.items()), *_belongings(run))

@@ -160,7 +160,10 @@ def _print_choice(result: Result) -> None:
     """Where the target has no labels."""
     sources = percent(result.chosen_metrics.get("source/val/accuracy"))
     by = f"(without target labels, by {result.validator})"
-    typer.echo(f"chosen      epoch {result.chosen_epoch} of {result.last_epoch} {by}, sources {sources}")
+    where = f"{result.chosen} of {result.last_epoch}" if result.chosen_epoch else result.chosen
+    typer.echo(f"chosen      {where} {by}, sources {sources}")
+    if result.floor is not None and not result.floor.chosen:
+        typer.echo(f"floor       sources {percent(result.floor.numbers()['source_accuracy'])}, without training")
     typer.echo(
         f"            the accuracy on {result.target} is not known: label some of its records, then m2can evaluate"
     )
@@ -176,7 +179,11 @@ def print_result(result: Result) -> None:
         }
         for which, (epoch, accuracy) in rows.items():
             how = f" (without target labels, by {result.validator})" if which == "chosen" else ""
-            typer.echo(f"  {which:6} epoch {epoch:3}  {percent(accuracy):>7}{how}")
+            where = f"epoch {epoch:3}" if epoch else "the floor"
+            typer.echo(f"  {which:6} {where}  {percent(accuracy):>7}{how}")
+        if result.floor is not None:
+            accuracy = result.floor.numbers()["target_accuracy"]
+            typer.echo(f"  floor            {percent(accuracy):>7} (without training)")
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
     else:
         _print_choice(result)

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers.m2can.network import FUSED
+
 DECAY = 1.0  # of the mean cross-entropy's probe, on features of unit variance
 SOURCE_WEIGHT = 0.3  # of a source row against a target row in self-training
 TEMPERATURE = 0.5  # that sharpens the target's predictions
 FOLDS = 5  # in which a single source predicts itself
+MOST_DECOMPOSED = 512  # of the target's rows, evenly spread, for the principal components
 _LEAST_DEVIATION = 1e-6
 
 Features = Mapping[str, Tensor]  # by modality, [N, K]
@@ -32,16 +35,22 @@ class Floor:
     """A linear classifier of the target's features.
 
     weight: by modality, [C, K] on standardised features. bias: [C]. mean, deviation: the target's, by modality, [K].
+    components: by modality, [64, K], of the standardised features of all modalities together.
     """
 
     weight: dict[str, Tensor]
     bias: Tensor
     mean: dict[str, Tensor]
     deviation: dict[str, Tensor]
+    components: dict[str, Tensor]
 
     def logits(self, features: Features) -> Tensor:
         """[N, C] of rows of the target."""
         return _logits(self.standardised(features), self.weight, self.bias)
+
+    def projected(self, features: Features) -> Tensor:
+        """The 64 leading principal components of rows, [N, 64]."""
+        return _logits(self.standardised(features), self.components)
 
     def standardised(self, features: Features) -> dict[str, Tensor]:
         """By modality, [N, K]: less the mean, over the deviation."""
@@ -84,11 +93,11 @@ def fit_floor(
         bias = bias + scale * probe_bias
     logits = _logits(of_target, weight, bias)
     shift = prior_shift(logits, log_prior)
-    if not self_training:
-        return Floor(weight, bias + shift, mean, deviation)
-    soft = ((logits + shift) / TEMPERATURE).softmax(1)
-    weight, bias = _self_trained(taught, of_target, soft, log_prior)
-    return Floor(weight, bias, mean, deviation)
+    bias = bias + shift
+    if self_training:
+        soft = ((logits + shift) / TEMPERATURE).softmax(1)
+        weight, bias = _self_trained(taught, of_target, soft, log_prior)
+    return Floor(weight, bias, mean, deviation, _components(of_target))
 
 
 def fit_probe(
@@ -152,7 +161,9 @@ def _held_out(
     if len(parts) == 1:
         features, labels = parts[0]
         fold_N = torch.empty_like(labels)
-        fold_N[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % FOLDS  # each fold has all classes
+        fold_N[labels.argsort(stable=True)] = (
+            torch.arange(len(labels), device=labels.device) % FOLDS
+        )  # each fold has all classes
         parts = [
             ({name: x[fold_N == fold] for name, x in features.items()}, labels[fold_N == fold])
             for fold in range(min(FOLDS, len(labels)))
@@ -173,8 +184,20 @@ def _self_trained(
     return weight, bias + prior_shift(_logits(target, weight, bias), log_prior_C)
 
 
-def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor) -> Tensor:
-    return bias + sum(features[name] @ matrix.T for name, matrix in weight.items())
+def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor | float = 0.0) -> Tensor:
+    return torch.as_tensor(bias + sum(features[name] @ matrix.T for name, matrix in weight.items()))
+
+
+def _components(standardised: Features) -> dict[str, Tensor]:
+    """The leading principal directions of the modalities together, of unit length, by modality; zero beyond their rank."""
+    rows = torch.linspace(0, len(next(iter(standardised.values()))) - 1, MOST_DECOMPOSED).round().long().unique()
+    x = torch.cat([x[rows.to(x.device)] for x in standardised.values()], 1)
+    _, size_R, direction_RK = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    direction_RK = direction_RK[size_R > 1e-6 * size_R.amax().clamp_min(1e-12)][:FUSED]
+    largest_R = direction_RK.gather(1, direction_RK.abs().argmax(1, keepdim=True))
+    component_FK = F.pad(direction_RK * largest_R.sign(), (0, 0, 0, FUSED - len(direction_RK)))
+    widths = [x.shape[1] for x in standardised.values()]
+    return dict(zip(standardised, component_FK.split(widths, 1), strict=True))
 
 
 def _statistics(x_NK: Tensor) -> tuple[Tensor, Tensor]:

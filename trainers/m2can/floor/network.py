@@ -10,10 +10,8 @@ from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
-from trainers.m2can.floor.fit import Features, Floor
-from trainers.m2can.network import FUSED
-
-_ROWS_OF_COMPONENTS = 1024  # of the target, evenly spread: a decomposition costs their number to the third
+from trainers.m2can.floor.fit import Floor
+from trainers.m2can.network import FUSED, M2CAN
 
 
 class FloorHead(nn.Module):
@@ -21,6 +19,12 @@ class FloorHead(nn.Module):
 
     A modality that the floor does not read has weights of zero.
     """
+
+    mean_K: Tensor
+    deviation_K: Tensor
+    weight_CK: Tensor
+    bias_C: Tensor
+    components_FK: Tensor
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -56,26 +60,18 @@ class FloorNetwork(nn.Module):
         self.num_classes = num_classes
 
     @torch.no_grad()
-    def take(self, floor: Floor, target: Features) -> None:
-        """Hold a fitted floor.
-
-        Args:
-            target: features of the target's training rows, of which the principal components are taken.
-        """
-        widths = {"text": self.text_encoder.width, "picture": self.picture_encoder.width}
-        starts = {"text": 0, "picture": widths["text"]}
-        standardised = floor.standardised(target)
-        rows = torch.linspace(0, len(next(iter(target.values()))) - 1, _ROWS_OF_COMPONENTS).round().long().unique()
-        components_FK = principal_components(torch.cat([x[rows.to(x.device)] for x in standardised.values()], 1))
-        for name, part_FK in zip(
-            standardised, components_FK.split([widths[name] for name in standardised], 1), strict=True
-        ):
-            columns = slice(starts[name], starts[name] + widths[name])
-            self.floor.mean_K[columns] = floor.mean[name]
-            self.floor.deviation_K[columns] = floor.deviation[name]
-            self.floor.weight_CK[:, columns] = floor.weight[name].to(self.floor.weight_CK)
-            self.floor.components_FK[:, columns] = part_FK.to(self.floor.components_FK)
-        self.floor.bias_C.copy_(floor.bias)
+    def take(self, floor: Floor) -> None:
+        """Hold a fitted floor."""
+        head, start = self.floor, 0
+        for name, width in (("text", self.text_encoder.width), ("picture", self.picture_encoder.width)):
+            columns = slice(start, start + width)
+            start += width
+            if name in floor.weight:
+                head.mean_K[columns] = floor.mean[name].to(head.mean_K)
+                head.deviation_K[columns] = floor.deviation[name].to(head.mean_K)
+                head.weight_CK[:, columns] = floor.weight[name].to(head.mean_K)
+                head.components_FK[:, columns] = floor.components[name].to(head.mean_K)
+        head.bias_C.copy_(floor.bias)
 
     def forward(self, batch: Batch) -> Outputs:
         text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
@@ -100,10 +96,4 @@ class FloorNetwork(nn.Module):
         )
 
 
-def principal_components(x_NK: Tensor) -> Tensor:
-    """The 64 leading directions of centred rows, [64, K], of unit length; zero beyond their rank."""
-    _, size_R, directions_RK = torch.linalg.svd(x_NK - x_NK.mean(0), full_matrices=False)
-    largest_R = directions_RK.gather(1, directions_RK.abs().argmax(1, keepdim=True))
-    directions_RK = directions_RK * largest_R.sign()  # else a library's choice
-    directions_RK = directions_RK[size_R > 1e-6 * size_R.amax().clamp_min(1e-12)][:FUSED]
-    return F.pad(directions_RK, (0, 0, 0, FUSED - len(directions_RK)))
+Network = M2CAN | FloorNetwork  # what predicts
