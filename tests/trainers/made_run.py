@@ -7,12 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from datasets_manifest.records.corpus import Corpus, load_corpus
 from datasets_manifest.stream.encode import Vocabulary
 from trainers.journal.journal import EpochRecord
-from trainers.journal.outcome import Outcome
+from trainers.journal.outcome import Outcome, choose_epoch_of
 from trainers.loop.validator_inputs import validator_rows
 from trainers.model.card import ModelCard
 from trainers.recipe import make_recipe
@@ -119,6 +119,25 @@ def _checkpoint(folder: Path, corpus: Corpus, epoch: int) -> Path:
         columns = {"label": found.argmax(1), "prob": found.max(1), "score": found.max(1)}
         columns["true"] = corpus.labels[part.start : part.stop]
         tensors |= {f"{part.domain}/{part.split}/{name}": column for name, column in columns.items()}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(tensors, folder / "evaluation.safetensors")
     return folder
+
+
+def made_floor(outcome: Outcome, *, better: bool) -> Outcome:
+    """The outcome of the same run that has a floor, in its folder; better: than each epoch, by the validator."""
+    _checkpoint(outcome.folder / "floor", outcome.corpus, 0)
+    tensors = load_file(outcome.folder / "floor" / "evaluation.safetensors")
+    sure = np.eye(len(outcome.card.classes), dtype=np.float32)
+    targets = len(tensors["evidence/target_probs_NC"])
+    if better:  # sure of the target, all classes alike, and right on the sources
+        tensors["evidence/target_probs_NC"] = sure[np.arange(targets) % len(sure)]
+        tensors["evidence/source_probs_MC"] = sure[tensors["evidence/source_labels_M"]]
+    else:
+        tensors["evidence/target_probs_NC"] = np.full((targets, len(sure)), 1 / len(sure), np.float32)
+    save_file(tensors, outcome.folder / "floor" / "evaluation.safetensors")
+    metrics = {"source/val/accuracy": 0.9, "selection/score": 1.0, "target/val/accuracy": 0.8, "time/floor_s": 1.0}
+    (outcome.folder / "floor" / "floor.json").write_text(json.dumps(metrics))
+    return choose_epoch_of(
+        outcome.name, outcome.folder, outcome.card, outcome.corpus, outcome.records, outcome.checkpoints
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
@@ -18,8 +19,10 @@ from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster import driver
 from trainers.cluster.driver import train
 from trainers.compute.device_batches import make_encoding
+from trainers.encoders.weight_files import read_tensors
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.outcome import Outcome
+from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import Prepared, prepare
 
 # At the demo's rates rounding grows a hundredfold a step in so small a network; at these it stays where it belongs.
@@ -65,6 +68,20 @@ def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
     assert {"cmcfa", "cdcfa", "cdafa", "mcc"} < trace_two[-1]["second"].keys()
     assert one.chosen.metrics["uacr/kept"] == two.chosen.metrics["uacr/kept"]
     assert one.chosen.metrics["target/val/accuracy"] == two.chosen.metrics["target/val/accuracy"]
+
+
+def test_one_and_two_workers_find_the_same_floor(one_and_two: Any) -> None:
+    one, two = (outcome.floor for (outcome, _) in one_and_two)
+    assert one is not None and two is not None and not (one.chosen or two.chosen)  # of encoders that start at random
+    told = ("source/val/accuracy", "target/val/accuracy", "selection/score")
+    for name in told:
+        assert one.metrics[name] == pytest.approx(two.metrics[name], rel=1e-6), name
+    first, second = (read_tensors(floor.folder / "evaluation.safetensors") for floor in (one, two))
+    assert all(torch.allclose(first[name].double(), second[name].double(), atol=1e-6) for name in first)
+    for outcome, _ in one_and_two:
+        records = outcome.records
+        assert [f"floor/{name}" in record.metrics for record in records for name in told] == [True] * 3 + [False] * 3
+        assert Predictor.load(outcome.floor.folder).predict(["a lovely day"]).labels[0] in outcome.card.classes
 
 
 def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
