@@ -21,7 +21,7 @@ from trainers.model.floor_files import floor_metrics
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.training_rule import what_is_trained
-from trainers.validators import ValidatorInputs, choose_candidate, prefers_floor, verdicts
+from trainers.validators import ValidatorInputs, choose_candidate, compare_with_floor, verdicts
 
 TARGET_ACCURACY = "target/val/accuracy"
 
@@ -30,7 +30,8 @@ TARGET_ACCURACY = "target/val/accuracy"
 class FloorResult:
     """What a linear classifier on the untrained encoders' features came to (trainers.m2can.floor).
 
-    chosen: whether it was chosen in the place of an epoch. folder: as that of a checkpoint. metrics: named as an epoch's.
+    chosen: whether it was chosen in the place of an epoch. folder: as that of a checkpoint. metrics: named as an epoch's; the
+    score is that of `compare_with_floor`, which compares with the chosen epoch's.
     """
 
     chosen: bool
@@ -165,9 +166,9 @@ def compare_floor(recipe: Recipe, run: Path, epoch: ValidatorInputs) -> FloorRes
     if metrics is None:
         return None
     folder, selection = run / FLOOR, recipe.selection
-    can_be_chosen = what_is_trained(recipe) != "random encoders"
-    better = can_be_chosen and prefers_floor(selection.validator, read_validator_inputs(folder), epoch, selection.gate)
-    return FloorResult(better, folder, metrics)
+    found = compare_with_floor(selection.validator, read_validator_inputs(folder), epoch, selection.gate)
+    chosen = found.prefers_floor and what_is_trained(recipe) != "random encoders"
+    return FloorResult(chosen, folder, metrics | {"selection/score": found.score})
 
 
 def stopped_early(recipe: Recipe, records: Sequence[EpochRecord]) -> str | None:

@@ -10,9 +10,9 @@ from trainers.validators.choice import (
     choose_candidate,
     choose_epoch,
     epoch_score,
-    prefers_floor,
     verdicts,
 )
+from trainers.validators.floor import compare_with_floor
 from trainers.validators.inputs import ValidatorInputs
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "ValidatorInputs",
     "choose_candidate",
     "choose_epoch",
+    "compare_with_floor",
     "epoch_score",
-    "prefers_floor",
     "verdicts",
 ]

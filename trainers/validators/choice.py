@@ -71,14 +71,6 @@ def choose_candidate(validator: Validator, inputs: Sequence[ValidatorInputs], ga
     return choose_epoch(candidate_scores(validator, inputs), known, gate)
 
 
-def prefers_floor(validator: Validator, floor: ValidatorInputs, epoch: ValidatorInputs, gate: float) -> bool:
-    """Whether a validator prefers the floor to the epoch that it chose, behind the gate of choose_epoch; not in a tie.
-
-    Which epoch is chosen does not depend on the floor.
-    """
-    return choose_candidate(validator, [floor, epoch], gate) == 0
-
-
 def choose_epoch(scores: Sequence[float], source_accuracies: Sequence[float | None], gate: float) -> int:
     """Position of the highest score among epochs whose source accuracy is within `gate` of the best epoch's.
 
