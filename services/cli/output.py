@@ -107,11 +107,13 @@ class RunProgress(RunObserver):
 
 
 def floor_line(metrics: Mapping[str, float]) -> str:
-    """What is known before the first step: accuracies and score of the linear classifier on untrained encoders."""
+    """What is known before the first step: accuracies of the linear classifier on untrained encoders.
+
+    Its score would say nothing here: it is compared with an epoch's only when both are as sure of the sources.
+    """
     parts = ["floor"]
     if "source/val/accuracy" in metrics:
         parts.append(f"sources {percent(metrics['source/val/accuracy'])}")
-    parts.append(f"selection {metrics.get('selection/score', float('nan')):.3f}")
     if "target/val/accuracy" in metrics:
         parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
     return "  ".join([*parts, "without training", f"{metrics.get('time/floor_s', 0.0):.1f} s"])

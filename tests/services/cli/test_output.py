@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def test_plain_lines_of_progress(capsys: CaptureFixture[str], monkeypatch: pytes
         "epoch 2/4 step 5/10  task 1.500  total 1.250",
         "epoch 2/4 step 7/10  4 samples/s  task 1.500  total 1.250  3:50 min left",
     ]
+
+
+def test_the_floor_is_told_before_the_first_step(capsys: CaptureFixture[str]) -> None:
+    metrics = {"source/val/accuracy": 0.71, "selection/score": 0.02, "time/floor_s": 1.24}
+    for as_json in (False, True):
+        output.RunProgress(as_json).on_floor(metrics)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == 2 * ["floor  sources 71.0 %  without training  1.2 s"]
+    assert json.loads(shown.out) == {"event": "floor", "metrics": metrics}
 
 
 def ended(tmp_path: Path, **changes: Any) -> Result:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import m2can
@@ -18,8 +20,9 @@ from tests.trainers.encoders import hub_folders
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.exported import export
 from trainers.exported.export import export_model
-from trainers.exported.graph import Form, trace
+from trainers.exported.graph import Form, inputs_of, trace
 from trainers.exported.predictor import ExportedPredictor, is_exported
+from trainers.loop.floor import find_floor
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe
@@ -52,6 +55,20 @@ def records(folder: Path) -> tuple[list[Any], list[Any]]:
 def exported(folder: Path, predictor: Predictor, records: tuple[list[Any], list[Any]]) -> Path:
     export_model(predictor, folder / "as-torch", "torch", *records)
     return folder / "as-torch"
+
+
+def test_the_floor_has_a_graph(folder: Path) -> None:
+    loop = make_loop(prepared_run(folder))
+    found = find_floor(loop)
+    assert found is not None
+    predictor = Predictor(found.network, replace(loop.card, floor=True), loop.device)
+    batch = predictor.example_batch()
+    logits, fused = trace(predictor.network, batch).module()(*inputs_of(batch))
+    with torch.inference_mode():
+        outputs = predictor.network(batch)
+    torch.testing.assert_close(logits, outputs.logits_HQDBC[:, 0, 0])
+    torch.testing.assert_close(fused, outputs.fused_DBK[0])
+    assert logits.shape == (1, 2, 3) and fused.shape == (2, 64)
 
 
 def require_equal(predictor: Predictor, place: Path, records: tuple[list[Any], list[Any]]) -> None:
