@@ -119,10 +119,9 @@ def _encoded(loop: Loop, *groups: Sequence[np.ndarray]) -> list[Features]:
     with loop.batches.evaluate([b for batches in mine for b in batches], len(mine[0]) if whole else 0) as feed:
         for _, batch in feed:
             with loop.autocast():
-                if "text" in names:
-                    found["text"].append(network.text_encoder(batch.text, batch.text_mask, batch.text_lengths))
-                if "picture" in names:
-                    found["picture"].append(network.picture_encoder(batch.pictures, batch))
+                features = dict(zip(("text", "picture"), network.features_of(batch), strict=True))
+            for name in names:
+                found[name].append(features[name])
     network.train(training)
     widths = {"text": network.text_encoder.width, "picture": network.picture_encoder.width}
     parts: list[Features] = []
