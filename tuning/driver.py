@@ -148,11 +148,13 @@ def _run_claimed(
 
 
 def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:
-    """How many trials the cluster holds side by side: by GPUs if it has enough for one, else two CPUs a worker."""
+    """How many trials the cluster holds side by side: by GPUs if it has enough for one, else two CPUs a worker, one of which
+    prepares data; on features nothing is prepared, and one CPU is enough."""
     workers, gpus, cpus = recipe.cluster.most_workers, resources.get("GPU", 0.0), resources.get("CPU", 1.0)
     if recipe.cluster.device != "cpu" and gpus >= workers:
         return int(gpus // workers)
-    return max(1, int(cpus // ((recipe.cluster.cpus_per_worker or 1.0) * 2 * workers)))
+    each = (recipe.cluster.cpus_per_worker or 1.0) * (1 if recipe.encoders.features is not None else 2)
+    return max(1, int(cpus // (each * workers)))
 
 
 def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:

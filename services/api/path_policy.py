@@ -31,6 +31,8 @@ def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:
             raise InputError(
                 "is neither a name nor an absolute path", field=field, value=name, wanted="NAME or ORG/NAME"
             )
+    if recipe.encoders.features is not None:
+        paths.append(("encoders.features", recipe.encoders.features))
     start = recipe.train.start_from
     if start is not None and not start.startswith("models:/") and ("/" in start or start.startswith((".", "~"))):
         paths.append(("train.start_from", start))

@@ -105,12 +105,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     text, picture = recipe.encoders.text, recipe.encoders.picture
     text = text.model_copy(update={"name": resolve(text.name), "weights": resolve(text.weights)})
     picture = picture.model_copy(update={"weights": resolve(picture.weights)})
+    features = recipe.encoders.features
+    if features is not None and "://" not in features:
+        features = str(Path(features).expanduser().resolve())
+    encoders = recipe.encoders.model_copy(update={"text": text, "picture": picture, "features": features})
     start = recipe.train.start_from
     train = recipe.train.model_copy(update={"start_from": resolve(start)}) if start and "/" in start else recipe.train
     storage = str(run_storage(recipe))
     return recipe.model_copy(
         update={
-            "encoders": recipe.encoders.model_copy(update={"text": text, "picture": picture}),
+            "encoders": encoders,
             "train": train,
             "run": recipe.run.model_copy(update={"storage": storage}),
         }

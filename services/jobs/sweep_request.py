@@ -18,7 +18,7 @@ from trainers.recipe import Recipe
 from trainers.recipe.overrides import put
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
-_ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights")
+_ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights", "encoders.features")
 _PATHS = ("data.sources", "data.target", "run.storage", *_ENCODERS)
 
 

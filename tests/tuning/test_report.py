@@ -127,3 +127,16 @@ def test_grid_has_every_point(tmp_path):
 def test_trials_side_by_side(tmp_path, resources, workers, count):
     plan = plan_of(tmp_path, {"space": SPACE})
     assert trials_at_once(plan.recipe([f"cluster.workers={workers}"]), resources) == count
+
+
+def test_trials_on_features_prepare_no_data_and_take_half_the_cpus(tmp_path):
+    on_features = ["encoders.features=features", "encoders.text.freeze=all", "encoders.picture.freeze=all"]
+    recipe = plan_of(tmp_path, {"space": SPACE}).recipe(on_features)
+    assert trials_at_once(recipe, {"CPU": 16}) == 16
+    assert (
+        trials_at_once(
+            recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": 2})}), {"CPU": 16}
+        )
+        == 8
+    )
+    assert trials_at_once(recipe, {"CPU": 16, "GPU": 2}) == 2

@@ -206,6 +206,10 @@ def test_each_route_needs_its_scope(service: Service, method: str, path: str, ne
         ({"run": {"name": "../up"}}, "run.name"),
         ({"run": {"name": "x;reboot"}}, "run.name"),
         ({"encoders": {"text": {"weights": "/etc/evil.pt"}}}, "encoders.text.weights: leads outside"),
+        (
+            {"encoders": {"features": "/etc/x", "text": {"freeze": "all"}, "picture": {"freeze": "all"}}},
+            "encoders.features: leads outside",
+        ),
         ({"train": {"start_from": "/etc/run"}}, "train.start_from: leads outside"),
         ({"train": {"start_from": "../../run"}}, "train.start_from: is not an absolute path"),
         ({"train": {"start_from": "~/run"}}, "train.start_from: is not an absolute path"),

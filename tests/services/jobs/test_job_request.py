@@ -93,7 +93,9 @@ def test_a_sweep_brings_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """From another folder, another plan comes out than went in only in that its paths are absolute."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "recipe.yaml").write_text(
-        "data: {sources: [a.yaml], target: b.yaml}\nencoders: {picture: {weights: w.pt}}\noptimizer: {lr: {heads: 1.0e-5}}"
+        "data: {sources: [a.yaml], target: b.yaml}\n"
+        "encoders: {text: {freeze: all}, picture: {weights: w.pt, freeze: all}, features: f}\n"
+        "optimizer: {lr: {heads: 1.0e-5}}"
     )
     (tmp_path / "there" / "sweep.yaml").write_text(SWEEP)
     (tmp_path / "w.pt").write_bytes(b"")
@@ -112,6 +114,7 @@ def test_a_sweep_brings_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert after.train.batch_size == 4 and after.train.epochs == 3
     assert after.run.storage == str(tmp_path / "runs")
     assert after.encoders.picture.weights == str(tmp_path / "w.pt")
+    assert after.encoders.features == str(tmp_path / "there" / "f")
     assert (after.tracking.uri, after.cluster.address) == ("http://mlflow:5000", None)
     elsewhere = again.recipe(again.sweep.variants["elsewhere"])
     assert elsewhere.data.target == str(tmp_path / "there" / "other" / "c.yaml")

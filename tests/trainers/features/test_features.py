@@ -299,3 +299,5 @@ def test_the_model_has_its_encoders(computed: Computed, tmp_path: Path) -> None:
     again = feature_loop(prepare(computed.recipe_with()))
     again.load(tmp_path / "run" / "checkpoint_1")
     assert again.run_epoch()[0]["loss/total"] == loop.run_epoch()[0]["loss/total"]
+    started = computed.recipe_with("train.seed=5", f"train.start_from={tmp_path / 'run' / 'checkpoint_1'}")
+    assert prepare(started).taken  # its encoders begin as those of the features, whatever its seed draws
