@@ -26,7 +26,7 @@ class FeatureBatch:
 
 
 class BatchSource(Protocol):
-    """ray_stream.Stream, local_stream.LocalStream, or EvaluationCache before one of them."""
+    """ray_stream.Stream, local_stream.LocalStream, or EvaluationCache before one of them; feature_stream.FeatureStream."""
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch | FeatureBatch]:
         """Both views of the rows of each step, in order."""
