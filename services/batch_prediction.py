@@ -27,7 +27,7 @@ from datasets_manifest.records.readers import ALL, read_for_prediction
 from services.prediction_output import count_withheld, withhold, write_predictions
 from trainers.exported.predictor import load_predictor
 from trainers.model.card import model_folder
-from trainers.model.predictor import Predictor
+from trainers.model.predictor import Predictions, Predictor
 
 SHARD_ROWS = 512
 PREDICTIONS, PLAN, SUMMARY = "predictions.parquet", "plan.json", "summary.json"
@@ -106,20 +106,27 @@ def predict_manifest(
     return _join(out, table, classes, resumed, abstain_below)
 
 
-def predict_rows(predictor: Predictor, table: pa.Table) -> pa.Table:
+def predict_rows(
+    predictor: Predictor, table: pa.Table, on_predictions: Callable[[Predictions], None] = lambda predictions: None
+) -> pa.Table:
     """Predictions of a table of readers.TABLE_SCHEMA, one row for each row, in order: `id` and the columns of
     Predictions.to_frame. A row without any text or readable picture has nulls, and the reason in `problem`."""
     found = predictor.predict_usable(table["texts"].to_pylist(), table["images"].to_pylist())
+    on_predictions(found)
     rows = pa.Table.from_pandas(found.to_frame(), pa.schema(_columns(predictor.classes)), preserve_index=False)
     return rows.add_column(0, "id", table["id"].combine_chunks())
 
 
 def predict_samples(
-    predictor: Predictor, texts: list[list[str]], images: Sequence[Sequence[str | bytes]]
+    predictor: Predictor,
+    texts: list[list[str]],
+    images: Sequence[Sequence[str | bytes]],
+    on_predictions: Callable[[Predictions], None] = lambda predictions: None,
 ) -> list[dict[str, Any]]:
     """One mapping a sample: label, confidence, probs by class, disagreement, head_labels and bad_pictures; of a sample
     without text none of whose pictures can be read, only bad_pictures and problem."""
     result = predictor.predict(texts, images)
+    on_predictions(result)
     rows: list[dict[str, Any]] = []
     for number, (label, bad) in enumerate(zip(result.labels, result.bad, strict=True)):
         if label is None:

@@ -12,12 +12,12 @@ from mlflow import MlflowClient
 from datasets_manifest.errors import InputError
 from services.api.audit import AuditLog
 from services.api.path_policy import confine, confine_path
-from services.api.rate_limit import RateLimit
 from services.jobs import job_request
 from services.jobs.job_request import JobRequest, with_absolute_paths
 from services.jobs.jobs import JobServer
 from services.jobs.sweep_request import read_plan, recipes_of, tune_request
 from services.web.auth import Caller, Tokens
+from services.web.rate_limit import RateLimit
 from trainers.recipe import Recipe, make_recipe
 from trainers.tracking.provenance import environment
 from tuning.sweep import Choices, Sweep

@@ -16,8 +16,8 @@ from services.cli.commands import (
     data,
     demo,
     doctor,
+    drift,
     features,
-    import_export,
     jobs,
     predict,
     runs,
@@ -52,7 +52,7 @@ app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --por
 )
 app.command("api", epilog="Example:  m2can api --root /data --tokens tokens.yaml --address http://head:8265")(api.api)
 app.command("token", epilog="Example:  m2can token ci --scope read --scope submit")(token.token)
-app.add_typer(import_export.app, name="models")  # all of `models`, and import and export
+app.add_typer(drift.app, name="models")  # all of `models`: import, export and drift, too
 app.add_typer(runs.app, name="runs")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(data.app, name="data")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from services.serving.samples import Limits
 from services.web.problems import Problem
+from services.web.rate_limit import RateLimit
 
 
 class Admission:
@@ -20,11 +21,16 @@ class Admission:
         self.draining = False
         self._limits = limits
         self._under_way: Counter[str] = Counter()
+        self._rate = RateLimit(limits.requests_per_s, max(1, round(10 * limits.requests_per_s)))
 
     @property
     def under_way(self) -> int:
         """Requests of all callers."""
         return self._under_way.total()
+
+    def count(self, caller: str) -> None:
+        """Count a request, let in or not. Raises Problem: 429, the caller sends too many a second."""
+        self._rate.take(caller)
 
     @contextlib.contextmanager
     def admit(self, caller: str) -> Iterator[None]:

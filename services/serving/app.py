@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.serving.admission import Admission
 from services.serving.samples import REQUEST_BODY, Limits, Sample, read_samples
-from services.web.auth import Tokens, require_scope
+from services.web.auth import Caller, Tokens, require_scope
 from services.web.body_limit import BodyLimit
 from services.web.problems import Problem, documented, install_problems
 
@@ -106,14 +106,24 @@ def make_app(
     )
     app.add_middleware(Measured, metrics=metrics)
 
+    def identify(request: Request) -> Caller:
+        """Raises Problem: 401, 403, or 429, too many requests of this token, or with unknown ones from this address."""
+        try:
+            caller = tokens.identify(request.headers.get("authorization"))
+        except Problem:
+            admission.count(f"unknown from {request.client.host if request.client else '?'}")
+            raise
+        admission.count(caller.name)
+        require_scope(caller, "predict")
+        return caller
+
     @app.post(
         "/v1/models/{reference}/predict",
         openapi_extra={"requestBody": REQUEST_BODY},
         responses={200: {"model": Answer}, **_REFUSALS},
     )
     async def predict(reference: str, request: Request) -> JSONResponse:
-        caller = tokens.identify(request.headers.get("authorization"))
-        require_scope(caller, "predict")
+        caller = identify(request)
         with admission.admit(caller.name):
             try:
                 async with asyncio.timeout(limits.timeout_s):
@@ -131,7 +141,7 @@ def make_app(
 
     @app.get("/v1/models", responses={200: {"model": Models}, **_REFUSALS})
     async def models(request: Request) -> dict[str, Any]:
-        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        identify(request)
         found = [await resolver.resolve(name) for name in resolver.names]
         return {"models": [{"name": name, "version": version} for name, version in found]}
 
@@ -152,7 +162,7 @@ def make_app(
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=_REFUSALS)
     async def show_metrics(request: Request) -> Response:
-        require_scope(tokens.identify(request.headers.get("authorization")), "predict")
+        identify(request)
         for name in resolver.names:
             if (age_s := resolver.age_s(name)) is not None:
                 metrics.alias_age.labels(name).set(age_s)

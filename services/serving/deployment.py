@@ -46,6 +46,10 @@ class Inference:
         """Requests that are not answered yet."""
         return self._service.admission.under_way
 
+    def __del__(self) -> None:
+        """Called by Ray Serve when it ends the replica."""
+        self._service.close()
+
 
 def application(config: ServeConfig, *, draining: bool = False) -> Any:
     """The Serve application: replicas, each with the whole service."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from datasets_manifest.errors import InputError
 from services.batch_prediction import predict_samples
 from services.serving.samples import Sample
 from services.web.problems import Problem
-from trainers.model.predictor import Predictor
+from trainers.model.predictor import Predictions, Predictor
 
 MOST_SAMPLES = 32  # of a batch
 MOST_PIXELS = 40_000_000  # of a batch, except that one sample alone may have more
@@ -84,11 +85,17 @@ class Engine:
 
     Args:
         load: `name:version` → Predictor; called in a thread.
+        on_predictions: is told of every batch, `name:version` and what was predicted, in a thread; None: nobody is.
         most_models: versions in memory; during a promotion at least two are in use.
     """
 
-    def __init__(self, load: Callable[[str], Predictor], most_models: int = 3) -> None:
-        self._load, self._most_models = load, most_models
+    def __init__(
+        self,
+        load: Callable[[str], Predictor],
+        most_models: int = 3,
+        on_predictions: Callable[[str, Predictions], None] | None = None,
+    ) -> None:
+        self._load, self._most_models, self._on_predictions = load, most_models, on_predictions
         self._models: OrderedDict[str, asyncio.Future[Predictor]] = OrderedDict()
         self._queues: dict[str, _Queue] = {}
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="predict")
@@ -144,8 +151,9 @@ class Engine:
         texts, images = [sample.texts for sample in samples], [sample.images for sample in samples]
         try:
             predictor = await self._predictor(model_id)
+            told = [] if self._on_predictions is None else [functools.partial(self._on_predictions, model_id)]
             rows = await asyncio.get_running_loop().run_in_executor(
-                self._computing, predict_samples, predictor, texts, images
+                self._computing, predict_samples, predictor, texts, images, *told
             )
         except Exception as error:  # the requests of this batch fail, not the worker
             for request, _ in _open(batch):

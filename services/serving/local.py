@@ -69,6 +69,7 @@ def serve_here(config: ServeConfig, host: str, port: int, on_start: Callable[[],
     bound = _bind(host, port)
     with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
         runner.run(DrainingServer(settings, service, config.grace_s, on_start).serve([bound]))
+    service.close()
 
 
 class DrainingServer(uvicorn.Server):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from services.drift.sample import SIZE, Sampler
 from services.serving.admission import Admission
 from services.serving.app import make_app
 from services.serving.engine import Engine
@@ -15,7 +17,8 @@ from services.serving.samples import Limits
 from services.web.auth import Tokens
 from trainers.exported.background import OnnxInBackground
 from trainers.exported.graph import require_packages
-from trainers.model.predictor import Predictor
+from trainers.model.predictor import Predictions, Predictor
+from trainers.model.reference import fingerprint
 from trainers.tracking.registered_models import client_for, fetch_bundle, find_model
 
 Runtime = Literal["torch", "onnx"]
@@ -26,7 +29,8 @@ class ServeConfig:
     """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate.
 
     grace_s: how long requests under way may take to end once the service is asked to. runtime: `onnx` computes with
-    onnxruntime on the CPU, as soon as a version that was loaded has been exported.
+    onnxruntime on the CPU, as soon as a version that was loaded has been exported. sample: file for a sample of what is
+    predicted, of at most sample_size records of a version; None: none is kept.
     """
 
     models: list[str]
@@ -38,6 +42,8 @@ class ServeConfig:
     alias_ttl_s: float = 1.0
     grace_s: float = 30.0
     runtime: Runtime = "torch"
+    sample: Path | None = None
+    sample_size: int = SIZE
 
 
 class Service:
@@ -46,10 +52,12 @@ class Service:
     def __init__(self, config: ServeConfig) -> None:
         torch.set_num_threads(1)
         self._uri, self._runtime = config.tracking_uri, config.runtime
+        self._sampler = None if config.sample is None else Sampler(config.sample, config.sample_size)
+        self._fingerprints: dict[str, str] = {}  # of the versions that were loaded
         self.admission = Admission(config.limits)
         self.app = make_app(
             Resolver(config.models, config.tracking_uri, config.alias_ttl_s),
-            Engine(self._load),
+            Engine(self._load, on_predictions=None if self._sampler is None else self._keep_sample),
             config.tokens,
             config.limits,
             self.admission,
@@ -57,7 +65,18 @@ class Service:
 
     def _load(self, model_id: str) -> Predictor:
         loaded = OnnxInBackground if self._runtime == "onnx" else Predictor
-        return loaded.load(fetch_bundle(client_for(self._uri), model_id))
+        folder = fetch_bundle(client_for(self._uri), model_id)
+        self._fingerprints[model_id] = fingerprint(folder)
+        return loaded.load(folder)
+
+    def _keep_sample(self, model_id: str, predictions: Predictions) -> None:
+        assert self._sampler is not None
+        self._sampler.add(model_id, self._fingerprints[model_id], predictions)
+
+    def close(self) -> None:
+        """Write the rest of the sample."""
+        if self._sampler is not None:
+            self._sampler.close()
 
 
 def require_models(config: ServeConfig) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from mlflow import MlflowClient
 
 from tests.trainers.tiny_run import make_loop, prepared_run
@@ -14,6 +13,7 @@ from trainers.model.card import model_folder
 from trainers.tracking.address import resolve_tracking_uri
 from trainers.tracking.mlflow_run import RunLink, open_client
 from trainers.tracking.registration import ModelToLog, register, signature_for
+from trainers.worker.reports import evaluation_tensors
 
 NAME = "m2can-mountain"
 
@@ -44,9 +44,9 @@ def register_two(folder: Path) -> Registered:
     loop = make_loop(prepared_run(folder, ["train.epochs=2", "run.name=tiny"]))
     storage, bundles = folder / "runs", []
     for epoch in (1, 2):
-        loop.run_epoch()
+        _, scored = loop.run_epoch()
         place = folder / f"checkpoint-{epoch}"
-        loop.save(place, {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)})
+        loop.save(place, evaluation_tensors(loop, scored))
         bundles.append(model_folder(place))
         link = RunLink.open(resolve_tracking_uri(None, storage), "m2can", storage, f"tiny-{epoch}", {})
         link.log_params({"train.epochs": epoch, "train.seed": 1})

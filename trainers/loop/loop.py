@@ -28,6 +28,7 @@ from trainers.loop.batches import Batches
 from trainers.loop.observer import Observer
 from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
+from trainers.loop.reference_records import ReferenceCollector
 from trainers.loop.scoring import Scored, score_parts, validation_metrics
 from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.batch import Batch
@@ -331,6 +332,7 @@ class Loop:
                 dtype=self.dtype,
                 autocast=self.autocast,
                 collector=self._collector(),
+                reference=ReferenceCollector(self.corpus, self.card.vocabulary, self.network),
             )
         return scored, feed.waited
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from datasets_manifest.records.corpus import Corpus, Part
 from trainers.compute.device_batches import Fed
 from trainers.loop.evaluation import classification_metrics
+from trainers.loop.reference_records import ReferenceCollector
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.reference import Seen
 from trainers.validators import ValidatorInputs
 
 COLUMNS = ("label", "score", "prob", "variance")
@@ -30,6 +32,7 @@ class Scored:
     parts: in the order of the columns' rows.
     target_mean_probs_C, target_mean_entropy: over the target's training rows.
     evidence: what the validators read.
+    seen: what later records are compared with; see trainers.model.reference.
     """
 
     columns: dict[str, np.ndarray]
@@ -37,6 +40,7 @@ class Scored:
     target_mean_probs_C: np.ndarray
     target_mean_entropy: float
     evidence: ValidatorInputs
+    seen: Seen
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
         """The columns of one part."""
@@ -59,6 +63,7 @@ def score_parts(
     dtype: torch.dtype,
     autocast: Callable[[], AbstractContextManager[None]],
     collector: ValidatorInputsCollector,
+    reference: ReferenceCollector,
 ) -> Scored:
     """Score this worker's share of the rows of `parts` and exchange the results.
 
@@ -69,6 +74,7 @@ def score_parts(
         parts: the target's training part first.
         autocast: makes the context of a forward pass, as in training.
         collector: takes what the validators read.
+        reference: takes what later records are compared with.
     """
     training = network.training
     network.eval()
@@ -79,6 +85,7 @@ def score_parts(
         with autocast():
             outputs = network(batch).single()
         collector.add(host.rows, outputs)
+        reference.add(host, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
         # The target's rows come first, so that those of a batch stand at its beginning.
         in_target = int(((host.rows >= parts[0].start) & (host.rows < target_stop)).sum())
@@ -90,13 +97,13 @@ def score_parts(
         for name, column in scored.items():
             value = getattr(scores, name)
             column.append(value.to(torch.int32 if name == "label" else dtype))
-    evidence = collector.finish(collective)
+    evidence, seen = collector.finish(collective), reference.finish(collective)
     network.train(training)
 
     mean = collective.sum_(sums).cpu().numpy()
     mean = mean[:-1] / max(mean[-1], 1.0)
     columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
-    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence)
+    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence, seen)
 
 
 def gather_columns(

@@ -2,7 +2,8 @@
 
 <checkpoint>/
     model/           all that prediction needs: model.safetensors, model.json, tokenizer.json; of a network with frozen
-                     weights also frozen.json, which names the file beside the checkpoint that holds those
+                     weights also frozen.json, which names the file beside the checkpoint that holds those. Beside them
+                     reference.safetensors, with which later records are compared; see reference.py
     state/           all else that moves: training.safetensors, training.json
     evaluation.safetensors   predictions and scores of this epoch, for reports
     files.json       sizes and SHA-256 of the above; written last
@@ -24,6 +25,7 @@ from trainers.encoders.weight_files import REFERENCE, WEIGHTS, FrozenWeights, re
 from trainers.m2can.floor import Network
 from trainers.m2can.network import M2CAN
 from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
+from trainers.model.reference import SEEN_FILE, split_reference
 from trainers.recipe.schema_versions import Migration, migrate
 
 
@@ -71,10 +73,13 @@ class Snapshot:
             write_model(draft / "model", self.model, self.card)
             if frozen is not None:
                 _write_json(draft / "model" / REFERENCE, frozen)
+            evaluation, seen = split_reference(self.evaluation)
+            if seen:
+                save_tensors(draft / "model" / SEEN_FILE, seen)
             (draft / "state").mkdir()
             save_tensors(draft / "state" / "training.safetensors", self.training)
             (draft / "state" / "training.json").write_text(self.training_json, encoding="utf-8")
-            save_tensors(draft / "evaluation.safetensors", self.evaluation)
+            save_tensors(draft / "evaluation.safetensors", evaluation)
             _write_json(draft / "files.json", digests(draft))
 
 

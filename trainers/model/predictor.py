@@ -23,6 +23,7 @@ from trainers.m2can.floor import Network
 from trainers.m2can.network import FUSED
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.card import ModelCard, model_folder
+from trainers.model.reference import FACTS, Seen, facts_of, unknown_token
 from trainers.model.trained_network import load_network
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Predictions:
     head_labels: the class name that each head alone would give, N lists of H.
     problems: for each sample what was wrong with it, None if nothing was. A sample without text none of whose pictures can
     be read cannot be predicted; of others the pictures that cannot be read are left out.
+    features: fused, before the classifier heads, [N, 64]. facts: see reference.FACTS, [N, F]. NaN where not predicted.
     """
 
     classes: list[str]
@@ -57,6 +59,14 @@ class Predictions:
     bad: list[list[str]]
     head_labels: list[list[str]]
     problems: list[str | None]
+    features: np.ndarray
+    facts: np.ndarray
+
+    @property
+    def seen(self) -> Seen:
+        """What there was of the samples that were predicted, for a comparison with others."""
+        known_N = ~np.isnan(self.probs).any(axis=1)
+        return Seen(self.probs[known_N], self.features[known_N], self.facts[known_N])
 
     @property
     def confidence(self) -> np.ndarray:
@@ -81,13 +91,14 @@ class _Read:
     """What is known of a batch of B samples before the network has it.
 
     usable: places of the U samples that can be predicted. passed: their numbers among those that the network gets.
-    bad, problems: see Predictions, for all B.
+    bad, problems: see Predictions, for all B. facts_UF: of those that can be predicted.
     """
 
     usable: list[int]
     passed: list[int]
     bad: list[list[str]]
     problems: list[str | None]
+    facts_UF: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,10 +112,10 @@ class _Scored:
     logits_HUC: torch.Tensor
     fused_UK: torch.Tensor
 
-    def spread(self, values_U: torch.Tensor) -> np.ndarray:
+    def spread(self, values_U: torch.Tensor | np.ndarray) -> np.ndarray:
         """A row for each of the B samples; NaN for those that were not predicted."""
         found = np.full((len(self.read.bad), *values_U.shape[1:]), np.nan)
-        found[self.read.usable] = values_U.cpu().numpy()
+        found[self.read.usable] = values_U.cpu().numpy() if isinstance(values_U, torch.Tensor) else values_U
         return found
 
 
@@ -218,6 +229,8 @@ class Predictor:
             bad=[messages for part in parts for messages in part.read.bad],
             head_labels=head_labels,
             problems=[problem for part in parts for problem in part.read.problems],
+            features=np.concatenate([np.empty((0, FUSED)), *(part.spread(part.fused_UK) for part in parts)]),
+            facts=np.concatenate([np.empty((0, len(FACTS))), *(part.spread(part.read.facts_UF) for part in parts)]),
         )
 
     @torch.inference_mode()
@@ -245,7 +258,7 @@ class Predictor:
     def example_batch(self) -> Batch:
         """The `examples`, on the device."""
         texts, images = examples()
-        batch, _ = self._batch([[text] for text in texts], [[image] for image in images])
+        batch, *_ = self._batch([[text] for text in texts], [[image] for image in images])
         assert batch is not None
         return batch
 
@@ -261,7 +274,7 @@ class Predictor:
             if refuse_empty and len(full) < len(numbers):
                 empty = next(place for place in range(len(numbers)) if place not in full)
                 raise InputError(EMPTY, field=f"sample {start + empty + 1}")
-            batch, skipped = self._batch([sentences[p] for p in full], [pictures[p] for p in full])
+            batch, skipped, facts = self._batch([sentences[p] for p in full], [pictures[p] for p in full])
             problems: list[str | None] = [EMPTY] * len(numbers)
             bad: list[list[str]] = [[] for _ in numbers]
             usable, passed = [], []
@@ -276,12 +289,14 @@ class Predictor:
                 if messages:
                     noun = "picture" if tried == 1 else "pictures"
                     problems[place] = f"{len(messages)} of {tried} {noun} left out: {'; '.join(messages)}"
-            yield _Read(usable, passed, bad, problems), batch
+            yield _Read(usable, passed, bad, problems, facts[passed]), batch
 
-    def _batch(self, texts: list[list[str]], pictures: list[list[str | bytes]]) -> tuple[Batch | None, list[list[str]]]:
-        """The samples on the device, and what was wrong with the pictures of each."""
+    def _batch(
+        self, texts: list[list[str]], pictures: list[list[str | bytes]]
+    ) -> tuple[Batch | None, list[list[str]], np.ndarray]:
+        """The samples on the device, what was wrong with the pictures of each, and its facts."""
         if not texts:
-            return None, []
+            return None, [], np.empty((0, len(FACTS)))
         numbers = np.arange(len(texts))
         index = index_table(np.zeros_like(numbers), numbers, np.zeros_like(numbers))
         columns = encode_samples(texts, pictures, index, self.encoding)
@@ -290,7 +305,8 @@ class Predictor:
         host = collate(index, self.encoding)
         labels = np.full((1, len(texts)), -1)
         batch = to_batch(host, labels, device=self.device, dtype=self.dtype, pictures=self._pictures)
-        return batch, columns["bad"].to_pylist()
+        facts = facts_of(host, unknown_token(self.card.vocabulary.json))
+        return batch, columns["bad"].to_pylist(), facts
 
 
 def _lists(texts: Any, images: Any) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -20,6 +20,7 @@ from trainers.m2can.floor import FloorNetwork, Network
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card
 from trainers.model.checkpoint import load_model_weights, save_model
+from trainers.model.reference import SEEN_FILE
 
 
 def load_network(folder: Path) -> tuple[Network, ModelCard]:
@@ -67,6 +68,8 @@ def complete_model(folder: Path) -> Iterator[Path]:
         copy = Path(place) / folder.name
         if load_card(folder).recipe.encoders.adapters:
             save_model(copy, *load_network(folder))
+            if (folder / SEEN_FILE).is_file():
+                shutil.copy(folder / SEEN_FILE, copy)
         else:
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(WEIGHTS, REFERENCE))
             save_tensors(copy / WEIGHTS, read_weights(folder))

@@ -12,7 +12,9 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.records.corpus import Corpus
 from trainers.compute.precision import dtype_of
 from trainers.encoders.weight_files import FROZEN
+from trainers.loop.reference_records import reference_part
 from trainers.m2can.network import FUSED
+from trainers.model.reference import FACTS, MOST_RECORDS
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.validators.inputs import MOST_ROWS
@@ -23,7 +25,7 @@ _HEADERS = 8 * 2**10  # names and shapes of the tensors that evaluation_bytes co
 
 
 def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
-    """At most, of what a checkpoint holds by row: scores of an epoch, pseudo labels, rows with a bad picture."""
+    """At most, of what a checkpoint holds by row: scores of an epoch, pseudo labels, rows with a bad picture, the reference."""
     width, classes = dtype_of(recipe).itemsize, len(corpus.classes)
     target, trained = len(corpus.train[-1]), sum(len(part) for part in corpus.train)
     validated = sum(len(part) for part in corpus.val if part is not None)
@@ -31,7 +33,8 @@ def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
     selection = 3 * target * 8 + (trained + validated) * 8  # rows with a pseudo label twice, their labels; bad rows
     looked_at = min(target, MOST_ROWS), min(sum(len(part) for part in corpus.val[:-1] if part is not None), MOST_ROWS)
     inputs = sum(looked_at) * (classes + FUSED) * 4 + looked_at[0] * (classes * 4 + 16) + looked_at[1] * 8
-    return scores + selection + inputs + _HEADERS
+    reference = min(len(reference_part(corpus)), MOST_RECORDS) * (classes + FUSED + len(FACTS)) * 4
+    return scores + selection + inputs + reference + _HEADERS
 
 
 def most_at_once(recipe: Recipe, size: int, frozen: int = 0) -> int:

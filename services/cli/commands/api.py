@@ -33,11 +33,11 @@ def api(
 
     from services.api.app import make_api
     from services.api.audit import AuditLog
-    from services.api.rate_limit import RateLimit
     from services.api.requests import ApiConfig
     from services.jobs.job_request import refuse_passwords
     from services.jobs.jobs import JobServer
     from services.web.auth import Tokens, check_host
+    from services.web.rate_limit import RateLimit
     from trainers.tracking.address import resolve_tracking_uri
     from trainers.tracking.registered_models import client_for
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ from services.cli.output import percent
 
 if TYPE_CHECKING:
     from services.batch_prediction import BatchSummary
+    from trainers.model.predictor import Predictions
 
 AbstainBelow = Annotated[
     float | None,
@@ -43,6 +44,14 @@ def predict(
         ),
     ] = None,
     abstain_below: AbstainBelow = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.parquet",
+            help="For --out FILE: also write a sample of features and predictions, for `m2can models drift`.",
+        ),
+    ] = None,
+    sample_size: Annotated[int, typer.Option(help="Records in the sample.", min=20)] = 1000,
     workers: Annotated[int, typer.Option(help="Ray actors, when --out is a folder.", min=1)] = 1,
     address: RayCluster = None,
     tracking_uri: TrackingUri = None,
@@ -52,26 +61,30 @@ def predict(
 ) -> None:
     """Predict one sample, or all records of a manifest."""
     from datasets_manifest.errors import InputError
+    from services.model_files import model_files
     from services.prediction_output import is_file_output
 
     use_data_root(data_root)
     if data is None:
-        if out is not None:
-            raise InputError("goes with --data", field="--out", value=out, wanted="--data, too; one sample is printed")
+        for field, value in (("--out", out), ("--sample", sample)):
+            if value is not None:
+                raise InputError(
+                    "goes with --data", field=field, value=value, wanted="--data, too; one sample is printed"
+                )
         _predict_sample(list(text or []), list(image or []), model, tracking_uri, storage, abstain_below, json_)
         return
     if out is None:
         wanted = "a file .csv, .jsonl or .parquet, or a folder/ for the predictions"
         raise InputError("is missing", field="--out", wanted=wanted)
+    if sample is not None:
+        _require_sample(sample, out)
     if text or image:
         raise InputError("does not go with --text and --image", field="--data", value=data)
+    bundle = model_files(model, tracking_uri, storage)
     if is_file_output(out):
-        predictor = load_predictor(model, tracking_uri, storage)
-        summary = _predict_to_file(predictor, data, split, Path(out), abstain_below)
+        sampled = None if sample is None else (sample, sample_size)
+        summary = _predict_to_file(bundle, data, split, Path(out), abstain_below, model, sampled)
     else:
-        from services.model_files import model_files
-
-        bundle = model_files(model, tracking_uri, storage)
         summary = _predict_on_ray(bundle, data, split, Path(out), workers, address, abstain_below)
     show(json_, summary, _in_words(summary, split))
 
@@ -107,13 +120,40 @@ def _predict_sample(
     show(as_json, content, first, *(f"  {name:16} {percent(prob)}" for name, prob in probs.items()))
 
 
-def _predict_to_file(predictor: Any, data: str, split: str, out: Path, abstain_below: float | None) -> BatchSummary:
+def _require_sample(sample: Path, out: str) -> None:
+    from datasets_manifest.errors import InputError
+    from services.drift.sample import require_sample
+    from services.prediction_output import is_file_output
+
+    require_sample(sample)
+    if not is_file_output(out):
+        wanted = "--out FILE; `m2can models drift MODEL --on MANIFEST` needs no sample"
+        raise InputError("does not go with a folder", field="--sample", value=str(sample), wanted=wanted)
+
+
+def _predict_to_file(
+    bundle: Path,
+    data: str,
+    split: str,
+    out: Path,
+    abstain_below: float | None,
+    model: str,
+    sampled: tuple[Path, int] | None,
+) -> BatchSummary:
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.records.readers import read_for_prediction
     from services.batch_prediction import predict_rows, summary_of
+    from services.drift.sample import Sampler
     from services.prediction_output import withhold, write_predictions
+    from trainers.exported.predictor import load_predictor as load
+    from trainers.model.reference import fingerprint
 
-    table = predict_rows(predictor, read_for_prediction(load_manifest(data), split))
+    seen: list[Predictions] = []
+    table = predict_rows(load(bundle), read_for_prediction(load_manifest(data), split), seen.append)
+    if sampled is not None:
+        sampler = Sampler(*sampled)
+        sampler.add(model, fingerprint(bundle), seen[0])
+        sampler.write()
     if abstain_below is not None:
         table = withhold(table, abstain_below)
     write_predictions(table, out)

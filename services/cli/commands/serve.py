@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -27,6 +28,15 @@ def serve(
             help="onnx: by onnxruntime on the CPU, as soon as a model has been exported; by torch until then."
         ),
     ] = "torch",
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.parquet",
+            help="Keep a sample of features and predictions, no record's content, for `m2can models drift`.",
+        ),
+    ] = None,
+    sample_size: Annotated[int, typer.Option(help="Records of a version in the sample.", min=20)] = 1000,
+    rate: Annotated[float, typer.Option(help="Requests a second that a token may send on average.", min=0.01)] = 200.0,
     address: RayCluster = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
@@ -37,6 +47,12 @@ def serve(
     if local and (replicas != 1 or address is not None):
         field, value = ("--replicas", replicas) if replicas != 1 else ("--address", address)
         raise InputError("goes with Ray, not with --local", field=field, value=value, wanted="one of the two")
+    if sample is not None:
+        from services.drift.sample import require_sample
+
+        if replicas != 1:
+            raise InputError("goes with one replica", field="--sample", value=str(sample), wanted="--replicas 1")
+        require_sample(sample)
     from services.serving.samples import Limits
     from services.serving.service import ServeConfig
     from services.web.auth import Tokens, check_host
@@ -45,7 +61,17 @@ def serve(
     known = Tokens.read(tokens)
     check_host(host, known)
     uri = resolve_tracking_uri(tracking_uri, storage.resolve())  # absolute: replicas have other working folders
-    config = ServeConfig(models, uri, known, Limits(timeout_s=timeout), replicas, grace_s=grace, runtime=runtime)
+    config = ServeConfig(
+        models,
+        uri,
+        known,
+        Limits(timeout_s=timeout, requests_per_s=rate),
+        replicas,
+        grace_s=grace,
+        runtime=runtime,
+        sample=None if sample is None else sample.absolute(),
+        sample_size=sample_size,
+    )
 
     def started() -> None:
         typer.echo(f"serving {', '.join(models)} at http://{host}:{port}/v1/models", err=True)

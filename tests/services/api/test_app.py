@@ -19,12 +19,12 @@ from datasets_manifest.errors import InputError
 from services.api.app import make_api
 from services.api.audit import AuditLog
 from services.api.path_policy import confine_path
-from services.api.rate_limit import RateLimit
 from services.api.requests import ApiConfig
 from services.jobs.job_request import JobRequest
 from services.jobs.jobs import Job
 from services.web.auth import Tokens, new_token
 from services.web.problems import Problem
+from services.web.rate_limit import RateLimit
 from tests.services.registered import NAME, Registered
 
 SECRETS = {name: new_token(name, [name]) for name in ("read", "submit", "admin")}

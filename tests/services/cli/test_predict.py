@@ -172,7 +172,9 @@ class Fixed:
         )
         nothing: list[list[str]] = [[] for _ in self.labels]
         problems = ["bad" if name is None else None for name in self.labels]
-        return Predictions(self.classes, probs, self.labels, np.zeros(len(self.labels)), nothing, nothing, problems)
+        count = len(self.labels)
+        seen = np.zeros((count, 64)), np.zeros((count, 5))
+        return Predictions(self.classes, probs, self.labels, np.zeros(count), nothing, nothing, problems, *seen)
 
 
 def test_scores_of_each_class(tmp_path: Path) -> None:

@@ -281,6 +281,30 @@ def test_one_caller_takes_no_place_of_another(backend: Here, tmp_path: Path) -> 
     assert asyncio.run(crowd()) == [200, 429, 200]
 
 
+def test_a_token_has_a_rate_of_its_own(backend: Here, tmp_path: Path) -> None:
+    other, line = new_token("other", ["predict"])
+    file = tmp_path / "two.yaml"
+    file.write_text(f"{LINE}\n{line}")
+    file.chmod(0o600)
+
+    async def crowd() -> list[int]:
+        limits = Limits(requests_per_s=0.2)  # two at once, then one in five seconds
+        async with client_of(backend, Tokens.read(file), limits) as client:
+
+            async def send(token: str, **request: Any) -> httpx.Response:
+                return await client.post(PREDICT, headers={"Authorization": f"Bearer {token}"}, **request)
+
+            statuses = [(await send(TOKEN, json=body)).status_code for body in ({"text": "x"}, {})]
+            refused = await send(TOKEN, json={"text": "x"})
+            assert refused.headers["retry-after"] == "5"
+            answered = await send(other, json={"text": "x"})
+            guessed = [(await send(f"guess-{n}")).status_code for n in range(3)]
+            still = await send(other, json={"text": "x"})
+        return [*statuses, refused.status_code, answered.status_code, *guessed, still.status_code]
+
+    assert asyncio.run(crowd()) == [200, 422, 429, 200, 401, 401, 429, 200]
+
+
 def test_a_slow_body_is_given_up(backend: Here, tokens: Tokens) -> None:
     async def drops() -> Any:
         yield b"{"

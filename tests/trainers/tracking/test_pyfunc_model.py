@@ -24,7 +24,8 @@ class FakePredictor:
         probs = np.array([[0.25, 0.75]] * len(texts)).reshape(-1, 2)
         rows = len(texts)
         nothing: list[list[str]] = [[] for _ in texts]
-        return Predictions(["no", "yes"], probs, ["yes"] * rows, np.zeros(rows), nothing, nothing, [None] * rows)
+        seen = np.zeros((rows, 64)), np.zeros((rows, 5))
+        return Predictions(["no", "yes"], probs, ["yes"] * rows, np.zeros(rows), nothing, nothing, [None] * rows, *seen)
 
 
 def predict(table: pd.DataFrame) -> tuple[FakePredictor, pd.DataFrame]:
