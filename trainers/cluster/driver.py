@@ -93,6 +93,8 @@ def train(
     )
     with ended_with(listener, prepared), listener:
         result = fit(trainer, listener, prepared.recipe.cluster.grace_s)
+    if result is None:
+        raise RunStopped(f"{prepared.name}: stopped while no worker ran; run.name={prepared.name} goes on")
     if listener.stopped is not None:
         raise RunStopped(
             f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
@@ -108,10 +110,11 @@ def train(
     )
 
 
-def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.Result:
+def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.Result | None:
     """Run the workers to the end, in a thread: in the main thread Ray Train would take Ctrl-C from the command.
 
-    Where no command handles Ctrl-C, as in a notebook, the workers are asked to stop and have `grace_s` seconds for it.
+    None: they were asked to stop before they ran; the thread still waits for them. Where no command handles Ctrl-C, as in a
+    notebook, the workers are asked to stop and have `grace_s` seconds for it.
 
     Raises:
         RunFailed: Ray itself died: its head, its raylet or Ray Train's controller.
@@ -130,6 +133,8 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
         while not wait([done], timeout=ASKED_EVERY_S).done:
             for watch in watches:
                 watch.look()
+            if listener.stops_without_workers:
+                return None
         return done.result()
     except (LostCluster, RayError) as error:
         why = str(error) if isinstance(error, LostCluster) else f"Ray ended the run ({first_line(error)})"

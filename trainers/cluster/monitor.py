@@ -133,6 +133,11 @@ class Listener:
         self._stop_workers.set()
 
     @property
+    def stops_without_workers(self) -> bool:
+        """Whether the run is to stop while no worker trains, at the start or between two attempts: none has anything to save."""
+        return self._stop_workers.is_set() and self._waits_since is not None
+
+    @property
     def bad_pictures(self) -> int:
         return len(self._bad)
 

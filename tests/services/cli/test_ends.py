@@ -117,6 +117,13 @@ def test_ctrl_c_leaves_a_checkpoint(run: Run) -> None:
     assert run.status() == "KILLED" and list(run.folder.glob("checkpoint_*"))
 
 
+def test_a_hangup_before_the_workers_run(run: Run) -> None:
+    process = run.start("early", lambda: list(run.temporary.glob("ray/session_2*")) and run.folder.exists())
+    process.send_signal(signal.SIGHUP)
+    assert run.ends(129, PATIENCE_S) == "m2can: early: stopped while no worker ran; run.name=early goes on"
+    assert run.status() == "KILLED"
+
+
 def test_sigterm_while_the_report_is_drawn(run: Run) -> None:
     process = run.start("drawn", lambda: list(run.folder.glob(".report*")), "train.epochs=1")
     process.send_signal(signal.SIGTERM)
