@@ -153,7 +153,8 @@ def _principal(features_VNK: Tensor) -> Tensor:
 
 
 def _scaled(features_VNK: Tensor) -> Tensor:
-    return (features_VNK / features_VNK[0].norm(dim=-1).mean()).contiguous()
+    """Weak views of length about 1; features that are all zero, those of records without pictures, stay so."""
+    return (features_VNK / features_VNK[0].norm(dim=-1).mean().clamp(min=1e-12)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
 from benchmarks.comparison_page import table as comparison_table
+from benchmarks.expected import table as expected_table
 from benchmarks.floor import HEAD as FLOOR_HEAD
 from benchmarks.floor import line as floor_line
 from benchmarks.gpu import ROWS as GPU_ROWS
@@ -190,6 +191,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptation": ("It adapts", adaptation),
     "small_data": ("Little data", small_data),
     "comparison": ("Baselines, ablations and options", comparison_table),
+    "expected": ("The expected accuracy", expected_table),
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),

@@ -140,6 +140,11 @@ def test_cached_features_are_what_the_encoders_make_of_each_view(tmp_path: Path)
     assert not torch.equal(picture_VNK[1], picture_VNK[2])
 
 
+def test_features_of_records_without_pictures_are_zero() -> None:
+    features_VNK = cached._principal(torch.zeros(1 + STRONG_VIEWS, 4, 8))
+    assert torch.equal(features_VNK, torch.zeros_like(features_VNK))
+
+
 def test_an_empty_cache_is_filled_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "frozen_encoders", lambda _: {"text": {"name": "tiny"}, "picture": {"name": "tiny"}})
     manifests = list(write_postcards(tmp_path / "data", train=10, val=3).values())

@@ -41,6 +41,8 @@ class Result:
 
     checkpoint: folder of the chosen epoch, which `Predictor.load` reads. oracle_epoch: the epoch best by target labels.
     Accuracies are those of the target's validation records, 0 to 1, and None without labels; regret is oracle less chosen.
+    target_accuracy_expected, …_low, …_high: what is expected of the chosen epoch's without a label of the target, and its
+    interval (trainers.validators.expected); None without labelled validation records of the sources.
     report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
@@ -76,6 +78,9 @@ class Result:
     stopped_early: str | None = None
     started_from: str | None = None
     floor: FloorResult | None = None
+    target_accuracy_expected: float | None = None
+    target_accuracy_expected_low: float | None = None
+    target_accuracy_expected_high: float | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,7 +97,8 @@ class Result:
 
     def accuracies(self) -> dict[str, float | None]:
         """The accuracies and the regret by name."""
-        names = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "regret")
+        names = ["target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "regret"]
+        names += ["target_accuracy_expected", "target_accuracy_expected_low", "target_accuracy_expected_high"]
         return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:

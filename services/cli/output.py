@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from trainers.m2can.losses import TERMS
 from trainers.training_run import RunObserver
+from trainers.validators.expected import ExpectedAccuracy
 
 if TYPE_CHECKING:
     from trainers.journal.journal import EpochRecord
@@ -128,6 +129,8 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     if "uacr/kept" in m:
         parts.append(f"pseudo labels {m['uacr/kept']:.0f}")
     parts.append(f"selection {m.get('selection/score', float('nan')):.3f}")
+    if (expected := ExpectedAccuracy.from_metrics(m)) is not None:
+        parts.append(f"target {expected}")
     if "target/val/accuracy" in m:
         parts.append(f"target {percent(m['target/val/accuracy'])} (its labels are not used)")
     seconds = m.get("time/train_s", 0.0) + m.get("time/score_s", 0.0)

@@ -17,6 +17,7 @@ from trainers.loop.validator_inputs import validator_rows
 from trainers.model.card import ModelCard
 from trainers.recipe import make_recipe
 from trainers.validators import ValidatorInputs
+from trainers.validators.expected import ExpectedAccuracy
 
 CLASSES = ["bad", "middling", "good"]
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>'
@@ -84,6 +85,7 @@ def _record(epoch: int, classes: list[str], labelled: bool) -> EpochRecord:
         "source/town/val/accuracy": 0.75,
     }
     metrics |= {"uacr/kept_share": epoch / 10, "time/train_s": 2.0, "time/score_s": 1.0, "speed/samples_per_s": 50.0}
+    metrics |= ExpectedAccuracy(0.5 + epoch / 20, 0.4, 0.75).metrics()
     metrics |= {f"uacr/class_share/{name}": 1 / len(classes) for name in classes}
     if labelled:
         accuracy = 0.4 + epoch / 10

@@ -22,6 +22,7 @@ from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.training_rule import what_is_trained
 from trainers.validators import ValidatorInputs, choose_candidate, compare_with_floor, verdicts
+from trainers.validators.expected import ExpectedAccuracy
 
 TARGET_ACCURACY = "target/val/accuracy"
 
@@ -75,9 +76,14 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list)
     floor: FloorResult | None = None
 
+    @property
+    def expected(self) -> ExpectedAccuracy | None:
+        """What the chosen epoch's predictions let expect of its accuracy on the target; no label of the target is read."""
+        return ExpectedAccuracy.from_metrics(self.chosen.metrics)
+
     def accuracies(self) -> dict[str, float | None]:
         """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
-        chosen). None without labels."""
+        chosen), None without labels; what is expected of the chosen one's without labels, None if it is not known."""
         chosen, last, oracle = (
             record.metrics.get(TARGET_ACCURACY) if record else None for record in (self.chosen, self.last, self.oracle)
         )
@@ -86,6 +92,9 @@ class Outcome:
             "target_accuracy_last": last,
             "target_accuracy_oracle": oracle,
             "regret": oracle - chosen if oracle is not None and chosen is not None else None,
+            "target_accuracy_expected": self.expected.accuracy if self.expected else None,
+            "target_accuracy_expected_low": self.expected.low if self.expected else None,
+            "target_accuracy_expected_high": self.expected.high if self.expected else None,
         }
 
     def numbers(self) -> dict[str, Any]:

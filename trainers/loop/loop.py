@@ -47,6 +47,7 @@ from trainers.step.loss_scale import LossScale
 from trainers.step.step import Step
 from trainers.step.step_clock import StepClock
 from trainers.validators import epoch_score
+from trainers.validators.expected import expected_accuracy
 
 
 class Loop:
@@ -157,10 +158,12 @@ class Loop:
         scored, waited_for_scores = self._score()
         metrics |= self.select_pseudo_labels(scored)
         score = epoch_score(self.recipe.selection.validator, scored.evidence)
+        expected = expected_accuracy(scored.evidence)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         self.patience.add(self.epoch, score, self.collective, self.device)
         self.ask_for_steps()
         metrics |= validation_metrics(scored, self.corpus, self.batches.labels) | {"selection/score": score}
+        metrics |= expected.metrics() if expected else {}
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained

@@ -38,7 +38,8 @@ class ValidatorInputsCollector:
         # Rows apart from the target's own may lie between its parts: one sorted list finds the place of each.
         self._rows = np.concatenate([self.target_rows, self.source_rows])
         self._order = np.argsort(self._rows, kind="stable")
-        width, device = network.num_classes + FUSED, next(network.parameters()).device
+        # Probabilities, fused features, and the classes by the text head and by the picture head.
+        width, device = network.num_classes + FUSED + 2, next(network.parameters()).device
         self._seen = torch.zeros(len(self._rows), width, device=device)
         self._projected = torch.zeros(len(self.target_rows), 2 * network.projected, device=device)
 
@@ -50,7 +51,8 @@ class ValidatorInputsCollector:
         if not wanted.any():
             return
         probs_BC = outputs.fused_logits_DBC[0].softmax(-1)
-        seen = torch.cat([probs_BC, outputs.fused_DBK[0]], 1).float()
+        heads_2BC = torch.stack([outputs.text_logits_DBC[0], outputs.picture_logits_DBC[0]])
+        seen = torch.cat([probs_BC, outputs.fused_DBK[0], heads_2BC.argmax(-1).T], 1).float()
         projected = torch.cat([outputs.text_VDBK[0, 0], outputs.picture_VDBK[0, 0]], 1).float()
         for kept, found in ((self._seen, seen), (self._projected, projected)):
             mine = np.flatnonzero(wanted & (place < len(kept)))
@@ -63,7 +65,8 @@ class ValidatorInputsCollector:
         seen = collective.sum_(self._seen).cpu()
         projected = collective.sum_(self._projected)
         classes, targets = self.network.num_classes, len(self.target_rows)
-        probs, features = seen[:, :classes].numpy(), seen[:, classes:].numpy()
+        probs, features = seen[:, :classes].numpy(), seen[:, classes:-2].numpy()
+        heads_2R = seen[:, -2:].T.long().numpy()
         label = probs[:targets].argmax(1)
         first, second = pairs(targets)
         return ValidatorInputs(
@@ -75,6 +78,8 @@ class ValidatorInputsCollector:
             mixed_probs_RC=self._predict_mixtures(projected, first, second),
             mixed_dominant_R=label[first],
             mixed_other_R=label[second],
+            target_modalities_2N=np.ascontiguousarray(heads_2R[:, :targets]),
+            source_modalities_2M=np.ascontiguousarray(heads_2R[:, targets:]),
         )
 
     def _predict_mixtures(self, projected_NK: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -94,5 +94,7 @@ def _verdict(outcome: Outcome) -> str:
     where = f"{' + '.join(outcome.card.sources)} → {outcome.card.target}, {said} chosen"
     accuracy = outcome.chosen.metrics.get(TARGET_ACCURACY)
     if accuracy is None:
-        return f"{where}. The target has no validation labels: its accuracy is not known."
-    return f"{where}: target accuracy {percent(accuracy)}."
+        known = f"expected to be {outcome.expected}" if outcome.expected else "not known"
+        return f"{where}. The target has no validation labels: its accuracy is {known}."
+    without_labels = f", expected without its labels {outcome.expected}" if outcome.expected else ""
+    return f"{where}: target accuracy {percent(accuracy)}{without_labels}."

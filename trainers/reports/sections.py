@@ -15,6 +15,7 @@ from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe import Recipe, make_recipe
 from trainers.reports import charts, figures
 from trainers.tracking.provenance import code_version, environment
+from trainers.validators.expected import ExpectedAccuracy
 
 MOST_CLASSES = 30  # of a confusion matrix that is written out, and of a list of classes
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -106,6 +107,7 @@ def choice(run: Run) -> dict[str, Any]:
             name,
             epoch,
             *(charts.percent(metrics.get(key)) for key in keys),
+            str(ExpectedAccuracy.from_metrics(metrics) or "–"),
             charts.plain(metrics.get("selection/score")),
         )
         for name, epoch, metrics in found

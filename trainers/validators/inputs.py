@@ -16,6 +16,8 @@ class ValidatorInputs:
 
     mixed_probs_RC: predictions for mixtures of target rows (selection.mixing); mixed_dominant_R, mixed_other_R: the
     classes predicted for what was mixed.
+    target_modalities_2N, source_modalities_2M: the classes that the text head and the picture head predict; None in
+    checkpoints of older versions.
     """
 
     target_probs_NC: np.ndarray
@@ -26,15 +28,20 @@ class ValidatorInputs:
     mixed_probs_RC: np.ndarray
     mixed_dominant_R: np.ndarray
     mixed_other_R: np.ndarray
+    target_modalities_2N: np.ndarray | None = None
+    source_modalities_2M: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By the names under which they stand in a checkpoint's evaluation.safetensors."""
-        return {PREFIX + field.name: getattr(self, field.name) for field in fields(self)}
+        named = {PREFIX + field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in named.items() if array is not None}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ValidatorInputs:
-        """Raises KeyError: one is missing."""
-        return cls(**{field.name: arrays[PREFIX + field.name] for field in fields(cls)})
+        """Raises KeyError: one is missing that checkpoints always had."""
+        optional = {field.name for field in fields(cls) if field.default is None}
+        names = [field.name for field in fields(cls) if field.name not in optional or PREFIX + field.name in arrays]
+        return cls(**{name: arrays[PREFIX + name] for name in names})
 
     @property
     def source_losses_M(self) -> np.ndarray:

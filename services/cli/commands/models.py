@@ -176,6 +176,8 @@ def _print_versions(found: list[Any], as_json: bool) -> None:
     for version in found:
         tag = {name: version.tags.get(f"m2can.{name}", "–") for name in ("sources", "target", "validator", "run_name")}
         accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
+        if (expected := version.tags.get("m2can.target_accuracy_expected")) is not None:
+            accuracy += f" (expected without labels: {expected})"
         lines.append(
             f"{version.name}:{version.version} {' '.join(f'@{alias}' for alias in version.aliases)}  "
             f"{tag['sources']} → {tag['target']}  target accuracy {accuracy} by {tag['validator']}  "

@@ -12,6 +12,7 @@ import typer
 from datasets_manifest.errors import without_password
 from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
+from trainers.validators.expected import ExpectedAccuracy
 
 if TYPE_CHECKING:
     from trainers.cluster.dry_run import DryRun
@@ -164,8 +165,10 @@ def _print_choice(result: Result) -> None:
     typer.echo(f"chosen      {where} {by}, sources {sources}")
     if result.floor is not None and not result.floor.chosen:
         typer.echo(f"floor       sources {percent(result.floor.numbers()['source_accuracy'])}, without training")
+    expected = ExpectedAccuracy.from_metrics(result.chosen_metrics)
+    known = f"expected to be {expected}, not measured" if expected else "not known"
     typer.echo(
-        f"            the accuracy on {result.target} is not known: label some of its records, then m2can evaluate"
+        f"            the accuracy on {result.target} is {known}: label some of its records, then m2can evaluate"
     )
 
 
@@ -185,6 +188,8 @@ def print_result(result: Result) -> None:
             accuracy = result.floor.numbers()["target_accuracy"]
             typer.echo(f"  floor            {percent(accuracy):>7} (without training)")
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
+        if (expected := ExpectedAccuracy.from_metrics(result.chosen_metrics)) is not None:
+            typer.echo(f"  expected of the chosen epoch without labels: {expected}")
     else:
         _print_choice(result)
     if result.stopped_early is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from services.cli import output
 from services.cli.commands.train import print_result
 from trainers.journal.journal import EpochRecord
 from trainers.training_run import Result
+from trainers.validators.expected import ExpectedAccuracy
 
 
 def test_plain_lines_of_progress(capsys: CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +92,30 @@ def test_a_run_that_stopped_early_says_why(tmp_path: Path, capsys: CaptureFixtur
     assert result.to_dict()["stopped_early"] == why
     print_result(ended(tmp_path))
     assert "stopped  " not in capsys.readouterr().out
+
+
+EXPECTED = ExpectedAccuracy(0.643, 0.551, 0.72)
+
+
+def test_an_epoch_shows_the_expected_accuracy_beside_the_true_one() -> None:
+    metrics = {"loss/total": 1.0, "selection/score": 0.5, **EXPECTED.metrics()}
+    line = output.epoch_line(EpochRecord(1, 10, 0.0, metrics), 4)
+    assert "  target about 64 % (55-72)  " in line and "labels" not in line
+    line = output.epoch_line(EpochRecord(1, 10, 0.0, metrics | {"target/val/accuracy": 0.7}), 4)
+    assert "  target about 64 % (55-72)  target 70.0 % (its labels are not used)  " in line
+    assert "about" not in output.epoch_line(EpochRecord(1, 10, 0.0, {"loss/total": 1.0}), 4)
+
+
+def test_the_end_of_a_run_tells_what_is_expected(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    records = [EpochRecord(1, 10, 0.0, {"source/val/accuracy": 0.875, **EXPECTED.metrics()})]
+    expected = {
+        "target_accuracy_expected": 0.643,
+        "target_accuracy_expected_low": 0.551,
+        "target_accuracy_expected_high": 0.72,
+    }
+    result = replace(ended(tmp_path), records=records, **expected)
+    print_result(result)
+    assert "the accuracy on sea is expected to be about 64 % (55-72), not measured" in capsys.readouterr().out
+    assert result.to_dict().items() >= expected.items()
+    print_result(replace(result, oracle_epoch=2, target_accuracy_chosen=0.7, target_accuracy_oracle=0.7))
+    assert "  expected of the chosen epoch without labels: about 64 % (55-72)\n" in capsys.readouterr().out

@@ -11,17 +11,35 @@ import torch
 from tests.trainers.step.test_host_answers import Answers
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.scoring import COLUMNS, gather_columns
-from trainers.loop.validator_inputs import ValidatorInputsCollector
+from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
 from trainers.m2can.collective import Collective
+from trainers.validators.expected import expected_accuracy
 from trainers.validators.inputs import MOST_ROWS
 
 
 def test_sixteen_bytes_a_row(tmp_path: Path) -> None:
     loop = make_loop(prepared_run(tmp_path))
-    _, scored = loop.run_epoch()
+    metrics, scored = loop.run_epoch()
     rows = sum(map(len, scored.parts))
+    assert metrics.items() >= expected_accuracy(scored.evidence).metrics().items()
     assert set(scored.columns) == set(COLUMNS)
     assert sum(column.nbytes for column in scored.columns.values()) == 16 * rows
+
+
+def test_the_classes_by_the_heads_of_both_modalities_are_evidence(tmp_path: Path) -> None:
+    loop = make_loop(prepared_run(tmp_path))
+    for head in (loop.network.text_head, loop.network.picture_head):
+        torch.nn.init.normal_(head[-1].weight, std=2.0, generator=torch.Generator().manual_seed(2))
+    evidence = loop.score().evidence
+    wanted = []
+    for rows in validator_rows(loop.corpus, loop.batches.labels):
+        with loop.batches.evaluate([rows]) as feed, torch.inference_mode():
+            ((_, batch),) = feed
+            outputs = loop.network.eval()(batch)
+        wanted.append(torch.stack([outputs.text_logits_DBC[0], outputs.picture_logits_DBC[0]]).argmax(-1).numpy())
+    assert np.array_equal(evidence.target_modalities_2N, wanted[0])
+    assert np.array_equal(evidence.source_modalities_2M, wanted[1])
+    assert not np.array_equal(wanted[0][0], wanted[0][1])
 
 
 def test_nothing_larger_stays_behind_the_columns() -> None:

@@ -68,6 +68,8 @@ def test_all_sections_are_there_and_tables_have_their_rows(made: tuple[Outcome, 
     words = tree.words
     assert "hill + town → sea" in words["overview"] and "bad, middling, good" in words["overview"]
     assert re.search(r"chosen, without target labels\s+2\s+60.0 %", words["choice"])
+    assert re.search(r"about 60 % \(40-75\)\s+0.5", words["choice"]) and "It is no promise" in words["choice"]
+    assert "target, expected" in words["learning"]
     assert re.search(r"last\s+3\s+70.0 %", words["choice"]) and "Regret 10.0 %" in words["choice"]
     assert "MCC: class confusion" in words["learning"] and "Validation accuracy" in words["learning"]
     assert re.search(r"sea\s+target\s+val\s+12\s+12\s+4\s+0.33", words["data"])
@@ -144,6 +146,7 @@ def test_without_labels_every_section_says_so(tmp_path: Path) -> None:
         assert re.search(r"have no labels here, so .* not known", tree.words[anchor]), anchor
     assert "Least certain records" in tree.words["samples"] and "unlabelled" in tree.words["map"]
     assert "nan" not in " ".join(tree.words.values()).lower().split()
+    assert "its accuracy is expected to be about 60 % (40-75)." in " ".join(" ".join(tree.words.values()).split())
 
 
 def test_without_uacr_the_section_says_so(tmp_path: Path) -> None:
