@@ -265,9 +265,10 @@ class FeatureFolder:
         arrays = [np.empty((len(views), len(places), width), np.float32) for width in widths]
         bad: dict[int, list[str]] = {}
         order = np.argsort(places, kind="stable")
+        ascending = places[order]
         start = 0
         for table in self._shards(None):
-            first, last = np.searchsorted(places[order], [start, start + table.num_rows])
+            first, last = np.searchsorted(ascending, [start, start + table.num_rows])
             mine = order[first:last]
             inside = places[mine] - start
             for tower, array_VNK in zip(TOWERS, arrays, strict=True):
@@ -277,7 +278,8 @@ class FeatureFolder:
                 if messages:
                     bad[row] = messages
             start += table.num_rows
-        return Features(*arrays, bad)
+        text_VNK, picture_VNK = arrays
+        return Features(text_VNK, picture_VNK, bad)
 
     def _shards(self, columns: list[str] | None) -> Iterator[pa.Table]:
         for name in self.content["shards"]:
