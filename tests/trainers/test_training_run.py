@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class FakeSender:
         self.run_id = "id"
         self.away, self.statuses, self.models, self.tags = away, [], [], {"m2can.target": "sea"}
         self.model_tags: dict[str, str] = {}
+        self.model_numbers: dict[str, float | None] = {}  # which become tags of the version, too
 
     def start(self) -> None:
         pass
@@ -81,7 +83,7 @@ def run(
     monkeypatch.setattr("trainers.tracking.run_sender.make_sender", made)
 
     def model_to_log(*given: Any, **_: Any) -> str:
-        sender.model_tags = given[4]
+        sender.model_numbers, sender.model_tags = given[2], given[4]
         return "the model"
 
     monkeypatch.setattr("trainers.tracking.run_sender.model_to_log", model_to_log)
@@ -137,6 +139,14 @@ def test_a_finished_run_is_reported_and_registered_if_wanted(
     assert (end["event"], end["run_id"], end["model_version"]) == ("end", "id", "3" if register else None)
     assert (end["chosen_epoch"], end["oracle_epoch"]) == (2, 3)
     assert end["regret"] == pytest.approx(0.1)
+    expected = {
+        "target_accuracy_expected": 0.6,
+        "target_accuracy_expected_low": 0.4,
+        "target_accuracy_expected_high": 0.75,
+    }
+    summary = json.loads((result.report / "summary.json").read_text())
+    for place in (end, summary, vars(result), *([sender.model_numbers] if register else [])):
+        assert {name: place[name] for name in expected} == expected
     assert result.chosen_metrics["source/hill/val/accuracy"] == 0.8
     shown = result._repr_html_()
     assert "hill + town → sea" in shown and "<td>60.0 %</td>" in shown and "data:image/" in shown
