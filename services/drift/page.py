@@ -81,9 +81,10 @@ def _classes(checked: Checked) -> charts.Chart:
     with charts.new_figure() as figure:
         axes = figure.subplots()
         for kind, side in ((_BEFORE, -0.2), (_NOW, 0.2)):
-            for place, share in enumerate(shares):
-                (bar,) = axes.bar(place + side, share[1 + kind], 0.38, color=charts.COLOURS[kind], hatch=_hatch(kind))
-                charts.titled(bar, f"{share[0]}, {_KEYS[kind][0]}: {charts.percent(share[1 + kind])}")
+            for place, (name, *of_class) in enumerate(shares):
+                share = float(of_class[kind])
+                (bar,) = axes.bar(place + side, share, 0.38, color=charts.COLOURS[kind], hatch=_hatch(kind))
+                charts.titled(bar, f"{name}, {_KEYS[kind][0]}: {charts.percent(share)}")
         names = [name if len(name) <= 14 else f"{name[:13]}…" for name, *_ in shares]
         many = len(shares) > 4
         axes.set_xticks(range(len(shares)), names, rotation=35 if many else 0, ha="right" if many else "center")

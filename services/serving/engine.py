@@ -151,10 +151,10 @@ class Engine:
         texts, images = [sample.texts for sample in samples], [sample.images for sample in samples]
         try:
             predictor = await self._predictor(model_id)
-            told = [] if self._on_predictions is None else [functools.partial(self._on_predictions, model_id)]
-            rows = await asyncio.get_running_loop().run_in_executor(
-                self._computing, predict_samples, predictor, texts, images, *told
-            )
+            predict = functools.partial(predict_samples, predictor, texts, images)
+            if self._on_predictions is not None:
+                predict = functools.partial(predict, functools.partial(self._on_predictions, model_id))
+            rows = await asyncio.get_running_loop().run_in_executor(self._computing, predict)
         except Exception as error:  # the requests of this batch fail, not the worker
             for request, _ in _open(batch):
                 request.done.set_exception(error)

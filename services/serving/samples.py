@@ -51,6 +51,7 @@ class Limits:
 
 
 _MOST_IN_A_LIST = 1000  # above every limit: what is longer is not looked at
+_MOST_VALUES = 100_000  # above every limit: a body's values beside the characters of its texts
 
 
 def _decoded(value: Any) -> Any:
@@ -185,7 +186,9 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
     if kind == "application/json":
         try:
             # Separate from the check of its form: what is not JSON is 400, not 422.
-            content = _ANY.validate_json(body := await request.body())
+            body = await request.body()
+            _require_few_values(body, limits)
+            content = _ANY.validate_json(body)
             json.loads(body, object_pairs_hook=without_repeated_keys)
         except (ValidationError, RecursionError):
             raise Problem(400, "the body is not a JSON object") from None
@@ -228,6 +231,16 @@ def check_limits(samples: list[Sample], limits: Limits) -> None:
             raise Problem(
                 413, f"the pictures have more than {limits.request_pixels} pixels together; send fewer at a time"
             )
+
+
+def _require_few_values(body: bytes, limits: Limits) -> None:
+    """Millions of empty strings fit into a body, and reading them would hold everybody up. Raises Problem: 413.
+
+    What JSON puts around values may also stand in a text, so all of a request's texts may consist of it.
+    """
+    most = limits.samples * limits.text_chars + _MOST_VALUES
+    if sum(body.count(mark) for mark in (b'"', b",", b"[", b"{")) > most:
+        raise Problem(413, "the body has too many values; send fewer samples and texts")
 
 
 async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:

@@ -370,6 +370,7 @@ def test_a_service_that_ends_lets_nothing_new_in(backend: Here, tokens: Tokens) 
     [
         ("texts; at most 200", {"text": [""] * 201 + ["x"]}),
         ("at most 1000 items", {"text": [""] * 5000 + ["x"]}),
+        ("too many values", {"text": [""] * 300_000}),
         ("pixels together", {"text": "x", "images": [base64.b64encode(flat_png(900, 900)).decode()] * 3}),
         ("not read here (PPM)", {"text": "x", "images": [base64.b64encode(b"P6 9 9 255 " + bytes(243)).decode()]}),
     ],
