@@ -64,22 +64,12 @@ ALL = [
 SECONDS = 300
 
 
-def scenarios_of(world_size: int) -> list[Scenario]:
-    """Adapters are compared on one and two workers."""
-    return ALL if world_size < 4 else [scenario for scenario in ALL if scenario.options != ADAPTERS]
-
-
-def require_scenario(world_size: int, scenario: Scenario) -> None:
-    if scenario not in scenarios_of(world_size):
-        pytest.skip("adapters are compared on one and two workers")
-
-
 def start(world_size: int, folder: Path) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["tests.trainers.loop.global_step", "transformers.models.bert", "peft"]
     )
     processes = mp.start_processes(
-        worker, (world_size, scenarios_of(world_size), folder), nprocs=world_size, join=False, start_method="forkserver"
+        worker, (world_size, ALL, folder), nprocs=world_size, join=False, start_method="forkserver"
     )
     until = time.monotonic() + SECONDS
     try:
@@ -103,9 +93,7 @@ class Found:
         if world_size not in self.worlds:
             start(world_size, self.folder)
             files = [self.folder / f"{world_size}-{rank}.pt" for rank in range(world_size)]
-            self.worlds[world_size] = [
-                dict(zip(scenarios_of(world_size), torch.load(file), strict=True)) for file in files
-            ]
+            self.worlds[world_size] = [dict(zip(ALL, torch.load(file), strict=True)) for file in files]
         return self.worlds[world_size][rank][scenario]
 
 
@@ -127,7 +115,6 @@ def disagreement(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("scenario", [*FIRST_STEP, *TWENTY_STEPS, *SINGLE, *PARTS, *OPTIONS], ids=str)
 @pytest.mark.parametrize("world_size", [2, FOUR])
 def test_first_step(found: Found, world_size: int, scenario: Scenario) -> None:
-    require_scenario(world_size, scenario)
     tolerance = 1e-9 if scenario.dtype == "float64" else 1e-4
     one = found[1, 0, scenario]
     # In float32 a weight is too coarse to tell its perturbation.
@@ -142,7 +129,6 @@ def test_first_step(found: Found, world_size: int, scenario: Scenario) -> None:
 @pytest.mark.parametrize("scenario", TWENTY_STEPS, ids=str)
 @pytest.mark.parametrize("world_size", [2, FOUR])
 def test_twenty_steps(found: Found, world_size: int, scenario: Scenario) -> None:
-    require_scenario(world_size, scenario)
     one = found[1, 0, scenario]["terms"]
     assert len(one) == 20
     assert disagreement(one[18], one[0]) > 1e-2  # the same two batches in turn: the terms have moved
@@ -178,7 +164,6 @@ def test_a_mistake_shows(found: Found) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, FOUR])
 def test_a_step_in_parts_is_the_whole_step(found: Found, world_size: int, scenario: Scenario) -> None:
     """Gradients, statistics and terms, in-batch negatives and class confusion included."""
-    require_scenario(world_size, scenario)
     whole = found[1, 0, replace(scenario, accumulate=1)]
     for rank in range(world_size):
         parts = found[world_size, rank, scenario]

@@ -43,7 +43,7 @@ class PictureGroups:
 
     @property
     def needs_whole_batch(self) -> bool:
-        """Whether accumulation over parts of a batch would change the statistics."""
+        """Whether a layer's statistics are the batch's, so that accumulation over parts of a batch would change them."""
         return self.mode == "batch" and any(layer.weight.requires_grad for layer in self.layers)
 
     def begin(self, batch: Batch) -> None:
@@ -65,7 +65,9 @@ class PictureGroups:
             mine_VDB = self.calls_after_VDB[..., batch.offset : batch.offset + batch.size]
             self.calls_after_G = torch.cat([mine_VDB.flatten(), mine_VDB.new_zeros(1)])
             self.exists_G = F.pad(self.count_G[:-1] > 0, (0, 1))
-        elif self.mode == "batch":
+        elif (
+            self.needs_whole_batch
+        ):  # frozen layers exchange nothing: the workers' slices may have different numbers of parts
             self.global_pictures = self.collective.sum_(self.count_G[:-1].sum())
             self.total_calls = (self.global_pictures > 0).double()  # a global batch without any picture moves nothing
 
