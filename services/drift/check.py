@@ -16,20 +16,24 @@ from services.drift.sample import read_sample
 from trainers.exported.predictor import load_predictor
 from trainers.model.card import ModelCard, load_card
 from trainers.model.predictor import Predictor
-from trainers.model.reference import MOST_RECORDS, Seen, fingerprint
+from trainers.model.reference import MOST_RECORDS, Seen, SourceScores, fingerprint
+from trainers.validators.expected import ExpectedAccuracy
 
 _MOST_OF_MANIFEST = 2000  # records that are predicted, drawn at random
 
 
 @dataclass(frozen=True)
 class Checked:
-    """drift: see there. before, now: what was compared. on: the latter in words. notes: what a reader must know beside it."""
+    """drift: see there. before, now: what was compared. on: the latter in words. notes: what a reader must know beside it.
+    expected: accuracy of the predictions; None: the model does not keep what it is estimated from.
+    """
 
     drift: Drift
     before: Seen
     now: Seen
     on: str
     notes: list[str]
+    expected: ExpectedAccuracy | None = None
 
 
 def check_drift(model: Path, on: str, split: str) -> Checked:
@@ -60,7 +64,9 @@ def check_drift(model: Path, on: str, split: str) -> Checked:
             f"the model keeps no records of its training to compare with, as those of earlier versions; {where} was predicted "
             "anew in their place, as far as it is what it was then"
         )
-    return Checked(compare(reference, now, card.classes), reference, now, about, notes)
+    sources = SourceScores.read(model)
+    expected = None if sources is None else sources.expected_accuracy(now)
+    return Checked(compare(reference, now, card.classes), reference, now, about, notes, expected)
 
 
 def _of_target(model: Path, card: ModelCard) -> tuple[Seen, str]:

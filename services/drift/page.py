@@ -41,6 +41,7 @@ def drift_page(model: str, checked: Checked) -> str:
         moved=moved,
         on=checked.on,
         notes=checked.notes,
+        expected=None if checked.expected is None else str(checked.expected),
         drift=drift,
         predictions=shown,
         inputs=[

@@ -25,6 +25,8 @@ from datasets_manifest.files import digest
 from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.encoders.weight_files import WEIGHTS, read_tensors
+from trainers.validators.expected import ExpectedAccuracy, expected_accuracy
+from trainers.validators.inputs import ValidatorInputs, spread
 
 SEEN_FILE = "reference.safetensors"
 PREFIX = "reference/"  # of its tensors among those of an epoch
@@ -36,6 +38,7 @@ FACTS = {
     "brightness": "brightness of the pictures",
     "contrast": "contrast of the pictures",
 }
+_SOURCE_PROBS, _SOURCE_LABELS = f"{PREFIX}source_probs", f"{PREFIX}source_labels"
 _EVERY = 4  # pixels of a side: brightness and contrast are those of a sixteenth of a picture
 
 
@@ -78,6 +81,50 @@ class Seen:
             return cls(*(tensors[PREFIX + name].numpy() for name in ("probs", "features", "facts")))
         except KeyError as error:
             raise InputError(f"lacks {error}", file=folder / SEEN_FILE) from None
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """Of M validation records of the sources: predicted probabilities and labels, by which the accuracy for other records is
+    estimated."""
+
+    probs_MC: np.ndarray
+    labels_M: np.ndarray
+
+    @classmethod
+    def of(cls, inputs: ValidatorInputs) -> SourceScores:
+        """Of an epoch's, in no order."""
+        rows = spread(np.random.default_rng(0).permutation(len(inputs.source_labels_M)), MOST_RECORDS)
+        return cls(inputs.source_probs_MC[rows], inputs.source_labels_M[rows])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As Seen.tensors."""
+        labels = torch.from_numpy(np.asarray(self.labels_M, np.int32))
+        return {_SOURCE_PROBS: torch.from_numpy(np.asarray(self.probs_MC, np.float32)), _SOURCE_LABELS: labels}
+
+    @classmethod
+    def read(cls, folder: Path) -> SourceScores | None:
+        """Of a model's folder; None: it has none."""
+        tensors = read_tensors(folder / SEEN_FILE) if (folder / SEEN_FILE).is_file() else {}
+        if _SOURCE_PROBS not in tensors or _SOURCE_LABELS not in tensors:
+            return None
+        return cls(tensors[_SOURCE_PROBS].numpy(), tensors[_SOURCE_LABELS].numpy())
+
+    def expected_accuracy(self, now: Seen) -> ExpectedAccuracy | None:
+        """Of predictions for records without labels; see trainers.validators.expected."""
+        nothing = np.empty((0, 0))
+        return expected_accuracy(
+            ValidatorInputs(
+                target_probs_NC=now.probs_NC,
+                target_features_NK=now.features_NK,
+                source_probs_MC=self.probs_MC,
+                source_features_MK=nothing,
+                source_labels_M=self.labels_M,
+                mixed_probs_RC=nothing,
+                mixed_dominant_R=nothing,
+                mixed_other_R=nothing,
+            )
+        )
 
 
 def split_reference(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

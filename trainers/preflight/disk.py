@@ -34,6 +34,7 @@ def evaluation_bytes(recipe: Recipe, corpus: Corpus) -> int:
     looked_at = min(target, MOST_ROWS), min(sum(len(part) for part in corpus.val[:-1] if part is not None), MOST_ROWS)
     inputs = sum(looked_at) * (classes + FUSED) * 4 + looked_at[0] * (classes * 4 + 16) + looked_at[1] * 8
     reference = min(len(reference_part(corpus)), MOST_RECORDS) * (classes + FUSED + len(FACTS)) * 4
+    reference += min(looked_at[1], MOST_RECORDS) * (classes * 4 + 4)
     return scores + selection + inputs + reference + _HEADERS
 
 

@@ -22,6 +22,7 @@ from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.loop.scoring import Scored
 from trainers.m2can.collective import Collective
+from trainers.model.reference import SourceScores
 from trainers.preflight.memory_hints import process_peak
 from trainers.step.finite_check import Passes
 from trainers.step.profiling import StepProfile
@@ -100,7 +101,7 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
     target rows with a pseudo label (`kept_rows`), and what later records are compared with (`reference/…`)."""
     tensors = {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)}
     tensors |= {name: torch.from_numpy(array) for name, array in scored.evidence.arrays().items()}
-    tensors |= scored.seen.tensors()
+    tensors |= scored.seen.tensors() | SourceScores.of(scored.evidence).tensors()
     for part in scored.parts:
         for name, column in scored.of(part).items():
             tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)

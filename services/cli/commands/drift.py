@@ -39,9 +39,18 @@ def drift(
 
         write_atomically(page, drift_page(model, checked))
     found = checked.drift
-    content = {"model": model, "on": checked.on, "notes": checked.notes, "moved": [one.what for one in found.moved]}
+    content = {
+        "model": model,
+        "on": checked.on,
+        "notes": checked.notes,
+        "moved": [one.what for one in found.moved],
+        "expected_accuracy": None if checked.expected is None else asdict(checked.expected),
+    }
     first, *more = in_words(found)
-    lines = [first, *(f"  {line}" for line in more), *(f"note: {note}" for note in checked.notes)]
+    lines = [first, *(f"  {line}" for line in more)]
+    if checked.expected is not None:
+        lines.append(f"expected accuracy now  {checked.expected}, an estimate without labels")
+    lines += [f"note: {note}" for note in checked.notes]
     if page is not None:
         lines.append(f"page  {page}")
     show(json_, content | asdict(found), *lines)

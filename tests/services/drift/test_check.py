@@ -119,6 +119,9 @@ def test_a_sample_of_predictions_takes_the_place_of_a_manifest(trained: Trained,
     assert "40 of 60 records" in page.read_text(encoding="utf-8")
     content = json.loads(run("models", "drift", trained.model, "--on", sample, "--json"))
     assert content["moved"] == [] and content["records"] == 40
+    expected = content["expected_accuracy"]
+    assert 0 <= expected["low"] <= expected["accuracy"] <= expected["high"] <= 1
+    assert "expected accuracy now  about" in told and "Expected accuracy now: about" in page.read_text(encoding="utf-8")
     assert sum(content["shares_now"]) == pytest.approx(1)
     with pytest.raises(InputError, match="--sample: does not go with a folder"):
         run(*predict[:-1], tmp_path / "folder/", "--sample", sample)
@@ -130,7 +133,7 @@ def test_a_model_of_an_earlier_version_is_compared_with_its_target(trained: Trai
     (old / SEEN_FILE).unlink()
     assert fingerprint(old) != fingerprint(trained.model)
     checked = check_drift(old, str(trained.target), "val")
-    assert not checked.drift.moved
+    assert not checked.drift.moved and checked.expected is None
     assert "keeps no records of its training" in checked.notes[0] and f"{trained.target}, val" in checked.notes[0]
     card = json.loads((old / "model.json").read_text(encoding="utf-8"))
     card["recipe"]["data"]["target"] = str(tmp_path / "gone.yaml")

@@ -11,7 +11,7 @@ from datasets_manifest.errors import InputError
 from services.drift.check import Checked
 from services.drift.comparison import Drift, compare, in_words
 from services.drift.page import drift_page
-from trainers.model.reference import FACTS, Seen
+from trainers.model.reference import FACTS, Seen, SourceScores
 
 CLASSES = ["negative", "neutral", "positive"]
 SHARES = (0.4, 0.3, 0.3)
@@ -100,3 +100,20 @@ def test_the_page_says_it_in_words_and_numbers() -> None:
     for title in ("Predicted classes", "Confidence", *(words.capitalize() for words in FACTS.values()), "Component 8"):
         assert f"<figcaption>{title}</figcaption>" in page
     assert page.count("Kolmogorov-Smirnov") == len(drift.comparisons) - 1
+
+
+def test_less_sure_predictions_let_expect_less() -> None:
+    random = np.random.default_rng(6)
+    label = random.choice(3, 500)
+    right = np.where(random.random(500) < 0.9, label, (label + 1) % 3)
+    sources = SourceScores(0.05 + 0.85 * np.eye(3)[right], label)
+
+    def predicted(rest: float) -> Seen:
+        """With `rest` for each of the other classes."""
+        return Seen(rest + (1 - 3 * rest) * np.eye(3)[label], np.zeros((500, 64)), np.zeros((500, 5)))
+
+    sure, unsure = predicted(0.05), predicted(0.2)
+    high, low = (sources.expected_accuracy(seen) for seen in (sure, unsure))
+    assert high is not None and low is not None
+    assert 0.7 < high.accuracy < 1 and low.accuracy < high.accuracy - 0.2
+    assert SourceScores(sources.probs_MC[:0], label[:0]).expected_accuracy(sure) is None
