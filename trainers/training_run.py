@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,7 @@ def run(
     register: bool = True,
     candidate: str = "if-not-worse",
     floor: bool = True,
+    floor_only: bool = False,
 ) -> Result:
     """Check the inputs, train, choose an epoch, draw the report, log to MLflow and register the model.
 
@@ -187,6 +188,7 @@ def run(
         register: whether the model goes into the registry.
         candidate: whether the alias `candidate` moves to it: `if-not-worse` than the version that has it, or `always`.
         floor: whether a floor is found before the first step, if the recipe's runs have one.
+        floor_only: find the floor and train nothing; the run is called as the recipe says, and `-floor`.
 
     Raises:
         InputError: the recipe, its data or the cluster are not right.
@@ -199,6 +201,9 @@ def run(
     if trace is not None:
         require_file(trace, "--trace")
     prepared = prepare_and_start_ray(recipe)
+    if floor_only:  # the name itself is that of a training, which would find this one ended
+        named = f"{prepared.name}-floor"
+        prepared = replace(prepared, name=named, folder=prepared.folder.with_name(named))
     from trainers.cluster.driver import run_lock
 
     with run_lock(prepared, cpu_fraction):
@@ -213,6 +218,7 @@ def run(
             profile=profile,
             cpu_fraction=cpu_fraction,
             floor=floor,
+            floor_only=floor_only,
             register=register,
         )
 
@@ -225,10 +231,11 @@ def _run_prepared(
     observer: RunObserver,
     stop: Stop,
     register: bool,
+    floor_only: bool,
     **how: Any,
 ) -> Result:
     """Train and publish; `how` goes to `trainers.cluster.driver.train`."""
-    from trainers.cluster.driver import train
+    from trainers.cluster.driver import find_floor, train
 
     def on_step(content: dict[str, Any]) -> None:
         observer.on_step(content)
@@ -237,8 +244,11 @@ def _run_prepared(
 
     try:
         with observer, stop as stop_event:
-            told = {"on_step": on_step, "on_epoch": observer.on_epoch, "on_floor": observer.on_floor}
-            outcome = train(prepared, **told, stop=stop_event, **how)
+            if floor_only:
+                outcome = find_floor(prepared, on_floor=observer.on_floor, cpu_fraction=how["cpu_fraction"])
+            else:
+                told = {"on_step": on_step, "on_epoch": observer.on_epoch, "on_floor": observer.on_floor}
+                outcome = train(prepared, **told, stop=stop_event, **how)
         from trainers.journal.outcome import link_best
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
 

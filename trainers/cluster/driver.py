@@ -18,7 +18,7 @@ from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.disk import cannot_write
-from datasets_manifest.errors import first_line
+from datasets_manifest.errors import InputError, first_line
 from trainers.cluster.cluster_watch import ASKED_EVERY_S, LostCluster, watch_cluster
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.monitor import Listener, start_monitor
@@ -29,14 +29,15 @@ from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
 from trainers.cluster.waiting import lacking
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
-from trainers.journal.outcome import Outcome, choose_epoch_of
+from trainers.journal.outcome import Outcome, choose_epoch_of, floor_alone
 from trainers.loop.floor import has_floor
+from trainers.model.floor_files import floor_metrics
 from trainers.preflight.disk import retention
 from trainers.preflight.features import read_features
 from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
-from trainers.worker.entrypoint import train_worker
+from trainers.worker.entrypoint import floor_worker, train_worker
 from trainers.worker.training import WorkerConfig
 
 
@@ -108,6 +109,38 @@ def train(
     return choose_epoch_of(
         prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
     )
+
+
+def find_floor(
+    prepared: Prepared,
+    *,
+    on_floor: Callable[[dict[str, float]], None] = lambda metrics: None,
+    cpu_fraction: float = 1.0,
+) -> Outcome:
+    """Find the floor alone, whatever the recipe trains: the outcome of a run without epochs. Ray must be running.
+
+    Raises:
+        InputError: the cluster lacks what the recipe asks for, or the recipe goes on with a trained run.
+        RunFailed: there is no floor.
+    """
+    if prepared.start is not None and prepared.start.epoch is not None:
+        wanted = f"{prepared.start.checkpoint.parent / 'best'}, for its weights alone"
+        raise InputError(
+            "is a run that was trained", field="train.start_from", value=prepared.start.name, wanted=wanted
+        )
+    claim(prepared)
+    restarts = prepared.recipe.cluster.max_failures
+    trainer, listener = start_workers(
+        prepared, floor_worker, restarts=restarts, on_floor=on_floor, cpu_fraction=cpu_fraction
+    )
+    with ended_with(listener, prepared), listener:
+        fit(trainer, listener, prepared.recipe.cluster.grace_s)
+    metrics = floor_metrics(prepared.folder)
+    if metrics is None:
+        raise RunFailed(f"{prepared.name} found no floor; {prepared.folder / 'logs'} says what the workers did")
+    outcome = floor_alone(prepared.name, prepared.folder, prepared.card, prepared.corpus, metrics)
+    listener.journal.append(outcome.last)
+    return outcome
 
 
 def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,26 @@ def choose_epoch_of(
             predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
         ),
         floor=floor,
+    )
+
+
+def floor_alone(name: str, folder: Path, card: ModelCard, corpus: Corpus, metrics: dict[str, float]) -> Outcome:
+    """The outcome of a run that found the floor and trained nothing."""
+    record = EpochRecord(0, 0, time.time(), metrics)
+    place = folder / FLOOR
+    return Outcome(
+        name=name,
+        folder=folder,
+        card=card,
+        corpus=corpus,
+        records=[record],
+        chosen=record,
+        last=record,
+        oracle=None,
+        checkpoint=place,
+        checkpoints={0: place},
+        verdicts=[],
+        floor=FloorResult(True, place, metrics),
     )
 
 

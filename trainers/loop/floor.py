@@ -62,7 +62,6 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     wanted = np.concatenate([spread(targets), spread(sources)])  # what the validators look at in every epoch
     scored = [corpus.train[-1], *(part for part in corpus.val if part is not None)]
     rows = {id(part): rows_of(part, wanted, loop.recipe.train.seed) for part in [*scored, *corpus.train[:-1]]}
-    loop.ask_for_steps()  # the first step's batches are made meanwhile
     features = _encoded(loop, *([rows[id(part)] for part in parts] for parts in (scored, corpus.train[:-1])))
     if loop.rank != 0 or not all(x.isfinite().all() for part in features for x in part.values()):
         return None

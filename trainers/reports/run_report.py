@@ -32,7 +32,10 @@ def draw_report(outcome: Outcome) -> Path:
     """Write the run's page, pictures and summary into its folder `report`; the same run gives the same files."""
     report = outcome.folder / "report"
     with whole_folder(report, replace=True) as folder:
-        _draw(outcome, folder)
+        if outcome.last.epoch > 0:
+            _draw(outcome, folder)
+        else:  # of the floor alone there is nothing to draw
+            (folder / "summary.json").write_text(json.dumps(outcome.numbers(), indent=1) + "\n", encoding="utf-8")
     return report
 
 

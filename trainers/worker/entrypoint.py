@@ -21,6 +21,16 @@ def train_worker(config: dict[str, Any]) -> None:
     training.train_worker(ray.get(config["worker"]), runner)
 
 
+def floor_worker(config: dict[str, Any]) -> None:
+    """The same for trainers.worker.training.floor_worker."""
+    from datasets_manifest.stream.ray_stream import start_runner
+
+    runner = start_runner() if config["streams"] else None
+    from trainers.worker import training
+
+    training.floor_worker(ray.get(config["worker"]), runner)
+
+
 def dry_run_worker(config: dict[str, Any]) -> None:
     """The same for trainers.worker.dry_run.dry_run_on_worker."""
     from trainers.worker import dry_run

@@ -95,6 +95,7 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
         if not resume(loop, given.monitor):
             begin(loop, given)
             if given.floor:
+                loop.ask_for_steps()  # the first step's batches are made meanwhile
                 make_floor(loop, given.folder, given.monitor)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
@@ -103,6 +104,18 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
                 metrics |= of_first_epoch(loop, given.folder)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))
             report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
+
+
+def floor_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
+    """Find the floor and train nothing."""
+    context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
+    with (
+        worker_log(given.folder, context),
+        errors_told(given),
+        contextlib.closing(make_loop(given, context, runner)) as loop,
+    ):
+        begin(loop, given)
+        make_floor(loop, given.folder, given.monitor)
 
 
 def begin(loop: Loop, given: WorkerConfig) -> None:

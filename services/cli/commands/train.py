@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from datasets_manifest.errors import without_password
+from datasets_manifest.errors import InputError, without_password
 from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
 from trainers.validators.expected import ExpectedAccuracy
@@ -51,6 +51,12 @@ def train(
         bool,
         typer.Option("--dry-run", help="Check everything, run a few steps, print memory, time and disk; keep nothing."),
     ] = False,
+    floor_only: Annotated[
+        bool,
+        typer.Option(
+            "--floor-only", help="Train nothing: fit a linear classifier on the encoders as they are, register it."
+        ),
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Train a recipe on a Ray cluster, register the model in MLflow."""
@@ -66,11 +72,14 @@ def train(
     if address is not None:
         overrides.append(f"cluster.address={address}")
     file = recipe if recipe.is_file() else packaged_recipe(str(recipe)) or recipe
+    if floor_only and (dry_run or profile or trace is not None):
+        raise InputError("goes without --dry-run, --profile and --trace", field="--floor-only")
     if dry_run:
         dry_run_recipe(load_recipe(file, overrides), as_json=json_)
         return
     loaded = load_recipe(file, overrides)
-    result = run_recipe(loaded, as_json=json_, trace=trace, profile=profile, candidate=candidate)
+    how = {"trace": trace, "profile": profile, "candidate": candidate, "floor_only": floor_only}
+    result = run_recipe(loaded, as_json=json_, **how)
     if json_:
         print_json(result.to_dict())
     else:
@@ -132,6 +141,7 @@ def run_recipe(
     trace: Path | None = None,
     profile: bool = False,
     candidate: str = "if-not-worse",
+    floor_only: bool = False,
 ) -> Result:
     """Train as `m2can train` does: with progress on standard error. Signals stop it, with a checkpoint while it trains."""
     from services.cli.stopping import end_on_signals, stop_on_signals
@@ -145,7 +155,8 @@ def run_recipe(
 
     stop = stop_on_signals(recipe.cluster.grace_s, going_on)
     with end_on_signals(going_on):
-        return run(recipe, observer=progress, stop=stop, trace=trace, profile=profile, candidate=candidate)
+        how = {"trace": trace, "profile": profile, "candidate": candidate, "floor_only": floor_only}
+        return run(recipe, observer=progress, stop=stop, **how)
 
 
 def mlflow_page(result: Result) -> tuple[str, str | None]:
@@ -158,7 +169,13 @@ def mlflow_page(result: Result) -> tuple[str, str | None]:
 
 
 def _print_choice(result: Result) -> None:
-    """Where the target has no labels."""
+    """Where the target has no labels, or nothing was trained."""
+    if not result.last_epoch and result.floor is not None:
+        known = result.floor.numbers()
+        accuracies = {"sources": known["source_accuracy"], result.target: known["target_accuracy"]}
+        said = ", ".join(f"{name} {percent(x)}" for name, x in accuracies.items() if x is not None)
+        typer.echo(f"floor       {said or 'no validation record has a label'}; nothing was trained")
+        return
     sources = percent(result.chosen_metrics.get("source/val/accuracy"))
     by = f"(without target labels, by {result.validator})"
     where = f"{result.chosen} of {result.last_epoch}" if result.chosen_epoch else result.chosen
@@ -205,7 +222,8 @@ def print_result(result: Result) -> None:
     if result.run_id:
         page, command = mlflow_page(result)
         typer.echo(f"MLflow run  {page}" + (f" after {command}" if command else ""))
-    typer.echo(f"pictures    {result.report}")
-    typer.echo(f"report      {result.report_page}")
+    if result.last_epoch:
+        typer.echo(f"pictures    {result.report}")
+        typer.echo(f"report      {result.report_page}")
     for finding in result.findings:
         typer.echo(f"warning     {finding.what}\n            {finding.change}")
