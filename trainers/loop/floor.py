@@ -30,7 +30,7 @@ from trainers.validators.inputs import spread
 from trainers.validators.mixing import SHARE
 
 # Of each part of each domain: they bound memory and time, and a probe with strong decay gains nothing from more.
-MOST_ROWS = 8192
+MOST_ROWS = 4096
 _READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop import floor as floors
 from trainers.loop.floor import FoundFloor, find_floor, has_floor, rows_of
 from trainers.loop.loop import Loop
+from trainers.model.card import load_card
 from trainers.model.floor_files import floor_metrics, write_floor
 from trainers.model.predictor import Predictor
+from trainers.model.trained_network import complete_model
 from trainers.recipe import Recipe, make_recipe
 from trainers.validators.inputs import MOST_ROWS, ValidatorInputs
 
@@ -93,6 +96,25 @@ def test_the_model_predicts_what_was_noted(loop: Loop, found: FoundFloor, run: P
     features = predictor.embed([row["texts"] for row in target], [row["images"] for row in target])
     assert features == pytest.approx(inputs.target_features_NK[:4], abs=1e-3)
     assert predictor.predict(["a card"]).head_labels[0] == predictor.predict(["a card"]).labels  # it has one head
+
+
+def test_frozen_weights_and_adapters_come_along(tmp_path: Path) -> None:
+    """Frozen weights lie once in the run's folder; what is registered is complete and has no adapters."""
+    loop = make_loop(prepared_run(tmp_path, ["encoders.text.freeze=all", "encoders.picture.lora.rank=2"]))
+    found = find_floor(loop)
+    assert found is not None
+    folder = write_floor(tmp_path / "run", found.network, loop.frozen, loop.card, found.metrics, found.evaluation)
+    assert (tmp_path / "run" / "frozen.safetensors").is_file()
+    with complete_model(folder / "model") as complete:
+        shutil.copytree(complete, tmp_path / "elsewhere")
+    corpus, target = loop.corpus, loop.corpus.train[-1]
+    rows = corpus.table.slice(target.start, len(target)).to_pylist()
+    noted = [corpus.classes[c] for c in found.evaluation[f"{target.domain}/{target.split}/label"].tolist()]
+    for place in (folder, tmp_path / "elsewhere"):
+        seen = Predictor.load(place).predict([row["texts"] for row in rows], [row["images"] for row in rows])
+        assert seen.labels == noted
+    card = load_card(tmp_path / "elsewhere")
+    assert card.floor and card.merged_adapters and not card.recipe.encoders.adapters
 
 
 @pytest.mark.parametrize("modality", ["text", "pictures"])
