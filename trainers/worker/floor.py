@@ -36,6 +36,6 @@ def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
 
 
 def of_first_epoch(loop: Loop, run: Path) -> dict[str, float]:
-    """The floor's metrics as the first epoch's record has them, by `floor/…`."""
+    """The floor's metrics as the first epoch's record has them, by `floor/…`, and its seconds."""
     found = floor_metrics(run) if loop.rank == 0 and loop.epoch == 1 else None
-    return {f"floor/{name}": value for name, value in (found or {}).items()}
+    return {name if name.startswith("time/") else f"floor/{name}": value for name, value in (found or {}).items()}
