@@ -245,7 +245,9 @@ def _run_prepared(
     try:
         with observer, stop as stop_event:
             if floor_only:
-                outcome = find_floor(prepared, on_floor=observer.on_floor, cpu_fraction=how["cpu_fraction"])
+                outcome = find_floor(
+                    prepared, on_floor=observer.on_floor, stop=stop_event, cpu_fraction=how["cpu_fraction"]
+                )
             else:
                 told = {"on_step": on_step, "on_epoch": observer.on_epoch, "on_floor": observer.on_floor}
                 outcome = train(prepared, **told, stop=stop_event, **how)

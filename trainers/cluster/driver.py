@@ -115,6 +115,7 @@ def find_floor(
     prepared: Prepared,
     *,
     on_floor: Callable[[dict[str, float]], None] = lambda metrics: None,
+    stop: threading.Event | None = None,
     cpu_fraction: float = 1.0,
 ) -> Outcome:
     """Find the floor alone, whatever the recipe trains: the outcome of a run without epochs. Ray must be running.
@@ -122,6 +123,7 @@ def find_floor(
     Raises:
         InputError: the cluster lacks what the recipe asks for, or the recipe goes on with a trained run.
         RunFailed: there is no floor.
+        RunStopped: `stop` was set.
     """
     if prepared.start is not None and prepared.start.epoch is not None:
         wanted = f"{prepared.start.checkpoint.parent / 'best'}, for its weights alone"
@@ -131,10 +133,12 @@ def find_floor(
     claim(prepared)
     restarts = prepared.recipe.cluster.max_failures
     trainer, listener = start_workers(
-        prepared, floor_worker, restarts=restarts, on_floor=on_floor, cpu_fraction=cpu_fraction
+        prepared, floor_worker, restarts=restarts, on_floor=on_floor, stop=stop, cpu_fraction=cpu_fraction
     )
     with ended_with(listener, prepared), listener:
         fit(trainer, listener, prepared.recipe.cluster.grace_s)
+    if stop is not None and stop.is_set():
+        raise RunStopped(f"{prepared.name}: stopped; the same command finds the floor")
     metrics = floor_metrics(prepared.folder)
     if metrics is None:
         raise RunFailed(f"{prepared.name} found no floor; {prepared.folder / 'logs'} says what the workers did")

@@ -20,10 +20,12 @@ from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan
 from trainers.compute.precision import eval_batch_size
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.loop import Loop
+from trainers.loop.reference_records import FactsCollector, reference_part, shuffled
 from trainers.loop.scoring import COLUMNS
 from trainers.loop.validator_inputs import pairs, validator_rows
 from trainers.m2can.floor import Features, FloorNetwork, fit_floor
 from trainers.m2can.pseudo_labels import score_samples
+from trainers.model.reference import Seen
 from trainers.recipe import Recipe
 from trainers.validators import ValidatorInputs, epoch_score
 from trainers.validators.inputs import spread
@@ -59,10 +61,12 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     started = time.perf_counter()
     corpus, labels = loop.corpus, loop.batches.labels
     targets, sources = validator_rows(corpus, labels)
-    wanted = np.concatenate([spread(targets), spread(sources)])  # what the validators look at in every epoch
+    facts = FactsCollector(corpus, loop.card.vocabulary)
+    wanted = np.concatenate([spread(targets), spread(sources), facts.rows])  # what is looked at of every epoch
     scored = [corpus.train[-1], *(part for part in corpus.val if part is not None)]
     rows = {id(part): rows_of(part, wanted, loop.recipe.train.seed) for part in [*scored, *corpus.train[:-1]]}
-    features = _encoded(loop, *([rows[id(part)] for part in parts] for parts in (scored, corpus.train[:-1])))
+    features = _encoded(loop, facts, *([rows[id(part)] for part in parts] for parts in (scored, corpus.train[:-1])))
+    of_reference = facts.finish(loop.collective, loop.device)
     if loop.rank != 0 or not all(x.isfinite().all() for part in features for x in part.values()):
         return None
     of_part = dict(zip(rows, features, strict=True))
@@ -87,6 +91,11 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     metrics["time/floor_s"] = time.perf_counter() - started
     tensors = {name: torch.from_numpy(x) for name, x in evidence.arrays().items()}
     tensors |= _columns(scored, rows, predicted, labels)
+    part = reference_part(corpus)
+    at = np.searchsorted(rows[id(part)], facts.rows)
+    logits, components = (x[at] for x in predicted[id(part)])
+    seen = Seen(logits.softmax(1).float().numpy(), components.float().numpy(), of_reference)
+    tensors |= shuffled(seen).tensors()
     return FoundFloor(network, {k: v for k, v in metrics.items() if math.isfinite(v)}, tensors)
 
 
@@ -102,7 +111,7 @@ def rows_of(part: Part, wanted: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _encoded(loop: Loop, *groups: Sequence[np.ndarray]) -> list[Features]:
+def _encoded(loop: Loop, facts: FactsCollector, *groups: Sequence[np.ndarray]) -> list[Features]:
     """Features of the rows of each part of each group, on every worker the same.
 
     The first group is that of every epoch's evaluation, whose encoded rows are kept for it.
@@ -116,7 +125,8 @@ def _encoded(loop: Loop, *groups: Sequence[np.ndarray]) -> list[Features]:
     network.eval()
     whole = len(joined[0]) == len(loop.batches.eval_plan()[1].rows)
     with loop.batches.evaluate([b for batches in mine for b in batches], len(mine[0]) if whole else 0) as feed:
-        for _, batch in feed:
+        for host, batch in feed:
+            facts.add(host)
             with loop.autocast():
                 features = dict(zip(("text", "picture"), network.features_of(batch), strict=True))
             for name in names:

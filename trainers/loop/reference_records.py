@@ -22,6 +22,27 @@ def reference_part(corpus: Corpus) -> Part:
     return validation if validation is not None and len(validation) else corpus.train[-1]
 
 
+class FactsCollector:
+    """Takes the facts of these records, in the order of their `rows`."""
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
+        self.rows = spread(reference_part(corpus).rows, MOST_RECORDS)
+        self._unknown = unknown_token(vocabulary.json)
+        self._facts_NF = np.zeros((len(self.rows), len(FACTS)), np.float32)
+
+    def add(self, host: HostBatch | FeatureBatch) -> tuple[np.ndarray, np.ndarray]:
+        """The places among `rows` of those that a batch has, and their places in the batch."""
+        place = np.searchsorted(self.rows, host.rows).clip(max=len(self.rows) - 1)
+        mine = np.flatnonzero(self.rows[place] == host.rows)
+        if len(mine):
+            self._facts_NF[place[mine]] = facts_of(host, self._unknown)[mine]
+        return place[mine], mine
+
+    def finish(self, collective: Collective, device: torch.device) -> np.ndarray:
+        """Exchange with the other workers: [N, F]."""
+        return collective.sum_(sent(self._facts_NF, device)).cpu().numpy()
+
+
 class ReferenceCollector:
     """Takes the outputs of records of `reference_part`, batch by batch; afterwards every worker holds them all.
 
@@ -30,26 +51,26 @@ class ReferenceCollector:
     """
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary, network: M2CAN) -> None:
-        self._rows = spread(reference_part(corpus).rows, MOST_RECORDS)
-        self._unknown = unknown_token(vocabulary.json)
+        self._facts = FactsCollector(corpus, vocabulary)
         self._classes, device = network.num_classes, next(network.parameters()).device
-        self._outputs = torch.zeros(len(self._rows), self._classes + FUSED, device=device)
-        self._facts = np.zeros((len(self._rows), len(FACTS)), np.float32)
+        self._outputs = torch.zeros(len(self._facts.rows), self._classes + FUSED, device=device)
 
     def add(self, host: HostBatch | FeatureBatch, outputs: Outputs) -> None:
         """Keep what is wanted of a batch of one view and one domain. The host waits for nothing."""
-        place = np.searchsorted(self._rows, host.rows).clip(max=len(self._rows) - 1)
-        mine = np.flatnonzero(self._rows[place] == host.rows)
+        place, mine = self._facts.add(host)
         if not len(mine):
             return
-        self._facts[place[mine]] = facts_of(host, self._unknown)[mine]
         found = torch.cat([outputs.fused_logits_DBC[0].softmax(-1), outputs.fused_DBK[0]], 1).float()
-        at, taken = (sent(x, self._outputs.device) for x in (place[mine], mine))
+        at, taken = (sent(x, self._outputs.device) for x in (place, mine))
         self._outputs.index_copy_(0, at, found.index_select(0, taken))
 
     def finish(self, collective: Collective) -> Seen:
-        """Exchange with the other workers. The order of the records is lost on purpose."""
+        """Exchange with the other workers."""
         outputs = collective.sum_(self._outputs).cpu().numpy()
-        facts = collective.sum_(sent(self._facts, self._outputs.device)).cpu().numpy()
-        seen = Seen(outputs[:, : self._classes], outputs[:, self._classes :], facts)
-        return seen.take(np.random.default_rng(0).permutation(len(seen)))
+        facts = self._facts.finish(collective, self._outputs.device)
+        return shuffled(Seen(outputs[:, : self._classes], outputs[:, self._classes :], facts))
+
+
+def shuffled(seen: Seen) -> Seen:
+    """The order of the records is lost on purpose."""
+    return seen.take(np.random.default_rng(0).permutation(len(seen)))

@@ -1,7 +1,7 @@
 """The floor in a run's folder: `<run>/floor`, in the form of a checkpoint without training's state.
 
 <run>/floor/
-    model/                   of a FloorNetwork; frozen weights are the run's
+    model/                   of a FloorNetwork; frozen weights are the run's. reference.safetensors as in a checkpoint
     evaluation.safetensors   its predictions, as in a checkpoint
     floor.json               its metrics by name
     files.json
@@ -19,6 +19,7 @@ from trainers.encoders.weight_files import REFERENCE, FrozenWeights, save_tensor
 from trainers.m2can.floor import FloorNetwork
 from trainers.model.card import FLOOR, ModelCard
 from trainers.model.checkpoint import write_model
+from trainers.model.reference import SEEN_FILE, split_reference
 
 _METRICS = "floor.json"
 
@@ -43,7 +44,9 @@ def write_floor(
         write_model(draft / "model", weights, replace(card, floor=True))
         if reference is not None:
             (draft / "model" / REFERENCE).write_text(json_text(reference), encoding="utf-8")
-        save_tensors(draft / "evaluation.safetensors", evaluation)
+        tensors, seen = split_reference(evaluation)
+        save_tensors(draft / "model" / SEEN_FILE, seen)
+        save_tensors(draft / "evaluation.safetensors", tensors)
         (draft / _METRICS).write_text(json_text(metrics), encoding="utf-8")
         (draft / "files.json").write_text(json_text(digests(draft)), encoding="utf-8")
     return run / FLOOR

@@ -18,6 +18,7 @@ from trainers.loop.loop import Loop
 from trainers.model.card import load_card
 from trainers.model.floor_files import floor_metrics, write_floor
 from trainers.model.predictor import Predictor
+from trainers.model.reference import Seen
 from trainers.model.trained_network import complete_model
 from trainers.recipe import Recipe, make_recipe
 from trainers.validators.inputs import MOST_ROWS, ValidatorInputs
@@ -95,6 +96,10 @@ def test_the_model_predicts_what_was_noted(loop: Loop, found: FoundFloor, run: P
     target = corpus.table.slice(corpus.train[-1].start, 4).to_pylist()
     features = predictor.embed([row["texts"] for row in target], [row["images"] for row in target])
     assert features == pytest.approx(inputs.target_features_NK[:4], abs=1e-3)
+    kept = Seen.read(run / "floor" / "model")  # which later records are compared with
+    assert kept is not None and kept.facts_NF.shape == seen.seen.facts_NF.shape
+    for mine, theirs in ((kept.probs_NC, seen.seen.probs_NC), (kept.facts_NF, seen.seen.facts_NF)):
+        assert np.sort(mine, 0) == pytest.approx(np.sort(theirs, 0), abs=1e-4, nan_ok=True)
     assert predictor.predict(["a card"]).head_labels[0] == predictor.predict(["a card"]).labels  # it has one head
 
 
