@@ -115,6 +115,8 @@ def floor_line(metrics: Mapping[str, float]) -> str:
     parts = ["floor"]
     if "source/val/accuracy" in metrics:
         parts.append(f"sources {percent(metrics['source/val/accuracy'])}")
+    if (expected := ExpectedAccuracy.from_metrics(metrics)) is not None:
+        parts.append(f"target {expected}")
     if "target/val/accuracy" in metrics:
         parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
     return "  ".join([*parts, "without training", f"{metrics.get('time/floor_s', 0.0):.1f} s"])

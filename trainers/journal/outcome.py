@@ -23,7 +23,7 @@ from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.training_rule import what_is_trained
 from trainers.validators import ValidatorInputs, choose_candidate, compare_with_floor, verdicts
-from trainers.validators.expected import ExpectedAccuracy
+from trainers.validators.expected import EXPECTED, ExpectedAccuracy
 
 TARGET_ACCURACY = "target/val/accuracy"
 
@@ -48,6 +48,7 @@ class FloorResult:
             "source_accuracy": self.metrics.get("source/val/accuracy"),
             "selection_score": self.metrics.get("selection/score"),
             "target_accuracy": self.metrics.get(TARGET_ACCURACY),
+            "target_accuracy_expected": self.metrics.get(EXPECTED),
         }
 
 

@@ -28,6 +28,7 @@ from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
 from trainers.validators import ValidatorInputs, epoch_score
+from trainers.validators.expected import expected_accuracy
 from trainers.validators.inputs import spread
 from trainers.validators.mixing import SHARE
 
@@ -40,9 +41,9 @@ _READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",
 class FoundFloor:
     """A fitted floor.
 
-    metrics: source and target validation accuracy, macro-F1, score of the validator, seconds, by name. evaluation: its
-    predictions, under the names that they have in a checkpoint; `<domain>/<split>/row` says which rows of a part it has
-    where those are not all.
+    metrics: source and target validation accuracy and macro-F1, expected accuracy, score of the validator, seconds, by name.
+    evaluation: its predictions, under the names that they have in a checkpoint; `<domain>/<split>/row` says which rows of a part
+    it has where those are not all.
     """
 
     network: FloorNetwork
@@ -88,6 +89,8 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     evidence = _evidence(scored, rows, predicted, (targets, sources), labels)
     metrics = _metrics(scored, rows, predicted, labels)
     metrics["selection/score"] = epoch_score(loop.recipe.selection.validator, evidence)
+    expected = expected_accuracy(evidence)
+    metrics |= expected.metrics() if expected else {}
     metrics["time/floor_s"] = time.perf_counter() - started
     tensors = {name: torch.from_numpy(x) for name, x in evidence.arrays().items()}
     tensors |= _columns(scored, rows, predicted, labels)

@@ -90,6 +90,7 @@ def test_the_model_predicts_what_was_noted(loop: Loop, found: FoundFloor, run: P
     right = np.mean([label == corpus.classes[row["label"]] for label, row in zip(seen.labels, rows, strict=True)])
     assert floor_metrics(run) == found.metrics
     assert found.metrics["target/val/accuracy"] == right
+    assert 0 <= found.metrics["target/expected_accuracy"] <= 1
     inputs = ValidatorInputs.from_arrays({name: x.numpy() for name, x in found.evaluation.items()})
     accuracy = (inputs.source_probs_MC.argmax(1) == inputs.source_labels_M).mean()
     assert found.metrics["source/val/accuracy"] == pytest.approx(accuracy)  # sources of equal size
