@@ -36,17 +36,20 @@ def run(data: str, accuracy: float, shift: float = 0.0, **signals: float) -> dic
 
 
 def test_a_data_set_is_judged_by_what_is_best_on_the_others() -> None:
-    runs = [run("a", 0.8, thresholded=0.8), run("b", 0.6, difference=0.6), run("b", 0.7, 1.0, difference=0.7)]
-    assert best_estimator(runs[:1]) == (("thresholded",), 1.0)
-    assert errors_of(runs, (("difference",), 1.0)) == {
-        "a": [pytest.approx(-0.3)],
-        "b": [pytest.approx(0), pytest.approx(0)],
-    }
+    runs = [
+        run("a", 0.8, thresholded=0.8, difference=0.8),
+        run("b", 0.6, thresholded=0.6, agreement=0.6),
+        run("b", 0.7, 1.0, thresholded=0.7, agreement=0.7),
+    ]
+    assert best_estimator(runs[:1]) == (("thresholded", "difference"), 1.0)
     judged = left_out(runs)
-    assert judged["a"] == [pytest.approx(-0.3)]  # by the difference, which is right on b
-    assert judged["b"] == [pytest.approx(-0.1), pytest.approx(-0.2)]  # by the threshold, which is right on a
-    assert left_out(runs, relative=True)["a"] == [pytest.approx(-0.6)]  # half of the predictions look wrong
-    assert "| thresholded alone | 0.0 (+0.0) | 15.0 (-15.0) | 5.0 | 20.0 |" in table({"runs": runs})
+    assert judged["a"] == [pytest.approx(-0.15)]  # with the agreement, which is right on b
+    assert judged["b"] == [pytest.approx(-0.05), pytest.approx(-0.1)]  # with the difference, which is right on a
+    assert left_out(runs, relative=True)["a"] == [pytest.approx(-0.15 / 0.35)]  # of what looks wrong
+    assert "| difference alone | 0.0 (+0.0) | 15.0 (-15.0) | 5.0 | 20.0 |" in table({"runs": runs})
+    assert errors_of(runs, (("thresholded",), 1.5))["a"] == [
+        pytest.approx(-0.1)
+    ]  # a fifth looks wrong: three tenths are
 
 
 def test_another_target_with_other_shares_of_its_classes() -> None:

@@ -16,9 +16,9 @@ SIGNALS = ("thresholded", "difference", "agreement")
 # Chosen by benchmarks/expected.py, which measures them: the signals whose mean is taken; by what the error that it lets
 # expect is multiplied, since no signal sees all of a shift; what nine of ten errors of the estimate are below, in shares of
 # that error.
-USED = ("difference", "agreement")
-FACTOR = 1.75
-SPREAD = 1.6
+USED = ("thresholded", "difference")
+FACTOR = 1.5
+SPREAD = 1.1
 LEAST_WRONG = 0.02  # such a share among few records
 NORMAL = 1.645  # deviations of a normal distribution that hold nine of ten
 _TEMPERATURES = np.geomspace(0.05, 20, 121)

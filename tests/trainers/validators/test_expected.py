@@ -11,9 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from trainers.validators import ValidatorInputs
 from trainers.validators.expected import (
+    SIGNALS,
     ExpectedAccuracy,
     agreement,
     expected_accuracy,
+    signals,
     temperature,
     tempered,
     thresholded_confidence,
@@ -101,16 +103,15 @@ def test_on_a_target_like_the_sources_their_accuracy_is_expected(right: float) -
     assert 0 <= expected.low < expected.accuracy < expected.high <= 1
 
 
-def test_less_sure_predictions_and_heads_that_disagree_lower_it() -> None:
+def test_less_sure_predictions_lower_it_and_heads_that_disagree_their_signal() -> None:
     seen = inputs(600, 0.8, 0.9)
-    unsure = replace(seen, target_probs_NC=0.5 * seen.target_probs_NC + np.float32(0.5 / 3))
-    assert seen.target_modalities_2N is not None
-    apart = np.roll(seen.target_modalities_2N, 1, axis=1)
     before = expected_accuracy(seen)
-    assert before is not None
-    for changed in (unsure, replace(seen, target_modalities_2N=apart)):
-        found = expected_accuracy(changed)
-        assert found is not None and found.accuracy < before.accuracy
+    unsure = expected_accuracy(replace(seen, target_probs_NC=0.5 * seen.target_probs_NC + np.float32(0.5 / 3)))
+    assert before is not None and unsure is not None and unsure.accuracy < before.accuracy
+    assert seen.target_modalities_2N is not None
+    apart = replace(seen, target_modalities_2N=np.roll(seen.target_modalities_2N, 1, axis=1))
+    assert signals(apart)["agreement"] < signals(seen)["agreement"]
+    assert set(SIGNALS) == set(signals(seen))
 
 
 def test_the_interval_is_wider_for_few_records() -> None:
