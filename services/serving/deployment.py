@@ -48,7 +48,8 @@ class Inference:
 
     def __del__(self) -> None:
         """Called by Ray Serve when it ends the replica."""
-        self._service.close()
+        if hasattr(self, "_service"):  # not if the replica could not be made
+            self._service.close()
 
 
 def application(config: ServeConfig, *, draining: bool = False) -> Any:

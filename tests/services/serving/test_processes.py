@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,9 +18,11 @@ import pytest
 
 from benchmarks.stack_parts import free_ports
 from services import promotion
+from services.drift.sample import read_sample
 from tests.services.registered import NAME, Registered
 from tests.services.serving.test_serving import PREDICT, as_json, probs_of, records
 from trainers.model.predictor import Predictor
+from trainers.model.reference import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -58,12 +61,16 @@ async def end_under_load(process: subprocess.Popen[str], address: str, registere
 
 
 @pytest.mark.parametrize("options", [("--local",), ()], ids=["local", "ray"])
-def test_requests_under_way_are_answered_when_it_ends(registered: Registered, options: tuple[str, ...]) -> None:
+def test_requests_under_way_are_answered_when_it_ends(
+    registered: Registered, options: tuple[str, ...], tmp_path: Path
+) -> None:
     promotion.promote(registered.client, f"{NAME}:1", "ended")
     rows = records(registered)[:8]
     predictor = Predictor.load(registered.bundles[0])
     wanted = predictor.predict([r["texts"] for r in rows], [r["images"] for r in rows]).probs
-    with serving(registered, *options) as (process, address):
+    sample = tmp_path / "sample.parquet"
+    sampled = ("--sample", str(sample)) if "--local" in options else ()
+    with serving(registered, *options, *sampled) as (process, address):
         answers = asyncio.run(end_under_load(process, address, registered))
         process.wait(60)
     statuses = [answer.status_code for answer in answers]
@@ -75,6 +82,10 @@ def test_requests_under_way_are_answered_when_it_ends(registered: Registered, op
         else:
             assert answer.headers["content-type"] == "application/problem+json" and answer.headers["retry-after"]
     assert process.returncode == 0
+    # The sample is written when the service ends, with all that was predicted.
+    assert not sampled or read_sample(sample, fingerprint(registered.bundles[0])).predicted >= 8 * (
+        1 + statuses.count(200)
+    )
 
 
 def test_half_headers_are_closed(registered: Registered) -> None:
