@@ -112,7 +112,7 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> dict[str, Any]
     place = {Path(path).parent.name: path for path in [*tree["data"]["sources"], tree["data"]["target"]]}
     *sources, last = (place[part.domain] for part in features.corpus.train)
     tree["data"] |= {"sources": sources, "target": last}
-    for override in COMMON:
+    for override in [*COMMON, "train.seed=0"]:
         apply_override(tree, override)
     loop = cached_loop(features, make_recipe(tree))
     evidence, epochs = [], []
