@@ -249,8 +249,14 @@ def _run_prepared(
                     prepared, on_floor=observer.on_floor, stop=stop_event, cpu_fraction=how["cpu_fraction"]
                 )
             else:
-                told = {"on_step": on_step, "on_epoch": observer.on_epoch, "on_floor": observer.on_floor}
-                outcome = train(prepared, **told, stop=stop_event, **how)
+                outcome = train(
+                    prepared,
+                    on_step=on_step,
+                    on_epoch=observer.on_epoch,
+                    on_floor=observer.on_floor,
+                    stop=stop_event,
+                    **how,
+                )
         from trainers.journal.outcome import link_best
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
 

@@ -164,8 +164,15 @@ def train_run(
         floor: whether a floor is found too. Trials are compared with each other: theirs would all be the same.
     """
     tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
-    how = {"cpu_fraction": job.cpu_fraction, "tags": tags, "register": False, "floor": floor}
-    return run(recipe, observer=observer, stop=stop, **how)
+    return run(
+        recipe,
+        observer=observer,
+        stop=stop,
+        cpu_fraction=job.cpu_fraction,
+        tags=tags,
+        register=False,
+        floor=floor,
+    )
 
 
 def _journal(job: TrialJob, name: str) -> Journal:

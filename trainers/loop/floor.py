@@ -95,8 +95,8 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     tensors = {name: torch.from_numpy(x) for name, x in evidence.arrays().items()}
     tensors |= _columns(scored, rows, predicted, labels)
     part = reference_part(corpus)
-    at = np.searchsorted(rows[id(part)], facts.rows)
-    logits, components = (x[at] for x in predicted[id(part)])
+    places = np.searchsorted(rows[id(part)], facts.rows)
+    logits, components = (x[places] for x in predicted[id(part)])
     seen = Seen(logits.softmax(1).float().numpy(), components.float().numpy(), of_reference)
     tensors |= shuffled(seen).tensors()
     return FoundFloor(network, {k: v for k, v in metrics.items() if math.isfinite(v)}, tensors)

@@ -21,6 +21,7 @@ FACTOR = 1.5
 SPREAD = 1.1
 LEAST_WRONG = 0.02  # such a share among few records
 NORMAL = 1.645  # deviations of a normal distribution that hold nine of ten
+VAGUE = 0.5  # an interval of more than half the scale has no middle that is worth to be told
 _TEMPERATURES = np.geomspace(0.05, 20, 121)
 
 
@@ -42,7 +43,10 @@ class ExpectedAccuracy:
         return cls(metrics[EXPECTED], metrics[_LOW], metrics[_HIGH]) if EXPECTED in metrics else None
 
     def __str__(self) -> str:
-        return f"about {100 * self.accuracy:.0f} % ({100 * self.low:.0f}-{100 * self.high:.0f})"
+        low, high = f"{100 * self.low:.0f}", f"{100 * self.high:.0f}"
+        if self.high - self.low > VAGUE:
+            return f"between {low} and {high} %"
+        return f"about {100 * self.accuracy:.0f} % ({low}-{high})"
 
 
 def temperature(probs_MC: np.ndarray, labels_M: np.ndarray) -> float:

@@ -78,8 +78,7 @@ def train(
         dry_run_recipe(load_recipe(file, overrides), as_json=json_)
         return
     loaded = load_recipe(file, overrides)
-    how = {"trace": trace, "profile": profile, "candidate": candidate, "floor_only": floor_only}
-    result = run_recipe(loaded, as_json=json_, **how)
+    result = run_recipe(loaded, as_json=json_, trace=trace, profile=profile, candidate=candidate, floor_only=floor_only)
     if json_:
         print_json(result.to_dict())
     else:
@@ -155,8 +154,15 @@ def run_recipe(
 
     stop = stop_on_signals(recipe.cluster.grace_s, going_on)
     with end_on_signals(going_on):
-        how = {"trace": trace, "profile": profile, "candidate": candidate, "floor_only": floor_only}
-        return run(recipe, observer=progress, stop=stop, **how)
+        return run(
+            recipe,
+            observer=progress,
+            stop=stop,
+            trace=trace,
+            profile=profile,
+            candidate=candidate,
+            floor_only=floor_only,
+        )
 
 
 def mlflow_page(result: Result) -> tuple[str, str | None]:
@@ -171,8 +177,8 @@ def mlflow_page(result: Result) -> tuple[str, str | None]:
 def _print_choice(result: Result) -> None:
     """Where the target has no labels, or nothing was trained."""
     if not result.last_epoch and result.floor is not None:
-        known = result.floor.numbers()
-        accuracies = {"sources": known["source_accuracy"], result.target: known["target_accuracy"]}
+        numbers = result.floor.numbers()
+        accuracies = {"sources": numbers["source_accuracy"], result.target: numbers["target_accuracy"]}
         said = ", ".join(f"{name} {percent(x)}" for name, x in accuracies.items() if x is not None)
         typer.echo(f"floor       {said or 'no validation record has a label'}; nothing was trained")
         return

@@ -80,6 +80,7 @@ def test_agreement_by_hand() -> None:
 def test_metrics_and_words() -> None:
     expected = ExpectedAccuracy(0.643, 0.551, 0.72)
     assert str(expected) == "about 64 % (55-72)"
+    assert str(ExpectedAccuracy(0.5, 0.03, 0.96)) == "between 3 and 96 %"
     assert ExpectedAccuracy.from_metrics({"loss/total": 1.0, **expected.metrics()}) == expected
     assert ExpectedAccuracy.from_metrics({"loss/total": 1.0}) is None
 
