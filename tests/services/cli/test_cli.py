@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "nowhere.yaml"), "nowhere.yaml: there is no such file"),
         (("train", "recipe.yaml", "--set", "train.epoch=3"), "train.epochs"),
         (("train", "recipe.yaml", "--set", "train.epochs=many"), "train.epochs"),
+        (("train", "recipe.yaml", "--floor-only", "--dry-run"), "--floor-only: goes without --dry-run, --profile and"),
         (("predict", "nowhere", "--text", "x"), "MODEL: there is no such folder"),
         (("predict", "checkpoint"), "nothing to predict"),
         (("predict", "checkpoint", "--image", "nowhere.jpg"), "nowhere.jpg: --image: there is no such picture"),

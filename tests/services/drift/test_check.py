@@ -121,7 +121,10 @@ def test_a_sample_of_predictions_takes_the_place_of_a_manifest(trained: Trained,
     assert content["moved"] == [] and content["records"] == 40
     expected = content["expected_accuracy"]
     assert 0 <= expected["low"] <= expected["accuracy"] <= expected["high"] <= 1
-    assert "expected accuracy now  about" in told and "Expected accuracy now: about" in page.read_text(encoding="utf-8")
+    words = f"between {100 * expected['low']:.0f} and {100 * expected['high']:.0f} %"
+    assert f"expected accuracy now  {words}" in told and f"Expected accuracy now: {words}" in page.read_text(
+        encoding="utf-8"
+    )
     assert sum(content["shares_now"]) == pytest.approx(1)
     with pytest.raises(InputError, match="--sample: does not go with a folder"):
         run(*predict[:-1], tmp_path / "folder/", "--sample", sample)

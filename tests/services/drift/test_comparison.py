@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,14 @@ def test_too_few_records_are_refused() -> None:
     random = np.random.default_rng(4)
     with pytest.raises(InputError, match="--on: has too few records that could be predicted; found 3; wanted at least"):
         compare(draw(random, 500), draw(random, 3), CLASSES)
+
+
+def test_predictions_of_other_classes_are_refused() -> None:
+    random = np.random.default_rng(4)
+    two = draw(random, 500)
+    two = replace(two, probs_NC=two.probs_NC[:, :2])
+    with pytest.raises(InputError, match="--on: was predicted with other classes; found 2"):
+        compare(draw(random, 500), two, CLASSES)
 
 
 def test_the_page_says_it_in_words_and_numbers() -> None:

@@ -55,6 +55,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return run_on(folder / "one", 1, EXACT), run_on(folder / "two", 2, EXACT)
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
     (one, trace_one), (two, trace_two) = one_and_two
     assert len(trace_one) == len(trace_two) == 2 * 5
@@ -70,6 +71,7 @@ def test_one_and_two_workers_give_the_same_losses(one_and_two: Any) -> None:
     assert one.chosen.metrics["target/val/accuracy"] == two.chosen.metrics["target/val/accuracy"]
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_find_the_same_floor(one_and_two: Any) -> None:
     one, two = (outcome.floor for (outcome, _) in one_and_two)
     assert one is not None and two is not None and not (one.chosen or two.chosen)  # of encoders that start at random
@@ -84,6 +86,7 @@ def test_one_and_two_workers_find_the_same_floor(one_and_two: Any) -> None:
         assert Predictor.load(outcome.floor.folder).predict(["a lovely day"]).labels[0] in outcome.card.classes
 
 
+@pytest.mark.slow
 def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
     """The loop without Ray, on batches read in this process, gives the run's metrics."""
     outcome = one_and_two[0][0]
@@ -96,6 +99,7 @@ def test_ray_changes_nothing(one_and_two: Any, tmp_path: Path) -> None:
                 assert metrics[name] == pytest.approx(record.metrics[name], rel=1e-9), (record.epoch, name)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
     outcome: Outcome = one_and_two[1][0]
     assert [record.epoch for record in outcome.records] == [1, 2]
@@ -107,6 +111,7 @@ def test_a_run_leaves_journal_checkpoints_and_choice(one_and_two: Any) -> None:
     assert outcome.oracle.metrics["target/val/accuracy"] == best
 
 
+@pytest.mark.slow
 def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
     folder = one_and_two[1][0].folder
     assert sorted(file.name for file in (folder / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
@@ -117,6 +122,7 @@ def test_every_worker_logs_where_it_is(one_and_two: Any) -> None:
         assert any("epoch=2 step=5 trainers.worker.training: epoch 2 done: loss/total" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_pictures_are_named(one_and_two: Any, workers: int) -> None:
     outcome: Outcome = one_and_two[workers - 1][0]
@@ -142,7 +148,7 @@ def test_a_stop_that_comes_after_the_last_step_ends_before_the_report(
     monkeypatch.setattr(driver, "claim", lambda prepared: None)
     monkeypatch.setattr(driver, "start_workers", lambda *_, **__: (None, NothingHeard()))
     monkeypatch.setattr(driver, "ended_with", lambda *_: nullcontext())
-    monkeypatch.setattr(driver, "fit", lambda *_: None)
+    monkeypatch.setattr(driver, "fit", lambda *_: object())  # the workers have ended
     stop = threading.Event()
     stop.set()
     prepared = prepared_run(tmp_path, ["run.name=late"])

@@ -270,6 +270,10 @@ def test_a_folder_that_is_no_features_or_was_altered_is_refused(computed: Comput
     pq.write_table(pq.read_table(copy / "features-00001.parquet"), copy / "features-00001.parquet", compression="none")
     with pytest.raises(InputError, match=r"features-00001\.parquet: encoders\.features: is truncated or altered"):
         prepare(computed.recipe_with(features=copy))
+    content = json.loads((copy / "features.json").read_text())
+    (copy / "features.json").write_text(json.dumps(content | {"schema_version": 99}))
+    with pytest.raises(InputError, match=r"features\.json: schema_version: is of another version; found 99; wanted 1"):
+        prepare(computed.recipe_with(features=copy))
 
 
 def test_bad_pictures_are_counted_as_they_are_without_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
