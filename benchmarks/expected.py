@@ -29,7 +29,7 @@ from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.corpus import Part
 from trainers.recipe import apply_override, make_recipe
 from trainers.validators import choose_candidate
-from trainers.validators.expected import LEAST_WRONG, SIGNALS, signals
+from trainers.validators.expected import LEAST_WRONG, SIGNALS, combined, signals
 
 DATA = ("postcards", "captions", "shapes", "icons")
 SHIFTS = (0.0, 1.0, 0.5)  # of Dirichlet's distribution of the target's class shares; 0: as they are
@@ -147,8 +147,8 @@ def errors_of(
     (names, factor), found = estimator, Errors()
     for run in runs:
         epoch = run["epochs"][run["chosen"]]
-        wrong = 1 - float(np.mean([epoch["signals"][name] for name in names]))
-        error = max(1 - factor * wrong, 0.0) - epoch[truth]
+        estimate, wrong = combined([epoch["signals"][name] for name in names], factor, epoch["source"])
+        error = estimate - epoch[truth]
         found.setdefault(run["data"], []).append(error / max(wrong, LEAST_WRONG) if relative else error)
     return found
 

@@ -14,14 +14,14 @@ import torch
 from benchmarks.cached import CachedFeatures
 from benchmarks.expected import best_estimator, errors_of, left_out, nine_of_ten, table, with_target
 from datasets_manifest.records.corpus import Corpus, Part
-from trainers.validators.expected import FACTOR, SPREAD, USED
+from trainers.validators.expected import FACTOR, SIGNALS, SPREAD
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "expected.json"
 
 
 def test_the_estimator_is_the_one_that_was_measured() -> None:
     runs = json.loads(RESULTS.read_text())["runs"]
-    assert best_estimator(runs) == (USED, FACTOR)
+    assert best_estimator(runs) == (SIGNALS, FACTOR)
     assert round(nine_of_ten(left_out(runs, relative=True)), 1) == SPREAD
 
 
@@ -31,7 +31,7 @@ def run(data: str, accuracy: float, shift: float = 0.0, **signals: float) -> dic
         "data": data,
         "shift": shift,
         "chosen": 0,
-        "epochs": [{"accuracy": accuracy, "val": accuracy, "signals": found}],
+        "epochs": [{"accuracy": accuracy, "val": accuracy, "source": 1.0, "signals": found}],
     }
 
 

@@ -19,6 +19,7 @@ from ray import tune
 
 from datasets_manifest.errors import InputError, without_password
 from datasets_manifest.files import read_json, write_atomically
+from trainers.cluster.cluster_watch import end_with_cluster
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
@@ -107,17 +108,20 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
     with driver_lock(folder, "name", on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
         _claim(plan, folder)
         parent = _open_parent(plan, base, uri, storage, folder) if uri else None
+
+        def close(status: str) -> None:
+            if uri and parent:
+                with contextlib.suppress(TrackingUnavailable, MlflowException):  # what ended the sweep is to be told
+                    close_children(uri, parent, status)
+                    _sender(plan, base, uri, storage, folder).finish(status, deadline_s=CLOSED_WITHIN_S)
+
         try:
-            return _run_claimed(plan, base, storage, folder, uri, parent, epochs)
+            with end_with_cluster(lambda: close("FAILED")):
+                return _run_claimed(plan, base, storage, folder, uri, parent, epochs)
         except BaseException as error:
             if own_ray:
                 ray.shutdown()  # ends the trials, whose runs are closed below
-            if uri and parent:
-                asked = isinstance(error, (KeyboardInterrupt, RunStopped))
-                with contextlib.suppress(TrackingUnavailable, MlflowException):  # the first error is the one to report
-                    close_children(uri, parent, "KILLED" if asked else "FAILED")
-                    sender = _sender(plan, base, uri, storage, folder)
-                    sender.finish("KILLED" if asked else "FAILED", deadline_s=CLOSED_WITHIN_S)
+            close("KILLED" if isinstance(error, (KeyboardInterrupt, RunStopped)) else "FAILED")
             raise
 
 

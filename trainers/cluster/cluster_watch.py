@@ -3,13 +3,19 @@ raylet has died, they end it at their next turn."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 import ray
 
+from datasets_manifest.errors import without_password
 from trainers.cluster.find_cluster import is_open
 from trainers.cluster.local_cluster import owns_ray
+from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
 from trainers.failures import RunFailed
 
 ASKED_EVERY_S = 2.0
@@ -62,3 +68,43 @@ def watch_cluster() -> list[ClusterWatch]:
         return [ClusterWatch(head, JOINED_LOST_AFTER_S)]
     raylets = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in ray.nodes() if node["Alive"]]
     return [ClusterWatch(head, LOST_AFTER_S), *(ClusterWatch(each, LOST_AFTER_S, "raylet") for each in raylets)]
+
+
+def ended_by_ray(why: str) -> RunFailed:
+    """What a command ends with once Ray has died. What is left of a Ray of its own is ended; its logs stay."""
+    logs = "".join(f"; Ray's logs: {folder}" for folder in keep_logs())
+    kill_own_ray()
+    return RunFailed(f"{why}{logs}. Give the command again: a run goes on from its last checkpoint")
+
+
+@contextlib.contextmanager
+def end_with_cluster(close: Callable[[], None]) -> Iterator[None]:
+    """End this process, with a line, once Ray has died.
+
+    For calls of Ray that cannot be left: they would wait for a minute and then end the process themselves.
+
+    Args:
+        close: called before the end, in another thread.
+    """
+    over = threading.Event()
+    watches = watch_cluster()
+
+    def watch() -> None:
+        try:
+            while not over.wait(ASKED_EVERY_S):
+                for each in watches:
+                    each.look()
+        except LostCluster as error:
+            failed = ended_by_ray(str(error))
+            with contextlib.suppress(Exception):  # the line below is what matters
+                close()
+            print(f"m2can: {without_password(str(failed))}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True, name="m2can-cluster-watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

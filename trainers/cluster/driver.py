@@ -19,13 +19,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from datasets_manifest.disk import cannot_write
 from datasets_manifest.errors import InputError, first_line
-from trainers.cluster.cluster_watch import ASKED_EVERY_S, LostCluster, watch_cluster
+from trainers.cluster.cluster_watch import ASKED_EVERY_S, LostCluster, ended_by_ray, watch_cluster
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.cluster.monitor import Listener, start_monitor
 from trainers.cluster.ray_compat import watch_restarts
 from trainers.cluster.resources import worker_resources
 from trainers.cluster.restarts import Restarts
-from trainers.cluster.session_cleaner import keep_logs, kill_own_ray
+from trainers.cluster.session_cleaner import keep_logs
 from trainers.cluster.waiting import lacking
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
@@ -175,9 +175,7 @@ def fit(trainer: TorchTrainer, listener: Listener, grace_s: float) -> ray.train.
         return done.result()
     except (LostCluster, RayError) as error:
         why = str(error) if isinstance(error, LostCluster) else f"Ray ended the run ({first_line(error)})"
-        logs = "".join(f"; Ray's logs: {folder}" for folder in keep_logs())
-        kill_own_ray()
-        raise RunFailed(f"{why}{logs}. Give the command again: a run goes on from its last checkpoint") from error
+        raise ended_by_ray(why) from error
     except KeyboardInterrupt:
         listener.ask_to_stop()
         wait([done], timeout=grace_s)

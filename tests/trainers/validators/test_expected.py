@@ -115,6 +115,15 @@ def test_less_sure_predictions_lower_it_and_heads_that_disagree_their_signal() -
     assert set(SIGNALS) == set(signals(seen))
 
 
+def test_a_sure_target_is_not_expected_to_be_better_than_the_sources() -> None:
+    seen = inputs(600, 0.6, 0.7)
+    sure = np.full_like(seen.target_probs_NC, 0.0005)
+    sure[:, 0] = 0.999
+    expected = expected_accuracy(replace(seen, target_probs_NC=sure))
+    assert expected is not None and expected.accuracy <= 0.6
+    assert expected.high - expected.low > 0.5  # as unsure as predictions of which two of five are wrong
+
+
 def test_the_interval_is_wider_for_few_records() -> None:
     few, many = (expected_accuracy(inputs(rows, 0.8, 0.9)) for rows in (20, 2000))
     assert few is not None and many is not None
