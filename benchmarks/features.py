@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks.cached import frozen_encoders
+from datasets_manifest.features.feature_stream import FeatureStream
+from datasets_manifest.features.feature_views import encode_views
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import index_table
-from datasets_manifest.stream.feature_stream import FeatureStream
-from datasets_manifest.stream.feature_views import encode_views
 from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.source import BatchSource
 from trainers.cluster.local_cluster import start_own_ray

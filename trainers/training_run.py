@@ -9,7 +9,6 @@ import base64
 import contextlib
 import html
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datasets_manifest.errors import InputError, without_password
 from datasets_manifest.files import require_file
 from trainers.failures import RunStopped, TrackingUnavailable
+from trainers.run_tracking import RunTracking
 from trainers.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trainers.journal.outcome import FloorResult, Outcome
     from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
-    from trainers.tracking.sender import Sender, TrackedRun
+    from trainers.tracking.sender import TrackedRun
 
 Stop = AbstractContextManager["threading.Event | None"]
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -210,7 +210,7 @@ def run(
         observer.on_start(prepared)
         return _run_prepared(
             prepared,
-            _Tracking(prepared, tags, candidate) if uri else None,
+            RunTracking(prepared, tags, candidate) if uri else None,
             uri=uri,
             observer=observer,
             stop=stop or nullcontext(),
@@ -225,7 +225,7 @@ def run(
 
 def _run_prepared(
     prepared: Prepared,
-    tracking: _Tracking | None,
+    tracking: RunTracking | None,
     *,
     uri: str | None,
     observer: RunObserver,
@@ -290,74 +290,6 @@ def prepare_and_start_ray(recipe: Recipe) -> Prepared:
     prepared = prepare(recipe, inputs)
     start_ray(recipe.cluster.address)
     return prepared
-
-
-class _Tracking:
-    """The run's sender to MLflow. It is made with the first step: training must not wait for MLflow's imports."""
-
-    def __init__(self, prepared: Prepared, tags: Mapping[str, str], candidate: str) -> None:
-        self._prepared, self._tags, self._candidate = prepared, tags, candidate
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-        self._made: Future[Sender] | None = None
-        self._publishes = False
-
-    @property
-    def has_begun(self) -> bool:
-        return self._made is not None
-
-    def begin(self, precision: str | None = None) -> Future[Sender]:
-        """Make and start the sender in the background, once.
-
-        Args:
-            precision: what the workers compute in; None: no step was made.
-        """
-        if self._made is None:
-            self._made = self._pool.submit(self._make, precision)
-        return self._made
-
-    def sender(self) -> Sender:
-        return self.begin().result()
-
-    def close(self, status: str) -> None:
-        """End the MLflow run of a training that did not come to its end."""
-        from trainers.tracking.sender import CLOSED_WITHIN_S
-
-        sender = self.sender()
-        if self._publishes and sender.run_id is not None:
-            sender = self._make(None)  # the other one still uploads what an interrupted call asked for
-        sender.finish(status, deadline_s=CLOSED_WITHIN_S)
-
-    def publish(self, outcome: Outcome, report: Path, register: bool) -> TrackedRun:
-        """Log the report and the model, register the model, close the MLflow run."""
-        from trainers.tracking.run_sender import model_to_log
-
-        sender, model = self.sender(), None
-        names = [finding.name for finding in outcome.findings]
-        more_tags = {"m2can.warnings": ", ".join(names)} if names else {}
-        if outcome.floor is not None:
-            more_tags["m2can.floor"] = "chosen" if outcome.floor.chosen else "not chosen"
-        if register:
-            model = model_to_log(
-                outcome.checkpoint,
-                outcome.chosen.epoch,
-                outcome.accuracies(),
-                outcome.name,
-                sender.tags | more_tags,
-                metrics=outcome.chosen.metrics,
-                candidate=self._candidate,
-            )
-        self._publishes = True
-        return sender.finish("FINISHED", artifacts=report, model=model)
-
-    def _make(self, precision: str | None) -> Sender:
-        from trainers.tracking.run_sender import make_sender
-
-        prepared = self._prepared
-        sender = make_sender(
-            prepared.name, prepared.folder, prepared.card, prepared.corpus, self._tags, precision=precision
-        )
-        sender.start()
-        return sender
 
 
 def _result(

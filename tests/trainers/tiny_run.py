@@ -51,6 +51,15 @@ def prepared_run(folder: Path, overrides: list[str] | None = None) -> Prepared:
     return prepare(small_recipe(folder, overrides))
 
 
+def two_epochs(run: Prepared, folder: Path) -> Loop:
+    """The loop after two epochs, with a checkpoint of each in `folder`."""
+    loop = make_loop(run)
+    for epoch in (1, 2):
+        loop.run_epoch()
+        loop.save(folder / f"checkpoint_{epoch}", {})
+    return loop
+
+
 def make_loop(run: Prepared, observer: Observer | None = None) -> Loop:
     """The training loop without Ray."""
     return Loop(

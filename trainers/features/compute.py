@@ -16,10 +16,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datasets_manifest.features import feature_files
+from datasets_manifest.features.feature_views import encode_views
 from datasets_manifest.files import require_folder
-from datasets_manifest.stream import feature_files
 from datasets_manifest.stream.encode import Encoding, index_table
-from datasets_manifest.stream.feature_views import encode_views
 from trainers.compute.device_batches import make_encoding
 from trainers.model.card import ModelCard
 from trainers.model.features import FrozenEncoders, described, encoder_weights, require_frozen

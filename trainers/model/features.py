@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.stream.encode import Encoding
-from datasets_manifest.stream.feature_files import (
+from datasets_manifest.features.feature_files import (
     SCHEMA_VERSION,
     SHARD_ROWS,
     TOWERS,
@@ -24,7 +23,8 @@ from datasets_manifest.stream.feature_files import (
     feature_column,
     views_of,
 )
-from datasets_manifest.stream.feature_views import collate_view
+from datasets_manifest.features.feature_views import collate_view
+from datasets_manifest.stream.encode import Encoding
 from trainers.compute.device_batches import to_batch
 from trainers.compute.precision import dtype_of
 from trainers.m2can.network import M2CAN

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from datasets_manifest.features.feature_files import FeatureFolder, Features, records_of
 from datasets_manifest.records.corpus import Corpus
-from datasets_manifest.stream.feature_files import FeatureFolder, Features, records_of
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard

@@ -26,11 +26,11 @@ import torch
 from ray.actor import ActorHandle
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.features.feature_stream import FeatureStream
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_of
 from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
-from datasets_manifest.stream.feature_stream import FeatureStream
 from datasets_manifest.stream.ray_stream import Stream, quiet
 from datasets_manifest.stream.source import BatchSource
 from trainers.compute.device_batches import picture_memory

@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from datasets_manifest.errors import InputError
 from tests.test_docs_blocks import ROOT, blocks
 from tests.trainers.encoders.hub_folders import WRITERS, write_clip
-from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
+from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe, two_epochs
 from trainers.compute.compiled import compilable_blocks
 from trainers.encoders.adapters import merge_adapters
 from trainers.encoders.encoders import build_picture_encoder, build_text_encoder, picture_config, text_config
@@ -238,11 +238,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def trained(run: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Loop, Path]:
     """The loop after two epochs, and its run's folder with a checkpoint of each."""
     folder = tmp_path_factory.mktemp("runs") / "adapted"
-    loop = make_loop(run)
-    for epoch in (1, 2):
-        loop.run_epoch()
-        loop.save(folder / f"checkpoint_{epoch}", {})
-    return loop, folder
+    return two_epochs(run, folder), folder
 
 
 def test_a_checkpoint_holds_the_adapters_and_what_comes_after_the_encoders(trained: tuple[Loop, Path]) -> None:

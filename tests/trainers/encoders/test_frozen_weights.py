@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests
-from tests.trainers.tiny_run import make_loop, prepared_run
+from tests.trainers.tiny_run import make_loop, prepared_run, two_epochs
 from trainers.loop.loop import Loop
 from trainers.model.predictor import Predictor
 from trainers.model.trained_network import complete_model
@@ -39,11 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def trained(run: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Loop, Path]:
     """The loop after two epochs, and its run's folder with a checkpoint of each."""
     folder = tmp_path_factory.mktemp("runs") / "frozen"
-    loop = make_loop(run)
-    for epoch in (1, 2):
-        loop.run_epoch()
-        loop.save(folder / f"checkpoint_{epoch}", {})
-    return loop, folder
+    return two_epochs(run, folder), folder
 
 
 def test_a_checkpoint_holds_what_trains(trained: tuple[Loop, Path]) -> None:

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.stream import feature_files
+from datasets_manifest.features import feature_files
+from datasets_manifest.features.feature_files import FeatureFolder, records_of
+from datasets_manifest.features.feature_stream import FeatureStream
+from datasets_manifest.features.feature_views import encode_views
 from datasets_manifest.stream.encode import index_table
-from datasets_manifest.stream.feature_files import FeatureFolder, records_of
-from datasets_manifest.stream.feature_stream import FeatureStream
-from datasets_manifest.stream.feature_views import encode_views
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.compute.device_batches import make_encoding

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets_manifest.features.feature_files import Features
 from datasets_manifest.stream.encode import Encoding
-from datasets_manifest.stream.feature_files import Features
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from datasets_manifest.features.feature_files import views_of
 from datasets_manifest.stream.encode import Encoding, HostBatch, collate, encode_rows
-from datasets_manifest.stream.feature_files import views_of
 
 _COLUMNS = ("tokens", "pictures", "num_pictures")
 
