@@ -57,6 +57,10 @@ class RunTracking:
         more_tags = {"m2can.warnings": ", ".join(names)} if names else {}
         if outcome.floor is not None:
             more_tags["m2can.floor"] = "chosen" if outcome.floor.chosen else "not chosen"
+            numbers = outcome.floor.numbers()
+            for name, found in (("floor", numbers), ("zero_shot", numbers["zero_shot"] or {})):
+                accuracies = {key: found.get(key) for key in ("source_accuracy", "target_accuracy")}
+                more_tags |= {f"m2can.{name}_{key}": f"{x:.4f}" for key, x in accuracies.items() if x is not None}
         if register:
             model = model_to_log(
                 outcome.checkpoint,

@@ -97,7 +97,9 @@ class RunProgress(RunObserver):
     def on_floor(self, metrics: dict[str, float]) -> None:
         if self.as_json:
             print_json({"event": "floor", "metrics": metrics})
-        self._bar.console.print(floor_line(metrics), highlight=False, soft_wrap=self._bar.disable)
+        for line in (zero_shot_line(metrics), floor_line(metrics)):
+            if line is not None:
+                self._bar.console.print(line, highlight=False, soft_wrap=self._bar.disable)
 
     def on_epoch(self, record: EpochRecord) -> None:
         if self.as_json:
@@ -120,6 +122,14 @@ def floor_line(metrics: Mapping[str, float]) -> str:
     if "target/val/accuracy" in metrics:
         parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
     return "  ".join([*parts, "without training", f"{metrics.get('time/floor_s', 0.0):.1f} s"])
+
+
+def zero_shot_line(metrics: Mapping[str, float]) -> str | None:
+    """Accuracies of the names of the classes in the dual encoder's eyes; None where there is none."""
+    of_sources, of_target = (metrics.get(f"zero_shot/{part}/val/accuracy") for part in ("source", "target"))
+    parts = [] if of_sources is None else [f"sources {percent(of_sources)}"]
+    parts += [] if of_target is None else [f"target {percent(of_target)} (its labels are not used)"]
+    return "  ".join(["zero-shot", *parts, "by class names, without training"]) if parts else None
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

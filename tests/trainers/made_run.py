@@ -139,6 +139,7 @@ def made_floor(outcome: Outcome, *, better: bool) -> Outcome:
         tensors["evidence/target_probs_NC"] = np.full((targets, len(sure)), 1 / len(sure), np.float32)
     save_file(tensors, outcome.folder / "floor" / "evaluation.safetensors")
     metrics = {"source/val/accuracy": 0.9, "selection/score": 1.0, "target/val/accuracy": 0.8, "time/floor_s": 1.0}
+    metrics |= {"zero_shot/source/val/accuracy": 0.45, "zero_shot/target/val/accuracy": 0.35}
     (outcome.folder / "floor" / "floor.json").write_text(json.dumps(metrics))
     return choose_epoch_of(
         outcome.name, outcome.folder, outcome.card, outcome.corpus, outcome.records, outcome.checkpoints

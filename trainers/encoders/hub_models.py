@@ -172,6 +172,13 @@ def start_projections(model: Any, text: nn.Linear, picture: nn.Linear) -> None:
                 ours.bias.copy_(theirs.bias)
 
 
+def similarity_scale(model: Any) -> float:
+    """What a dual encoder multiplies similarities by before the softmax over texts."""
+    if hasattr(model, "logit_scale"):
+        return float(model.logit_scale.detach().exp())
+    return 1 / float(model.temperature.detach()) if hasattr(model, "temperature") else 100.0  # ALIGN; CLIP's
+
+
 @torch.no_grad()
 def require_equal(model: Any, texts: TextEncoder, pictures: Any, projections: tuple[nn.Module, nn.Module]) -> None:
     """Compare features of a text and a picture with the dual encoder's own.

@@ -17,7 +17,7 @@ from trainers.encoders.weight_files import read_tensors
 from trainers.failures import RunFailed
 from trainers.journal.findings import Finding, after_run
 from trainers.journal.journal import EpochRecord
-from trainers.model.card import FLOOR, ModelCard
+from trainers.model.card import FLOOR, ZERO_SHOT, ModelCard
 from trainers.model.floor_files import floor_metrics
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
@@ -40,6 +40,12 @@ class FloorResult:
     folder: Path
     metrics: dict[str, float] = field(repr=False)
 
+    @property
+    def zero_shot(self) -> dict[str, float] | None:
+        """Metrics of the zero-shot classifier, named as an epoch's; None if the network did not begin as a dual encoder."""
+        start = "zero_shot/"
+        return {name.removeprefix(start): x for name, x in self.metrics.items() if name.startswith(start)} or None
+
     def numbers(self) -> dict[str, Any]:
         """As they stand in summary.json and in the command's last line; accuracies are None without labels."""
         return {
@@ -49,6 +55,14 @@ class FloorResult:
             "selection_score": self.metrics.get("selection/score"),
             "target_accuracy": self.metrics.get(TARGET_ACCURACY),
             "target_accuracy_expected": self.metrics.get(EXPECTED),
+            "zero_shot": None if self.zero_shot is None else self._of_zero_shot(self.zero_shot),
+        }
+
+    def _of_zero_shot(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.folder.with_name(ZERO_SHOT)),
+            "source_accuracy": metrics.get("source/val/accuracy"),
+            "target_accuracy": metrics.get(TARGET_ACCURACY),
         }
 
 

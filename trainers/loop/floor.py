@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from trainers.loop.loop import Loop
 from trainers.loop.reference_records import FactsCollector, reference_part, shuffled
 from trainers.loop.scoring import COLUMNS
 from trainers.loop.validator_inputs import pairs, validator_rows
-from trainers.m2can.floor import Features, FloorNetwork, fit_floor
+from trainers.loop.zero_shot import joined, make_zero_shot
+from trainers.m2can.floor import Features, FloorNetwork, ZeroShotHead, fit_floor
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
@@ -34,6 +35,7 @@ from trainers.validators.mixing import SHARE
 
 # Of each part of each domain: they bound memory and time, and a probe with strong decay gains nothing from more.
 MOST_ROWS = 4096
+_SHOWN = tuple(f"{part}/val/{key}" for part in ("source", "target") for key in ("accuracy", "macro_f1"))
 _READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",)}
 
 
@@ -41,14 +43,17 @@ _READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",
 class FoundFloor:
     """A fitted floor.
 
-    metrics: source and target validation accuracy and macro-F1, expected accuracy, score of the validator, seconds, by name.
+    metrics: source and target validation accuracy and macro-F1, expected accuracy, score of the validator, seconds, by name;
+    accuracy and macro-F1 of the zero-shot classifier by `zero_shot/…`.
     evaluation: its predictions, under the names that they have in a checkpoint; `<domain>/<split>/row` says which rows of a part
-    it has where those are not all.
+    it has where those are not all. zero_shot: the same of a zero-shot classifier; None: the network does not begin as a dual
+    encoder.
     """
 
     network: FloorNetwork
     metrics: dict[str, float]
     evaluation: dict[str, Tensor]
+    zero_shot: FoundFloor | None = None
 
 
 def has_floor(recipe: Recipe) -> bool:
@@ -82,24 +87,54 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     network = FloorNetwork(loop.network.text_encoder, loop.network.picture_encoder, len(corpus.classes))
     network.to(loop.device, loop.dtype).take(floor)
     own = {part.domain: floor.for_domain(of_part[id(part)]) for part in corpus.train}
+
+    def told(network: FloorNetwork, predicted: dict[int, tuple[Tensor, Tensor]]) -> FoundFloor:
+        evidence = _evidence(scored, rows, predicted, (targets, sources), labels)
+        metrics = _metrics(scored, rows, predicted, labels)
+        metrics["selection/score"] = epoch_score(loop.recipe.selection.validator, evidence)
+        expected = expected_accuracy(evidence)
+        metrics |= expected.metrics() if expected else {}
+        tensors = {name: torch.from_numpy(x) for name, x in evidence.arrays().items()}
+        tensors |= _columns(scored, rows, predicted, labels)
+        part = reference_part(corpus)
+        places = np.searchsorted(rows[id(part)], facts.rows)
+        logits, components = (x[places] for x in predicted[id(part)])
+        seen = Seen(logits.softmax(1).float().numpy(), components.float().numpy(), of_reference)
+        tensors |= shuffled(seen).tensors()
+        return FoundFloor(network, {k: v for k, v in metrics.items() if math.isfinite(v)}, tensors)
+
     predicted = {}
     for part in scored:
         given = of_part[id(part)]
         predicted[id(part)] = own[part.domain].logits(given).cpu(), own[part.domain].projected(given).cpu()
-    evidence = _evidence(scored, rows, predicted, (targets, sources), labels)
-    metrics = _metrics(scored, rows, predicted, labels)
-    metrics["selection/score"] = epoch_score(loop.recipe.selection.validator, evidence)
-    expected = expected_accuracy(evidence)
-    metrics |= expected.metrics() if expected else {}
-    metrics["time/floor_s"] = time.perf_counter() - started
-    tensors = {name: torch.from_numpy(x) for name, x in evidence.arrays().items()}
-    tensors |= _columns(scored, rows, predicted, labels)
-    part = reference_part(corpus)
-    places = np.searchsorted(rows[id(part)], facts.rows)
-    logits, components = (x[places] for x in predicted[id(part)])
-    seen = Seen(logits.softmax(1).float().numpy(), components.float().numpy(), of_reference)
-    tensors |= shuffled(seen).tensors()
-    return FoundFloor(network, {k: v for k, v in metrics.items() if math.isfinite(v)}, tensors)
+    found = told(network, predicted)
+    zero_shot = _zero_shot(loop, target, {id(part): of_part[id(part)] for part in scored}, told)
+    more = (
+        {f"zero_shot/{key}": zero_shot.metrics[key] for key in _SHOWN if key in zero_shot.metrics} if zero_shot else {}
+    )
+    metrics = found.metrics | more | {"time/floor_s": time.perf_counter() - started}
+    return replace(found, metrics=metrics, zero_shot=zero_shot)
+
+
+@torch.no_grad()
+def _zero_shot(
+    loop: Loop,
+    target: Features,
+    scored: dict[int, Features],
+    told: Callable[[FloorNetwork, dict[int, tuple[Tensor, Tensor]]], FoundFloor],
+) -> FoundFloor | None:
+    """The zero-shot classifier on the features of the parts that are scored. It has no score: it is not chosen."""
+    network = make_zero_shot(loop, target)
+    if network is None:
+        return None
+    head = network.floor
+    assert isinstance(head, ZeroShotHead)
+    predicted = {}
+    for part, features in scored.items():
+        logits, components = head(joined(head, features))
+        predicted[part] = logits.cpu(), components.cpu()
+    found = told(network, predicted)
+    return replace(found, metrics={name: x for name, x in found.metrics.items() if name != "selection/score"})
 
 
 def rows_of(part: Part, wanted: np.ndarray, seed: int) -> np.ndarray:

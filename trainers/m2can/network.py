@@ -66,6 +66,9 @@ class M2CAN(nn.Module):
         aligned: width of projections that start as a dual encoder's own, which have no ReLU; None: 256, with ReLU.
         modalities: `text` and `pictures` put zeros in the place of the other modality's features: baselines.
 
+    Attributes:
+        similarity_scale: what a dual encoder multiplies similarities by, if the network begins as one, else None.
+
     Source: Zhao et al. 2025.
     """
 
@@ -92,6 +95,7 @@ class M2CAN(nn.Module):
         self.picture_head = single_modality_head(num_classes, self.projected)
         self.num_classes = num_classes
         self.modalities = modalities
+        self.similarity_scale: float | None = None
 
     def forward(self, batch: Batch) -> Outputs:
         text_NK, picture_NK = self.features_of(batch)

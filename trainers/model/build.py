@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainers.encoders.encoders import ALIGNED, build_picture_encoder, build_text_encoder
-from trainers.encoders.hub_models import read_model, require_equal, start_projections
+from trainers.encoders.hub_models import read_model, require_equal, similarity_scale, start_projections
 from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.names import Adversary
 from trainers.m2can.network import FUSED, M2CAN
@@ -43,6 +43,7 @@ def build_network(
         projections = network.text_projection.linear, network.picture_projection.linear
         start_projections(dual, *projections)
         require_equal(dual, text, picture.model, projections)
+        network.similarity_scale = similarity_scale(dual)
     return network
 
 

@@ -13,7 +13,7 @@ from datasets_manifest.stream.encode import Vocabulary
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.schema_versions import migrate
 
-FLOOR = "floor"  # in a run's folder, see floor_files
+FLOOR, ZERO_SHOT = "floor", "zero_shot"  # in a run's folder, see floor_files
 SCHEMA_VERSION = 2  # of model.json and of a checkpoint's training.json
 _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
 
@@ -26,6 +26,7 @@ class ModelCard:
     merged_adapters: settings of the adapters that the weights of an encoder hold, by `text` and `picture`; the recipe then has
     none.
     floor: whether the network is the floor (trainers.m2can.floor) above the recipe's encoders as training found them.
+    zero_shot: whether it is a zero-shot classifier above them.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class ModelCard:
     started_from: str | None = None
     merged_adapters: dict[str, Any] | None = None
     floor: bool = False
+    zero_shot: bool = False
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def card_files(card: ModelCard) -> dict[str, str]:
         "started_from": card.started_from,
         **({} if card.merged_adapters is None else {"merged_adapters": card.merged_adapters}),
         **({"floor": True} if card.floor else {}),
+        **({"zero_shot": True} if card.zero_shot else {}),
     }
     return {"model.json": json_text(content), "tokenizer.json": tokenizer}
 
@@ -126,6 +129,7 @@ def load_card(folder: Path) -> ModelCard:
             started_from=content.get("started_from"),
             merged_adapters=content.get("merged_adapters"),
             floor=content.get("floor", False),
+            zero_shot=content.get("zero_shot", False),
         )
     except (KeyError, TypeError, OSError) as error:
         raise InputError(f"is damaged ({error!r})", file=file) from None

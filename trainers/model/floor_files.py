@@ -1,4 +1,5 @@
-"""The floor in a run's folder: `<run>/floor`, in the form of a checkpoint without training's state.
+"""The floor in a run's folder: `<run>/floor`, in the form of a checkpoint without training's state. A zero-shot classifier has
+the same form in `<run>/zero_shot`.
 
 <run>/floor/
     model/                   of a FloorNetwork; frozen weights are the run's. reference.safetensors as in a checkpoint
@@ -17,7 +18,7 @@ from torch import Tensor
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.encoders.weight_files import REFERENCE, FrozenWeights, save_tensors
 from trainers.m2can.floor import FloorNetwork
-from trainers.model.card import FLOOR, ModelCard
+from trainers.model.card import FLOOR, ZERO_SHOT, ModelCard
 from trainers.model.checkpoint import write_model
 from trainers.model.reference import SEEN_FILE, split_reference
 
@@ -31,8 +32,13 @@ def write_floor(
     card: ModelCard,
     metrics: dict[str, float],
     evaluation: dict[str, Tensor],
+    *,
+    zero_shot: bool = False,
 ) -> Path:
     """Write the floor into a run's folder, whole or not at all, and frozen weights once beside it; its folder.
+
+    Args:
+        zero_shot: whether it is a zero-shot classifier.
 
     Raises:
         OSError: disk full or not writable.
@@ -40,8 +46,9 @@ def write_floor(
     weights = {name: x for name, x in network.state_dict().items() if name not in frozen.tensors}
     reference = frozen.write(run)
     size = sum(x.nbytes for part in (weights, evaluation) for x in part.values())
-    with whole_folder(run / FLOOR, size=size, replace=True) as draft:
-        write_model(draft / "model", weights, replace(card, floor=True))
+    folder = run / (ZERO_SHOT if zero_shot else FLOOR)
+    with whole_folder(folder, size=size, replace=True) as draft:
+        write_model(draft / "model", weights, replace(card, floor=not zero_shot, zero_shot=zero_shot))
         if reference is not None:
             (draft / "model" / REFERENCE).write_text(json_text(reference), encoding="utf-8")
         tensors, seen = split_reference(evaluation)
@@ -49,7 +56,7 @@ def write_floor(
         save_tensors(draft / "evaluation.safetensors", tensors)
         (draft / _METRICS).write_text(json_text(metrics), encoding="utf-8")
         (draft / "files.json").write_text(json_text(digests(draft)), encoding="utf-8")
-    return run / FLOOR
+    return folder
 
 
 def floor_metrics(run: Path) -> dict[str, float] | None:

@@ -30,11 +30,13 @@ def load_network(folder: Path) -> tuple[Network, ModelCard]:
         InputError: missing, damaged, or weights of another network.
     """
     card = load_card(folder)
-    network: Network = build_network(
+    built = build_network(
         card.recipe, card.text_config, len(card.classes), load_weights=False, pictures=card.picture_config
     )
-    if card.floor:
-        network = FloorNetwork(network.text_encoder, network.picture_encoder, len(card.classes))
+    network: Network = built
+    if card.floor or card.zero_shot:
+        projected = built.projected if card.zero_shot else None
+        network = FloorNetwork(built.text_encoder, built.picture_encoder, len(card.classes), projected)
     if card.recipe.train.precision == "fp64":
         network = network.double()
     load_model_weights(folder, network)

@@ -27,7 +27,13 @@ STARTED = "start.json"  # in the run's folder: what it started from, as it was f
 # What a run that goes on from another cannot change: its state would not fit. Where weights came from does not matter any more.
 _FIXED = ("encoders.", "network.", "objective.discriminators", "optimizer.type", "optimizer.layer_decay", "data.splits",
           "data.texts.max_tokens", "train.target_labels")  # fmt: skip
-_OPEN = ("encoders.text.weights", "encoders.picture.weights", "encoders.features", "encoders.activation_checkpointing")
+_OPEN = (
+    "encoders.text.weights",
+    "encoders.picture.weights",
+    "encoders.features",
+    "encoders.activation_checkpointing",
+    "encoders.prompts",
+)
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,11 @@ class Encoders(Section):
         description="Folder or hub name of a dual encoder (CLIP, SigLIP, …) in the place of both names. The projections start as "
         "its own and have no ReLU, so that the similarity of text and picture is the dual encoder's before the first step.",
     )
+    prompts: Annotated[list[str], Field(min_length=1)] = Field(
+        ["a photo of {}.", "a post about {}.", "{}"],
+        description="Sentences in which a class's name takes the place of `{}`; their mean feature stands for the class where a "
+        "dual encoder (`both`) classifies without training, see [Encoders](encoders.md#without-training).",
+    )
     text: TextEncoderSection = TextEncoderSection()
     picture: PictureEncoderSection = PictureEncoderSection()
     features: str | None = Field(
@@ -258,6 +263,14 @@ class Encoders(Section):
         description="Which encoders keep only their blocks' inputs for the backward pass and compute the rest again: less "
         "memory, more time, the same result.",
     )
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_a_place_for_the_name(cls, prompts: list[str]) -> list[str]:
+        for prompt in prompts:
+            if "{}" not in prompt:
+                raise ValueError(f"has no place for a class's name: {prompt!r}; wanted `{{}}` in each")
+        return prompts
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from datasets_manifest.errors import InputError, first_line, from_validation_error, nearest
 from datasets_manifest.manifest.catalog import is_reference
 from trainers.published.configuration import is_published_form, recipe_tree
+from trainers.recipe.data_sections import Encoders
 from trainers.recipe.from_version_1 import SCHEMA_VERSION, refuse_removed, to_version_2
 from trainers.recipe.overrides import apply_override, merge, put
 from trainers.recipe.presets import PRESETS
@@ -53,7 +54,7 @@ def read_tree(path: str | Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def make_recipe(tree: dict[str, Any], file: Path | str | None = None) -> Recipe:
-    """Validate a tree of values on top of its preset. Paths of manifests and features become relative to `file`'s folder.
+    """Validate a tree of values on top of its preset. Paths become relative to `file`'s folder.
 
     A tree that names no schema version is read as one of today's.
     """
@@ -96,10 +97,29 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}
-    encoders = recipe.encoders
+    encoders = _encoders_anchored(recipe.encoders, folder)
     if encoders.features is not None:
         encoders = encoders.model_copy(update={"features": anchor(encoders.features)})
     return recipe.model_copy(update={"data": data.model_copy(update=placed), "encoders": encoders})
+
+
+def _encoders_anchored(encoders: Encoders, folder: Path) -> Encoders:
+    """Names and weights that are folders or files: workers have another working folder than the command."""
+
+    def anchor(named: str) -> str:
+        if named in ("pretrained", "random") or named.startswith("tiny"):
+            return named
+        start = "hf:" if named.startswith("hf:") else ""
+        places = (place / Path(named.removeprefix(start)).expanduser() for place in (folder, Path.cwd()))
+        return next((f"{start}{place.resolve()}" for place in places if place.exists()), named)
+
+    towers = {}
+    for tower in ("text", "picture"):
+        section = getattr(encoders, tower)
+        found = {key: anchor(getattr(section, key)) for key in ("name", "weights")}
+        towers[tower] = section.model_copy(update=found)
+    both = None if encoders.both is None else anchor(encoders.both)
+    return encoders.model_copy(update={"both": both, **towers})
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

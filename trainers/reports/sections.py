@@ -102,6 +102,8 @@ def choice(run: Run) -> dict[str, Any]:
         name = "the floor, without training"
         name = f"{name}: chosen, without target labels" if outcome.floor.chosen else name
         found.append((name, "–", outcome.floor.metrics))
+        if outcome.floor.zero_shot is not None:
+            found.append(("zero-shot, by the names of the classes", "–", outcome.floor.zero_shot))
     rows = [
         (
             name,

@@ -27,6 +27,10 @@ def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
             monitor.post.remote("note", "there is no floor: a feature of the encoders is not finite")
         elif found is not None:
             try:
+                if (named := found.zero_shot) is not None:
+                    write_floor(
+                        run, named.network, loop.frozen, loop.card, named.metrics, named.evaluation, zero_shot=True
+                    )
                 write_floor(run, found.network, loop.frozen, loop.card, found.metrics, found.evaluation)
             except OSError as error:
                 monitor.post.remote("note", f"the floor could not be written: {error}")
@@ -36,6 +40,7 @@ def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
 
 
 def of_first_epoch(loop: Loop, run: Path) -> dict[str, float]:
-    """The floor's metrics as the first epoch's record has them, by `floor/…`, and its seconds."""
+    """The floor's metrics as the first epoch's record has them, by `floor/…`; those of a zero-shot classifier and the seconds."""
     found = floor_metrics(run) if loop.rank == 0 and loop.epoch == 1 else None
-    return {name if name.startswith("time/") else f"floor/{name}": value for name, value in (found or {}).items()}
+    plain = ("time/", "zero_shot/")
+    return {name if name.startswith(plain) else f"floor/{name}": value for name, value in (found or {}).items()}

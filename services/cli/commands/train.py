@@ -16,6 +16,7 @@ from trainers.validators.expected import ExpectedAccuracy
 
 if TYPE_CHECKING:
     from trainers.cluster.dry_run import DryRun
+    from trainers.journal.outcome import FloorResult
     from trainers.recipe import Recipe
     from trainers.training_run import Result
 
@@ -181,6 +182,7 @@ def _print_choice(result: Result) -> None:
         accuracies = {"sources": numbers["source_accuracy"], result.target: numbers["target_accuracy"]}
         said = ", ".join(f"{name} {percent(x)}" for name, x in accuracies.items() if x is not None)
         typer.echo(f"floor       {said or 'no validation record has a label'}; nothing was trained")
+        _print_zero_shot(result.floor)
         return
     sources = percent(result.chosen_metrics.get("source/val/accuracy"))
     by = f"(without target labels, by {result.validator})"
@@ -188,11 +190,18 @@ def _print_choice(result: Result) -> None:
     typer.echo(f"chosen      {where} {by}, sources {sources}")
     if result.floor is not None and not result.floor.chosen:
         typer.echo(f"floor       sources {percent(result.floor.numbers()['source_accuracy'])}, without training")
+        _print_zero_shot(result.floor)
     expected = ExpectedAccuracy.from_metrics(result.chosen_metrics)
     known = f"expected to be {expected}, not measured" if expected else "not known"
     typer.echo(
         f"            the accuracy on {result.target} is {known}: label some of its records, then m2can evaluate"
     )
+
+
+def _print_zero_shot(floor: FloorResult) -> None:
+    by_names = floor.numbers()["zero_shot"]
+    if by_names is not None and by_names["source_accuracy"] is not None:
+        typer.echo(f"zero-shot   sources {percent(by_names['source_accuracy'])}, by class names, without training")
 
 
 def print_result(result: Result) -> None:
@@ -210,6 +219,10 @@ def print_result(result: Result) -> None:
         if result.floor is not None:
             accuracy = result.floor.numbers()["target_accuracy"]
             typer.echo(f"  floor            {percent(accuracy):>7} (without training)")
+            if (by_names := result.floor.numbers()["zero_shot"]) is not None:
+                typer.echo(
+                    f"  zero-shot        {percent(by_names['target_accuracy']):>7} (by class names, without training)"
+                )
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
         if (expected := ExpectedAccuracy.from_metrics(result.chosen_metrics)) is not None:
             typer.echo(f"  expected of the chosen epoch without labels: {expected}")

@@ -40,6 +40,10 @@ def test_the_floor_is_told_before_the_first_step(capsys: CaptureFixture[str]) ->
     shown = capsys.readouterr()
     assert shown.err.splitlines() == 2 * ["floor  sources 71.0 %  without training  1.2 s"]
     assert json.loads(shown.out) == {"event": "floor", "metrics": metrics}
+    metrics |= {"zero_shot/source/val/accuracy": 0.42, "zero_shot/target/val/accuracy": 0.4}
+    output.RunProgress(False).on_floor(metrics)
+    said = "zero-shot  sources 42.0 %  target 40.0 % (its labels are not used)  by class names, without training"
+    assert capsys.readouterr().err.splitlines()[0] == said
 
 
 def ended(tmp_path: Path, **changes: Any) -> Result:

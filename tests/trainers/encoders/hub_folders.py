@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ _TEXT = _TOWER | {"vocab_size": len(_WORDS), "max_position_embeddings": 12, "pad
 _VISION = _TOWER | {"image_size": 224, "patch_size": 32}
 
 
-def write_tokenizer(folder: Path, *, start: bool = True, **names: Any) -> None:
+def write_tokenizer(folder: Path, *, start: bool = True, words: Sequence[str] = _WORDS, **names: Any) -> None:
     """Whole words; `<start> … <end>` around a text, as CLIP has it, or only the end, as SigLIP has it."""
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(_WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     single = "<start> $A <end>" if start else "$A <end>"
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -43,12 +44,13 @@ def write_tokenizer(folder: Path, *, start: bool = True, **names: Any) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 
-def write_clip(folder: Path) -> transformers.CLIPModel:
-    text, vision = _TEXT | {"bos_token_id": 2, "eos_token_id": 3}, dict(_VISION)
+def write_clip(folder: Path, more_words: Sequence[str] = ()) -> transformers.CLIPModel:
+    words = [*_WORDS, *more_words]
+    text, vision = _TEXT | {"vocab_size": len(words), "bos_token_id": 2, "eos_token_id": 3}, dict(_VISION)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
     size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
     transformers.CLIPImageProcessor(**size).save_pretrained(folder)
-    write_tokenizer(folder, bos_token="<start>")
+    write_tokenizer(folder, words=words, bos_token="<start>")
     return _saved(transformers.CLIPModel(config), folder)
 
 

@@ -51,11 +51,20 @@ def test_a_floor_that_is_beaten_is_a_row_to_compare_with(tmp_path: Path, capsys:
     assert result.checkpoint.name.startswith("checkpoint-") and result.chosen_epoch > 0
     assert not [finding for finding in result.findings if finding.name == "floor"]
     print_result(result)
-    assert "floor" in capsys.readouterr().out
-    assert "the floor, without training" in result.report_page.read_text()
+    printed = capsys.readouterr().out
+    assert "floor" in printed and "35.0 % (by class names, without training)" in printed
+    page = result.report_page.read_text()
+    assert "the floor, without training" in page and "zero-shot, by the names of the classes" in page
     summary = json.loads((result.report / "summary.json").read_text())
     assert summary["floor"]["target_accuracy"] == 0.8
+    zero_shot = {"checkpoint": str(result.folder / "zero_shot"), "source_accuracy": 0.45, "target_accuracy": 0.35}
+    assert result.to_dict()["floor"]["zero_shot"] == zero_shot
     assert plain.numbers()["floor"] is None
+
+
+def test_zero_shot_is_a_line_without_labels_of_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(result_of(tmp_path, better=False, labelled=False))
+    assert "zero-shot   sources 45.0 %, by class names, without training" in capsys.readouterr().out
 
 
 def test_the_floor_of_encoders_that_start_at_random_is_not_chosen(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ KEYS = [
     "data.texts.max_tokens",
     "data.texts.word_dropout",
     "encoders.both",
+    "encoders.prompts",
     "encoders.text.name",
     "encoders.text.weights",
     "encoders.text.pooling",

@@ -216,6 +216,17 @@ def test_manifest_paths_are_relative_to_the_recipe(load: Load, tmp_path: Path) -
     assert make_recipe({"data": {"sources": ["x"], "target": "y"}}).data.target == "y"
 
 
+def test_encoders_in_folders_are_found_beside_the_recipe_by_every_process(load: Load, tmp_path: Path) -> None:
+    for name in ("clip", "tiny", "pretrained"):
+        (tmp_path / name).mkdir()
+    encoders = load(encoders={"both": "hf:clip"}).encoders
+    place = str(tmp_path / "clip")
+    assert (encoders.both, encoders.text.name, encoders.picture.name) == (place, place, f"hf:{place}")
+    assert encoders.text.weights == "pretrained"
+    assert load(encoders={"text": {"name": "tiny"}}).encoders.text.name == "tiny"
+    assert load(encoders={"both": "openai/clip"}).encoders.text.name == "openai/clip"
+
+
 def test_flat_goes_back_to_the_same_recipe(load: Load, tmp_path: Path) -> None:
     recipe = load("uacr.prior=[0.5, 0.5]", "encoders.text.freeze=all", preset="published")
     flat = recipe.flat()

@@ -1,6 +1,17 @@
 """The floor: a linear classifier on the features of encoders that are not trained. What training has to beat."""
 
-from trainers.m2can.floor.fit import Features, Floor, fit_floor
-from trainers.m2can.floor.network import FloorNetwork, Network
+from trainers.m2can.floor.fit import Features, Floor, fit_floor, principal_components
+from trainers.m2can.floor.network import FloorHead, FloorNetwork, Network
+from trainers.m2can.floor.zero_shot import ZeroShotHead, class_features
 
-__all__ = ["Features", "Floor", "FloorNetwork", "Network", "fit_floor"]
+__all__ = [
+    "Features",
+    "Floor",
+    "FloorHead",
+    "FloorNetwork",
+    "Network",
+    "ZeroShotHead",
+    "class_features",
+    "fit_floor",
+    "principal_components",
+]

@@ -97,7 +97,7 @@ def fit_floor(
     if self_training:
         soft = ((logits + shift) / TEMPERATURE).softmax(1)
         weight, bias = _self_trained(taught, of_target, soft, log_prior)
-    return Floor(weight, bias, mean, deviation, _components(of_target))
+    return Floor(weight, bias, mean, deviation, principal_components(of_target))
 
 
 def fit_probe(
@@ -188,8 +188,9 @@ def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor | flo
     return torch.as_tensor(bias + sum(features[name] @ matrix.T for name, matrix in weight.items()))
 
 
-def _components(standardised: Features) -> dict[str, Tensor]:
-    """The leading principal directions of the modalities together, of unit length, by modality; zero beyond their rank."""
+def principal_components(standardised: Features) -> dict[str, Tensor]:
+    """The 64 leading principal directions of features [N, K], all modalities together, of unit length, by modality [64, K]; zero
+    beyond their rank."""
     rows = torch.linspace(0, len(next(iter(standardised.values()))) - 1, MOST_DECOMPOSED).round().long().unique()
     x = torch.cat([x[rows.to(x.device)] for x in standardised.values()], 1)
     _, size_R, direction_RK = torch.linalg.svd(x - x.mean(0), full_matrices=False)

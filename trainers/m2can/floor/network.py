@@ -11,6 +11,7 @@ from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.floor.fit import Floor
+from trainers.m2can.floor.zero_shot import ZeroShotHead
 from trainers.m2can.network import FUSED, M2CAN
 
 
@@ -40,11 +41,12 @@ class FloorHead(nn.Module):
 
 
 class FloorNetwork(nn.Module):
-    """Encoders and the floor above them, with the outputs of the M2CAN network. It has one head.
+    """Encoders and the floor or a zero-shot classifier above them, with the outputs of the M2CAN network. It has one head.
 
     Args:
         text_encoder, picture_encoder: modules with a `width`.
         num_classes: C.
+        zero_shot: the width in which a dual encoder compares, for a zero-shot classifier; None: the floor.
     """
 
     def __init__(
@@ -52,17 +54,24 @@ class FloorNetwork(nn.Module):
         text_encoder: TextEncoder | GivenFeatures,
         picture_encoder: PictureEncoder | GivenFeatures,
         num_classes: int,
+        zero_shot: int | None = None,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.picture_encoder = picture_encoder
-        self.floor = FloorHead(text_encoder.width + picture_encoder.width, num_classes)
+        widths = text_encoder.width, picture_encoder.width
+        self.floor: FloorHead | ZeroShotHead
+        if zero_shot is None:
+            self.floor = FloorHead(sum(widths), num_classes)
+        else:
+            self.floor = ZeroShotHead(widths, zero_shot, num_classes)
         self.num_classes = num_classes
 
     @torch.no_grad()
     def take(self, floor: Floor) -> None:
         """Hold a fitted floor."""
         head, start = self.floor, 0
+        assert isinstance(head, FloorHead)
         for name, width in (("text", self.text_encoder.width), ("picture", self.picture_encoder.width)):
             columns = slice(start, start + width)
             start += width
@@ -76,7 +85,7 @@ class FloorNetwork(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
         picture_NK = self.picture_encoder(batch.pictures, batch)
-        device, dtype = text_NK.device.type, self.floor.weight_CK.dtype
+        device, dtype = text_NK.device.type, next(self.floor.buffers()).dtype
         if not torch.is_autocast_enabled(device):
             return self._outputs(text_NK, picture_NK, batch)
         with torch.autocast(device, enabled=False):
