@@ -35,7 +35,7 @@ def written_frames(
     from datasets_manifest.errors import InputError
     from datasets_manifest.files import made_folder
     from datasets_manifest.packing.frames import classes_of, splits_of, write_domain
-    from trainers.tracking.address import run_storage
+    from trainers.tracking.address import require_folder_of_runs, run_storage
 
     if len(target) != 1:
         raise InputError(
@@ -52,6 +52,7 @@ def written_frames(
         )
     domains[target_name] = splits_of(target_name, target[target_name])
     name = recipe.run.name or f"{target_name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    require_folder_of_runs(recipe, "data given as frames")
     run = run_storage(recipe) / name
     goes_on = (run / "recipe.json").is_file()
     if not goes_on:

@@ -7,15 +7,18 @@ from pathlib import Path
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.storage import is_uri
 from trainers.preflight.start import model_of
+from trainers.preflight.stored_model import bring_model
+from trainers.store.run_store import store_of
 
-FORMS = "the folder of a run or a checkpoint, or NAME, NAME:VERSION, NAME@alias of the registry"
+FORMS = "the folder of a run or a checkpoint, its address in an object store, or NAME, NAME:VERSION, NAME@alias of the registry"
 
 
 def model_files(model: str | Path, tracking_uri: str | None = None, storage: Path = Path("runs")) -> Path:
     """The folder that `trainers.model.predictor.Predictor.load` reads.
 
     Args:
-        model: a run's folder (its chosen checkpoint), a checkpoint's folder, a folder that `m2can models fetch` wrote, or a
+        model: a run's folder (its chosen checkpoint), a checkpoint's folder, a folder that `m2can models fetch` wrote, the
+            address of a run or a checkpoint in an object store (`s3://…`), or a
             model of the registry: NAME (its newest version), NAME:VERSION, NAME@alias, with or without `models:/`. A folder
             goes before a registered model of the same name.
         tracking_uri: where MLflow is; None: MLFLOW_TRACKING_URI, or else the store in `storage`.
@@ -25,7 +28,9 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
     """
     text = str(model)
     if not text.startswith("models:/") and (isinstance(model, Path) or "/" in text or Path(text).is_dir()):
-        if is_uri(text) or not Path(text).is_dir():
+        if isinstance(model, str) and is_uri(text):
+            return bring_model(store_of(text, "read", "MODEL"))
+        if not Path(text).is_dir():
             raise InputError("there is no such folder", field="MODEL", value=text, wanted=FORMS)
         return model_of(Path(text))
     from trainers.tracking.registered_models import client_for, fetch_bundle

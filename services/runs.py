@@ -19,11 +19,14 @@ from services.errors import ServiceUnavailable
 from services.registry import versions_of_run
 from trainers.journal.journal import Journal
 from trainers.preflight.run_lock import require_free
+from trainers.preflight.store_lock import require_free_store
+from trainers.store.run_store import RECIPE, RunStore, is_store, store_of, store_told
 from trainers.tracking.mlflow_run import RUN_NAME_TAG
 from trainers.tracking.registered_models import ModelVersion, client_for
 from trainers.tracking.registration import ALIAS
 
-RECIPE, SUMMARY = "recipe.json", Path("report") / "summary.json"
+SUMMARY = Path("report") / "summary.json"
+Storage = Path | RunStore
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RunInfo:
     epochs: done, and asked for. started: when its folder got its recipe. bytes: of the folder, if it was asked for.
     target_accuracy: of the chosen epoch, 0 to 1; None without labels or before the end.
     models: its versions in the registry. run_ids: of its MLflow runs that are not deleted.
+    stored: where it lies in an object store; `folder` is then this machine's copy of what is small.
     """
 
     name: str
@@ -48,21 +52,34 @@ class RunInfo:
     bytes: int | None = None
     models: list[ModelVersion] = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
+    stored: str | None = None
 
 
-def list_runs(storage: Path) -> list[RunInfo]:
+def runs_at(storage: str) -> Storage:
+    """A folder of runs, or the object store that an address (`s3://…`) names. Raises InputError: an address of another kind."""
+    return store_of(storage, "read", "--storage") if is_store(storage) else Path(storage)
+
+
+def list_runs(storage: Storage) -> list[RunInfo]:
     """All runs of a storage folder, newest first; a sweep's trials are not among them. MLflow is not asked.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or the store does not answer.
     """
+    if isinstance(storage, RunStore):
+        with store_told(storage, "--storage"):
+            if not storage.is_there():
+                problem, wanted = "there is no such folder in the store", "the address of the folder of runs"
+                raise InputError(problem, field="--storage", value=str(storage), wanted=wanted)
+            stored = [replace(_info(run.folder), stored=run.uri) for run in storage.runs()]
+        return sorted(stored, key=lambda run: (run.started, run.name), reverse=True)
     if not storage.is_dir():
         raise InputError("there is no such folder", file=storage, field="--storage", wanted="the folder of runs")
     found = [_info(folder) for folder in storage.iterdir() if (folder / RECIPE).is_file()]
     return sorted(found, key=lambda run: (run.started, run.name), reverse=True)
 
 
-def show_run(name: str, storage: Path, tracking_uri: str | None = None) -> RunInfo:
+def show_run(name: str, storage: Storage, tracking_uri: str | None = None) -> RunInfo:
     """One run with its size and what MLflow has of it; without MLflow's store, what lies in the folder.
 
     Args:
@@ -72,14 +89,18 @@ def show_run(name: str, storage: Path, tracking_uri: str | None = None) -> RunIn
         InputError: no such run.
         ServiceUnavailable: MLflow does not answer.
     """
-    folder = _folder(name, storage)
-    info = _info(folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if isinstance(storage, RunStore) or is_store(name):
+        info, size, storage = _stored_run(name, storage)
+        folder = info.folder
+    else:
+        folder = _folder(name, storage)
+        info = _info(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     client = _client(folder, storage, tracking_uri)
     if client is None:
         return replace(info, bytes=size)
     try:
-        runs = _runs_named(client, info.name, folder)
+        runs = _runs_named(client, info.name, info.stored or folder)
         models = [version for run in runs for version in versions_of_run(client, run.info.run_id)]
     except MlflowException as error:
         raise ServiceUnavailable(f"MLflow does not say what it has of {info.name}: {first_line(error)}") from error
@@ -88,7 +109,10 @@ def show_run(name: str, storage: Path, tracking_uri: str | None = None) -> RunIn
 
 def require_deletable(run: RunInfo) -> None:
     """Raises InputError: a command works on the run, or an alias other than `candidate` points at a model of it."""
-    require_free(run.folder, "NAME")
+    if run.stored is not None:
+        require_free_store(RunStore(run.stored))
+    else:
+        require_free(run.folder, "NAME")
     for version in run.models:
         used = [alias for alias in version.aliases if alias != ALIAS]
         if used:
@@ -100,7 +124,7 @@ def require_deletable(run: RunInfo) -> None:
             )
 
 
-def delete_run(run: RunInfo, storage: Path, tracking_uri: str | None = None) -> list[str]:
+def delete_run(run: RunInfo, storage: Storage, tracking_uri: str | None = None) -> list[str]:
     """Remove the run's model versions, MLflow runs, artifacts and folder.
 
     MLflow keeps a deleted run's numbers until `mlflow gc`. Artifacts are removed where this machine sees them as files.
@@ -116,14 +140,33 @@ def delete_run(run: RunInfo, storage: Path, tracking_uri: str | None = None) -> 
     """
     require_deletable(run)
     left: list[str] = []
-    client = _client(run.folder, storage, tracking_uri)
+    client = _client(run.folder, storage if isinstance(storage, Path) else storage.folder, tracking_uri)
     if client is not None:
         for version in run.models:
             _delete_version(client, version)
         for run_id in run.run_ids:
             left += _delete_tracked(client, run_id)
-    shutil.rmtree(run.folder)
+    if run.stored is not None:
+        store = RunStore(run.stored, "read")
+        with store_told(store, "NAME"):
+            store.delete()
+    else:
+        shutil.rmtree(run.folder)
     return left
+
+
+def _stored_run(name: str, storage: Storage) -> tuple[RunInfo, int, Path]:
+    """A run in an object store, its bytes there, and the folder of the runs' copies. `name`: in `storage`, or its address."""
+    run = store_of(name, "read", "NAME") if is_store(name) or isinstance(storage, Path) else storage / name
+    with store_told(run, "NAME"):
+        there = run.listing()
+        if RECIPE not in there:
+            close = nearest(run.name, [other.name for other in run.parent.runs()])
+            wanted = "one that `m2can runs list` shows" + (f" (nearest: {close})" if close else "")
+            raise InputError("there is no such run", field="NAME", value=name, wanted=wanted)
+        run.bring()
+    size = sum(info.size for info in there.values())
+    return replace(_info(run.folder), stored=run.uri), size, run.parent.folder
 
 
 def _info(folder: Path) -> RunInfo:
@@ -181,11 +224,11 @@ def _client(folder: Path, storage: Path, tracking_uri: str | None) -> MlflowClie
         return None
 
 
-def _runs_named(client: MlflowClient, name: str, folder: Path) -> list[Run]:
-    """The MLflow runs of the run in `folder`. Another storage folder may have one of the same name."""
+def _runs_named(client: MlflowClient, name: str, folder: Path | str) -> list[Run]:
+    """The MLflow runs of the run in `folder`, or at this address. Another storage folder may have one of the same name."""
     experiments = [each.experiment_id for each in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`{RUN_NAME_TAG}` = '{name}'")
-    places = (None, str(folder), str(folder.resolve()))
+    places = (None, str(folder), str(folder.resolve()) if isinstance(folder, Path) else None)
     return [run for run in found if run.data.tags.get("m2can.folder") in places]
 
 

@@ -367,7 +367,7 @@ def test_messages_about_what_ended_on_a_cluster(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(dry_run, "ended_with", lambda *_: nullcontext())
     monkeypatch.setattr(dry_run.dataclasses, "replace", lambda prepared, **_: prepared)
     recipe = SimpleNamespace(cluster=SimpleNamespace(grace_s=1.0))
-    prepared: Any = SimpleNamespace(folder=tmp_path / "runs" / "mine", recipe=recipe)
+    prepared: Any = SimpleNamespace(folder=tmp_path / "runs" / "mine", recipe=recipe, store=None)
     with pytest.raises(RunFailed, match=r"the dry run's workers ended before they had measured a step"):
         dry_run.dry_run(prepared)
     assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainers.journal.outcome import FloorResult, Outcome
     from trainers.preflight.preparation import Prepared
     from trainers.recipe import Recipe
+    from trainers.store.run_store import RunStore
     from trainers.tracking.sender import TrackedRun
 
 Stop = AbstractContextManager["threading.Event | None"]
@@ -49,7 +50,7 @@ class Result:
     to the version, None if it did. findings: what went wrong, with what to change. stopped_early: where and why the run ended
     before its last epoch, None if it did not. started_from: the run or model that it began with. floor: what a linear classifier
     on the untrained encoders' features gives, None if the run has none; if it was chosen, chosen_epoch is 0. tags: of the MLflow
-    run.
+    run. stored: where the run lies in an object store; `folder` is then this machine's copy; None: it lies in the folder.
     """
 
     run_name: str
@@ -78,6 +79,7 @@ class Result:
     stopped_early: str | None = None
     started_from: str | None = None
     floor: FloorResult | None = None
+    stored: str | None = None
     target_accuracy_expected: float | None = None
     target_accuracy_expected_low: float | None = None
     target_accuracy_expected_high: float | None = None
@@ -106,6 +108,7 @@ class Result:
         return {
             "event": "end",
             "run_name": self.run_name,
+            "stored": self.stored,
             "run_id": self.run_id,
             "tracking_uri": self.tracking_uri,
             "started_from": self.started_from,
@@ -262,6 +265,8 @@ def _run_prepared(
 
         report = draw_report(outcome)
         link_best(outcome)
+        if prepared.store is not None:
+            send_findings(prepared.store)
         tracked = tracking.publish(outcome, report, register) if tracking else None
     except TrackingUnavailable:  # it takes no end either
         raise
@@ -272,7 +277,22 @@ def _run_prepared(
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
                 tracking.close("KILLED" if asked else "FAILED")
         raise
-    return _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
+    result = _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
+    return replace(result, stored=str(prepared.store)) if prepared.store is not None else result
+
+
+def send_findings(store: RunStore) -> None:
+    """Send what the driver of a run found to the store; workers and controller have sent all else.
+
+    Raises:
+        InputError: the store does not take it.
+    """
+    from trainers.store.run_store import store_told
+
+    with store_told(store):
+        files = [file.name for file in store.folder.glob("*.jsonl")]
+        files += [file.name for file in store.folder.glob("nonfinite-*.json")]
+        store.send(*files, "report")
 
 
 def prepare_and_start_ray(recipe: Recipe) -> Prepared:

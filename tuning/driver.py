@@ -31,7 +31,7 @@ from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe, stated_values
 from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
-from trainers.tracking.address import resolve_tracking_uri, run_storage
+from trainers.tracking.address import require_folder_of_runs, resolve_tracking_uri, run_storage
 from trainers.tracking.mlflow_run import RunLink, close_children
 from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
@@ -97,6 +97,7 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
         TrackingUnavailable: MLflow was away when the model was to be registered; the sweep's folder has everything.
     """
     base = plan.recipe([])
+    require_folder_of_runs(base, "a sweep")
     storage = run_storage(base)
     folder = storage / plan.sweep.name
     uri = resolve_tracking_uri(base.tracking.uri, storage) if base.tracking.enabled else None

@@ -22,6 +22,7 @@ from datasets_manifest.manifest.file_names import as_stored
 from datasets_manifest.manifest.keys import DIVIDED_OFF, NOT_OF_FOLDERS, Manifest, Split
 from datasets_manifest.manifest.misplaced_keys import refuse_misplaced_keys
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.manifest.store_faults import with_store
 
 # Guards against a records file given by mistake: YAML takes about five seconds a megabyte.
 MAX_MANIFEST_BYTES = 2**20
@@ -142,7 +143,7 @@ def _read_text(file: Location) -> str:
     except FileNotFoundError:
         raise InputError("no such file", file=file, wanted="a readable manifest file") from None
     except (OSError, ValueError) as error:
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        problem = f"cannot be read ({with_store(file, error)})"
         raise InputError(problem, file=file, wanted="a readable manifest file") from None
 
 
@@ -198,7 +199,8 @@ def _check_files(loaded: LoadedManifest, split: str) -> None:
         except InputError as error:
             raise InputError(error.problem, file=loaded.path, field=field, value=written, wanted=error.wanted) from None
         except OSError as error:
-            raise InputError(f"cannot be reached ({error})", file=loaded.path, field=field, value=written) from None
+            problem = f"cannot be reached ({with_store(location, error)})"
+            raise InputError(problem, file=loaded.path, field=field, value=written) from None
         if not found:
             wanted = f"a {kind} at {location}"
             raise InputError(f"no such {kind}", file=loaded.path, field=field, value=written, wanted=wanted)

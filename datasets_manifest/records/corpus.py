@@ -13,6 +13,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.readers import absent_columns, class_sets_agree, read_split, remap_labels
 
@@ -157,4 +158,6 @@ def _missing(paths: list[str]) -> list[str]:
     try:
         return [path for path in paths if not storage.is_file(packed.file_of(path))]
     except OSError as error:
-        raise InputError(f"the pictures' store cannot be reached ({error})", value=paths[0]) from None
+        raise InputError(
+            f"the pictures' store cannot be reached ({with_store(paths[0], error)})", value=paths[0]
+        ) from None

@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets_manifest.errors import InputError, composed, nearest
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records.division import divide
 from datasets_manifest.records.label_faults import LabelFaults
 from datasets_manifest.records.record_files import FileFacts, column_names, format_of, is_table, read_records
@@ -131,7 +132,7 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
         try:
             return paths.read(value)
         except OSError as error:
-            raise InputError(f"the pictures' store cannot be reached ({error})", file=file) from None
+            raise InputError(f"the pictures' store cannot be reached ({with_store(file, error)})", file=file) from None
 
     ids, rows = _UniqueIds(), _TableBuilder()
     dropped: list[str] = []

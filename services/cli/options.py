@@ -10,6 +10,14 @@ import typer
 
 from services.cli.output import print_json
 
+
+def folder_of_runs(written: str | Path) -> Path:
+    """Refuse an address where a command reads and writes a folder."""
+    if "://" in str(written):
+        raise typer.BadParameter(f"{written} is an address; this command takes a folder of runs, or --tracking-uri.")
+    return Path(written)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", help="Folder or URI of the catalog's data sets; default: M2CAN_DATA_ROOT.")
@@ -17,7 +25,8 @@ DataRoot = Annotated[
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow; default: MLFLOW_TRACKING_URI or --storage.")
 ]
-Storage = Annotated[Path, typer.Option(help="Folder of runs with the local MLflow store.")]
+Storage = Annotated[Path, typer.Option(help="Folder of runs with the local MLflow store.", parser=folder_of_runs)]
+RunsStorage = Annotated[str, typer.Option("--storage", help="Folder of runs, or its address in an object store.")]
 RUNS = Path("runs")
 RayCluster = Annotated[str | None, typer.Option(help="Ray cluster; default: a local one.")]
 Dashboard = Annotated[

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datasets_manifest.errors import InputError, from_validation_error
 from trainers.recipe import Recipe
 from trainers.recipe.run_sections import Cluster
-from trainers.tracking.address import run_storage
+from trainers.tracking.address import run_storage, run_store
 
 VARIABLE = "M2CAN_JOB"
 MAX_BYTES = 100_000  # Linux limits one string of an environment to 128 KiB
@@ -111,7 +111,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     encoders = recipe.encoders.model_copy(update={"text": text, "picture": picture, "features": features})
     start = recipe.train.start_from
     train = recipe.train.model_copy(update={"start_from": resolve(start)}) if start and "/" in start else recipe.train
-    storage = str(run_storage(recipe))
+    storage = str(run_store(recipe) or run_storage(recipe))
     return recipe.model_copy(
         update={
             "encoders": encoders,

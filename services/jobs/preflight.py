@@ -21,7 +21,8 @@ from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources
 from trainers.cluster.resources import worker_resources
 from trainers.recipe import Recipe
-from trainers.tracking.address import sqlite_file, tracking_uri
+from trainers.store.run_store import RunStore, require_store, store_told
+from trainers.tracking.address import run_store, sqlite_file, tracking_uri
 from trainers.tracking.look import require_experiment
 
 NODE_TIMEOUT_S = 60.0
@@ -44,7 +45,8 @@ def preflight(recipe: Recipe) -> list[str]:
     start_ray(recipe.cluster.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     check_capacity(recipe, [node["Resources"] for node in nodes], autoscaled_resources())
-    check_nodes(Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
+    runs = run_store(recipe)
+    check_nodes(runs or Path(recipe.run.storage), samples, [node["NodeID"] for node in nodes])
     return [
         f"{len(nodes)} node(s) read the data and write to {recipe.run.storage}",
         free_now(recipe, ray.cluster_resources(), ray.available_resources()),
@@ -58,8 +60,15 @@ def _of_mlflow(uri: str) -> str:
 
 def refuse_finished(recipe: Recipe) -> None:
     """Refuse the name of a run that has ended; an interrupted one is resumed."""
-    summary = Path(recipe.run.storage) / str(recipe.run.name) / "report" / "summary.json"
-    if summary.is_file():
+    name, runs = "report/summary.json", run_store(recipe)
+    if runs is not None:
+        summary = f"{runs / str(recipe.run.name)}/{name}"
+        with store_told(runs):
+            has_ended = storage.is_file(summary)
+    else:
+        summary = str(Path(recipe.run.storage) / str(recipe.run.name) / name)
+        has_ended = Path(summary).is_file()
+    if has_ended:
         problem = "a run of this name has ended"
         raise InputError(problem, file=summary, field="run.name", value=recipe.run.name, wanted="a new name")
 
@@ -142,13 +151,17 @@ def free_now(recipe: Recipe, total: dict[str, float], free: dict[str, float]) ->
     return f"the cluster can hold {workers} worker(s) of {sizes} each; free now: {words}{wait}"
 
 
-def check_nodes(folder: Path, files: list[str], node_ids: list[str]) -> None:
-    """Check, with a task on each node, that it reads `files` and shares the folder of runs with the driver.
+def check_nodes(folder: Path | RunStore, files: list[str], node_ids: list[str]) -> None:
+    """Check, with a task on each node, that it reads `files` and shares the folder of runs, or their store, with the driver.
 
     Raises:
         InputError: a node that does not, and why.
     """
     token = secrets.token_hex(8)
+    if isinstance(folder, RunStore):
+        require_store(folder)
+        _ask_nodes(folder, token, files, node_ids)
+        return
     mark = folder / f".preflight-{token}"
     require_folder(folder, "run.storage")
     with made_folder(folder):
@@ -168,10 +181,10 @@ def write_mark(mark: Path, token: str) -> None:
         raise InputError(problem, field="run.storage", value=str(mark.parent)) from None
 
 
-def _ask_nodes(mark: Path, token: str, files: list[str], node_ids: list[str]) -> None:
+def _ask_nodes(mark: Path | RunStore, token: str, files: list[str], node_ids: list[str]) -> None:
     found: dict[str, Any] = {
         node: _check_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            str(mark), token, files
+            mark, token, files
         )
         for node in node_ids
     }
@@ -187,17 +200,22 @@ def _ask_nodes(mark: Path, token: str, files: list[str], node_ids: list[str]) ->
 
 
 @ray.remote(num_cpus=0)
-def _check_node(mark: str, token: str, files: list[str]) -> str | None:
+def _check_node(mark: Path | RunStore, token: str, files: list[str]) -> str | None:
     """What is wrong on this node, or None."""
     try:
-        if Path(mark).read_text() != token:
-            return f"{mark} holds something else: storage is not shared"
-        answer = Path(f"{mark}-{os.getpid()}")
-        answer.write_text(token)
-        answer.unlink()
+        if isinstance(mark, RunStore):
+            require_store(mark)
+        else:
+            if mark.read_text() != token:
+                return f"{mark} holds something else: storage is not shared"
+            answer = Path(f"{mark}-{os.getpid()}")
+            answer.write_text(token)
+            answer.unlink()
         for file in files:
             if not storage.is_file(file):
                 return f"{file}: No such file"
+    except InputError as error:
+        return str(error)
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
     return None

@@ -16,6 +16,7 @@ from datasets_manifest.errors import InputError
 from services.jobs.job_request import JobRequest, check_id, refuse_passwords, with_absolute_paths
 from trainers.recipe import Recipe
 from trainers.recipe.overrides import put
+from trainers.tracking.address import require_folder_of_runs
 from tuning.sweep import Choices, SweepPlan, as_override, load_sweep
 
 _ENCODERS = ("encoders.text.name", "encoders.text.weights", "encoders.picture.weights", "encoders.features")
@@ -31,6 +32,7 @@ def tune_request(
         InputError: an address in it has a password.
     """
     check_id(identity)
+    require_folder_of_runs(plan.recipe([]), "a sweep")
     resolved = with_absolute_paths(plan.recipe([]))
     tree = copy.deepcopy(plan.tree)
     for key in _PATHS:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -27,16 +28,20 @@ from trainers.cluster.resources import worker_resources
 from trainers.cluster.restarts import Restarts
 from trainers.cluster.session_cleaner import keep_logs
 from trainers.cluster.waiting import lacking
+from trainers.encoders.weight_files import FROZEN
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of, floor_alone
 from trainers.loop.floor import has_floor
+from trainers.model.card import FLOOR
 from trainers.model.floor_files import floor_metrics
 from trainers.preflight.disk import retention
 from trainers.preflight.features import read_features
 from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
+from trainers.preflight.store_lock import store_lock
+from trainers.store.run_store import RunStore, store_told
 from trainers.worker.entrypoint import floor_worker, train_worker
 from trainers.worker.training import WorkerConfig
 
@@ -49,7 +54,14 @@ def run_lock(prepared: Prepared, cpu_fraction: float = 1.0) -> Iterator[None]:
         InputError: the cluster lacks what the recipe asks for, or another command works on the run.
     """
     worker_resources(prepared.recipe, cpu_fraction)
-    with driver_lock(prepared.folder, on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True)):
+
+    def on_wait(words: str) -> None:
+        print(f"note: {words}", file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(driver_lock(prepared.folder, on_wait=on_wait))
+        if prepared.store is not None:
+            locks.enter_context(store_lock(prepared.store, on_wait))
         yield
 
 
@@ -106,9 +118,22 @@ def train(
             f"{prepared.name}: stopped after the last epoch; run.name={prepared.name} goes on with its report"
         )
     kept = {int(m["epoch"]): Path(found.path) for found, m in result.best_checkpoints if not m.get("partial")}
+    if prepared.store is not None:
+        kept = bring_results(prepared.store, kept)
     return choose_epoch_of(
         prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
     )
+
+
+def bring_results(store: RunStore, kept: Mapping[int, Path] = MappingProxyType({})) -> dict[int, Path]:
+    """Bring the floor and the checkpoints that workers have sent; the folders of these, as `kept` has them, by epoch.
+
+    Raises:
+        InputError: the store does not answer.
+    """
+    with store_told(store):
+        store.bring_part(FLOOR, FROZEN)
+        return {epoch: store.bring_checkpoint(path.name, FROZEN) for epoch, path in kept.items()}
 
 
 def find_floor(
@@ -139,11 +164,16 @@ def find_floor(
         fit(trainer, listener, prepared.recipe.cluster.grace_s)
     if stop is not None and stop.is_set():
         raise RunStopped(f"{prepared.name}: stopped; the same command finds the floor")
+    if prepared.store is not None:
+        bring_results(prepared.store)
     metrics = floor_metrics(prepared.folder)
     if metrics is None:
         raise RunFailed(f"{prepared.name} found no floor; {prepared.folder / 'logs'} says what the workers did")
     outcome = floor_alone(prepared.name, prepared.folder, prepared.card, prepared.corpus, metrics)
-    listener.journal.append(outcome.last)
+    file = listener.journal.append(outcome.last)
+    if prepared.store is not None:
+        with store_told(prepared.store):
+            prepared.store.put(file, f"{file.parent.name}/{file.name}")
     return outcome
 
 
@@ -220,7 +250,11 @@ def start_workers(
         features=ray.put(read_features(recipe, prepared.corpus)) if recipe.encoders.features is not None else None,
         # The encoders of a run that goes on with another were trained already.
         floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
+        store=prepared.store,
     )
+    storage_filesystem, storage_path = None, str(prepared.folder.parent)
+    if prepared.store is not None:
+        storage_filesystem, storage_path = prepared.store.parent.filesystem()
     observer = Restarts(monitor, None if recipe.cluster.cpus_per_worker else cpu_fraction, restarts)
     trainer = TorchTrainer(
         worker,
@@ -229,10 +263,11 @@ def start_workers(
         scaling_config=scaling,
         run_config=RunConfig(
             name=prepared.name,
-            storage_path=str(prepared.folder.parent),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=restarts),
             checkpoint_config=retention(recipe, prepared.checkpoint_bytes, prepared.frozen_bytes),
-            callbacks=[JournalCallback(journal.folder), *watch_restarts(observer)],
+            callbacks=[JournalCallback(journal.folder, prepared.store), *watch_restarts(observer)],
         ),
     )
     listener = Listener(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import uuid
@@ -59,9 +60,8 @@ def dry_run(prepared: Prepared) -> DryRun:
     name = f".dry-run-{uuid.uuid4().hex[:12]}"
     with made_folder(storage):
         try:
-            trainer, listener = start_workers(
-                dataclasses.replace(prepared, name=name, folder=storage / name), dry_run_worker, restarts=0
-            )
+            tried = dataclasses.replace(prepared, name=name, folder=storage / name)
+            trainer, listener = start_workers(tried, dry_run_worker, restarts=0)
             with ended_with(listener, prepared), listener:
                 fit(trainer, listener, prepared.recipe.cluster.grace_s)
             if listener.measured is None:
@@ -69,6 +69,9 @@ def dry_run(prepared: Prepared) -> DryRun:
             return _estimate(prepared, listener.measured, shutil.disk_usage(storage).free)
         finally:
             shutil.rmtree(storage / name, ignore_errors=True)
+            if prepared.store is not None:
+                with contextlib.suppress(OSError):
+                    (prepared.store.parent / name).delete()
 
 
 def _estimate(prepared: Prepared, found: dict[str, Any], free: int) -> DryRun:

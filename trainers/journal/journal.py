@@ -60,13 +60,15 @@ class Journal:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def append(self, record: EpochRecord) -> None:
-        """Write the epoch's file; an earlier one of the same epoch is replaced.
+    def append(self, record: EpochRecord) -> Path:
+        """Write the epoch's file, and return it; an earlier one of the same epoch is replaced.
 
         Raises:
             OSError: the file could not be written. What was there before is still there.
         """
-        write_atomically(self.folder / f"epoch-{record.epoch:05d}.json", record.to_json(), durable=True)
+        file = self.folder / f"epoch-{record.epoch:05d}.json"
+        write_atomically(file, record.to_json(), durable=True)
+        return file
 
     def read(self, known: Collection[int] = ()) -> list[EpochRecord]:
         """All records, by epoch. A file that is not a record is named in the log and left out: it must not end a run.

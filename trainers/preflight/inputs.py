@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictur
 from trainers.journal.findings import before_start
 from trainers.preflight.run_lock import require_free
 from trainers.preflight.start import Start, find_start, require_same_run
+from trainers.preflight.store_lock import require_free_store
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.overrides import differing
 from trainers.recipe.training_rule import decide, left_to_the_rule
-from trainers.tracking.address import run_storage
+from trainers.store.run_store import require_store, store_told
+from trainers.tracking.address import run_storage, run_store
 from trainers.tracking.look import require_tracking
 from trainers.validators import NEED_SOURCE_VALIDATION
 
@@ -46,8 +49,10 @@ def read_inputs(recipe: Recipe) -> Inputs:
     folder = storage / recipe.run.name if recipe.run.name is not None else None
     require_folder(storage, "run.storage")
     if folder is not None:
-        require_own_name(recipe, folder)
         require_free(folder)
+    bring_run(recipe)
+    if folder is not None:
+        require_own_name(recipe, folder)
     require_tracking(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
     _check_against_data(recipe, corpus)
@@ -63,6 +68,23 @@ def read_inputs(recipe: Recipe) -> Inputs:
     warnings = [str(finding) for finding in before_start(recipe, steps)]
     notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings
     return Inputs(recipe, corpus, notes, start, before)
+
+
+def bring_run(recipe: Recipe) -> None:
+    """Where runs lie in an object store: look at the store, and bring what it has of this run. Nothing is done elsewhere.
+
+    Raises:
+        InputError: the store cannot be read or written, or another command works on the run.
+    """
+    runs = run_store(recipe)
+    if runs is None:
+        return
+    require_store(runs)
+    if recipe.run.name is not None:
+        run = runs / recipe.run.name
+        require_free_store(run, on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True))
+        with store_told(run):
+            run.bring()
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

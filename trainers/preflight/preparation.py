@@ -32,7 +32,8 @@ from trainers.preflight.start import STARTED, Start, model_of_started
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.data_sections import OF_THE_CARD
-from trainers.tracking.address import run_storage
+from trainers.store.run_store import RunStore, store_told
+from trainers.tracking.address import run_storage, run_store
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Prepared:
     pictures: str = ""
     start: Start | None = None
     taken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> RunStore | None:
+        """Where the run lies in an object store, whose working copy `folder` is; None: it lies in the folder."""
+        runs = run_store(self.recipe)
+        return runs / self.name if runs is not None else None
 
 
 def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
@@ -167,6 +174,9 @@ def claim(prepared: Prepared) -> None:
         write_atomically(prepared.folder / STARTED, json_text({"name": prepared.start.name}))
     if not file.is_file():
         write_atomically(file, json_text(shareable(prepared.recipe)))
+    if prepared.store is not None:
+        with store_told(prepared.store):
+            prepared.store.send(file.name, STARTED)
 
 
 @contextlib.contextmanager

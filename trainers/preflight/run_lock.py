@@ -80,7 +80,7 @@ def require_free(
         return None
     if holder.is_local:
         if holder.is_running():
-            raise _taken(folder, field, holder)
+            raise taken(folder.name, field, holder)
         return holder
     on_wait(f"{folder} belongs to {holder}; looking for {DEAD_AFTER_S:g} s whether that process is alive")
     beat, began = _beat(file), time.monotonic()
@@ -90,8 +90,20 @@ def require_free(
         if now is None:
             return None
         if now != holder or _beat(file) != beat:
-            raise _taken(folder, field, now)
+            raise taken(folder.name, field, now)
     return holder
+
+
+def this_process() -> Holder:
+    """A holder with a token of its own."""
+    return Holder(
+        token=uuid4().hex,
+        host=socket.gethostname(),
+        processes=_process_namespace(),
+        pid=os.getpid(),
+        began=_began(os.getpid()),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
 
 
 @contextmanager
@@ -105,14 +117,7 @@ def driver_lock(
         CannotWrite: the folder cannot be written, or the disk is full.
     """
     dead, file = require_free(folder, field, on_wait), folder / LOCK_FILE
-    own = Holder(
-        token=uuid4().hex,
-        host=socket.gethostname(),
-        processes=_process_namespace(),
-        pid=os.getpid(),
-        began=_began(os.getpid()),
-        since=time.strftime("%Y-%m-%d %H:%M:%S"),
-    )
+    own = this_process()
     with contextlib.ExitStack() as made:
         try:
             made.enter_context(made_folder(folder, keep=True))
@@ -140,7 +145,7 @@ def _take(file: Path, own: Holder, dead: Holder | None, field: str) -> None:
         now = _parsed(lock.read())
         # The one that was found dead may have been replaced meanwhile.
         if now is not None and now != dead:
-            raise _taken(file.parent, field, now)
+            raise taken(file.parent.name, field, now)
         lock.seek(0)
         lock.truncate()
         try:
@@ -159,9 +164,10 @@ def _keep_beating(file: Path, own: Holder, over: threading.Event) -> None:
             os.utime(file)
 
 
-def _taken(folder: Path, field: str, holder: Holder) -> InputError:
+def taken(run: str, field: str, holder: Holder) -> InputError:
+    """The refusal of a run that another command has."""
     return InputError(
-        f"another command is at work on it: {holder}", field=field, value=folder.name, wanted="its end, or another name"
+        f"another command is at work on it: {holder}", field=field, value=run, wanted="its end, or another name"
     )
 
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from datasets_manifest.errors import InputError, nearest
 from datasets_manifest.files import read_json
 from datasets_manifest.records.corpus import Corpus
+from trainers.encoders.weight_files import FROZEN
 from trainers.model.card import ModelCard, checkpoint_of_epoch, load_card, model_folder
+from trainers.preflight.stored_model import bring_model
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.overrides import differing
-from trainers.tracking.address import tracking_uri
+from trainers.store.run_store import RECIPE, RunStore, is_store, store_of, store_told
+from trainers.tracking.address import run_store, tracking_uri
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +83,12 @@ def find_start(recipe: Recipe, storage: Path, folder: Path | None) -> Start | No
         return None
     if folder is not None and (folder / STARTED).is_file():
         named = str(read_json(folder / STARTED)["name"])  # an alias may have moved since
+    if is_store(named) and not named.startswith("models:/"):
+        run = store_of(named, field=FIELD)
+        return _of_store(run, named)
+    runs = run_store(recipe)
+    if runs is not None and "/" not in named and (there := _run_in_store(runs, named)) is not None:
+        return there
     if not named.startswith("models:/"):
         for place in (storage / named, Path(named).expanduser()):
             if (place / "recipe.json").is_file():
@@ -91,15 +100,37 @@ def find_start(recipe: Recipe, storage: Path, folder: Path | None) -> Start | No
     return _of_registry(recipe, named, storage)
 
 
+def _run_in_store(runs: RunStore, named: str) -> Start | None:
+    with store_told(runs, FIELD):
+        return _of_store(runs / named, named) if (runs / named).has(RECIPE) else None
+
+
+def _of_store(run: RunStore, name: str) -> Start:
+    """Raises InputError: neither a run that has ended nor a checkpoint of one, or the store does not answer."""
+    with store_told(run, FIELD):
+        if run.has(RECIPE):
+            run = RunStore(run.uri, "read")
+            run.bring()
+            found = _of_run(run.folder, name)
+            run.bring_checkpoint(found.checkpoint.name, FROZEN)
+            return found
+    model = bring_model(run)
+    return Start(name, model, load_card(model))
+
+
 def model_of_started(recipe: Recipe, storage: Path) -> Path | None:
     """A model of a run that had started from something and goes on from its own checkpoints: it keeps its vocabulary and what
     it does not train."""
     folder = storage / recipe.run.name if recipe.run.name is not None else None
     if folder is None or not (folder / STARTED).is_file():
         return None
+    runs = run_store(recipe)
     for checkpoint in sorted(folder.glob("checkpoint_*")):
         with contextlib.suppress(InputError):  # a damaged one is left out when the run goes on, too
             load_card(checkpoint / "model")
+            if runs is not None:  # which brought what is small of it
+                with store_told(runs):
+                    (runs / folder.name).bring_checkpoint(checkpoint.name, FROZEN)
             return checkpoint / "model"
     return None
 

@@ -130,4 +130,7 @@ class Run(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] | None = Field(
         None, description="Name of the run's folder. `null`: made of the target and the time."
     )
-    storage: str = Field("runs", description="Folder of runs, relative to the working folder.")
+    storage: str = Field(
+        "runs",
+        description="Folder of runs, relative to the working folder; or `s3://bucket/…` (docs: Operating a cluster).",
+    )

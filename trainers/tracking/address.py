@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from datasets_manifest.errors import InputError
+from trainers.store.run_store import RunStore, is_store, store_of
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
@@ -18,20 +19,40 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def run_storage(recipe: Recipe) -> Path:
-    """The folder in which runs lie, absolute. Raises InputError: an address (`s3://…`) in place of a folder."""
-    storage = recipe.run.storage
-    if "://" in storage:
-        problem = "is not a folder; object stores are not supported yet"
-        raise InputError(problem, field="run.storage", value=storage, wanted="a folder that all nodes see")
-    folder = Path(storage).resolve()
+    """The folder in which runs lie, absolute; of an object store, the folder of their working copies on this machine.
+
+    Raises:
+        InputError: an address that is no store for runs, or a path that cannot be printed.
+    """
+    store = run_store(recipe)
+    folder = store.folder if store is not None else Path(recipe.run.storage).resolve()
     if not str(folder).isprintable():  # bytes that are no UTF-8 count as not printable, too
         problem = "has characters in its path that cannot be printed"
         raise InputError(problem, field="run.storage", value=str(folder), wanted="a folder without them")
     return folder
 
 
+def run_store(recipe: Recipe) -> RunStore | None:
+    """The object store in which runs lie; None: they lie in a folder. Raises InputError: no store for runs."""
+    return store_of(recipe.run.storage) if is_store(recipe.run.storage) else None
+
+
+def require_folder_of_runs(recipe: Recipe, what: str) -> None:
+    """Raises InputError: runs lie in an object store, where `what` cannot be."""
+    if is_store(recipe.run.storage):
+        problem = f"is an object store, where {what} cannot be kept"
+        raise InputError(problem, field="run.storage", value=recipe.run.storage, wanted="a folder that all nodes see")
+
+
 def tracking_uri(recipe: Recipe) -> str:
-    """Where MLflow is, for this recipe. Raises InputError: an address MLflow cannot track to."""
+    """Where MLflow is, for this recipe.
+
+    Raises:
+        InputError: an address MLflow cannot track to, or none at all and runs in an object store.
+    """
+    if is_store(recipe.run.storage) and not (recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        problem = "is not stated, nor MLFLOW_TRACKING_URI; beside runs in an object store there is no SQLite file"
+        raise InputError(problem, field="tracking.uri", wanted="an MLflow server's address, or tracking.enabled=false")
     return resolve_tracking_uri(recipe.tracking.uri, run_storage(recipe))
 
 

@@ -15,7 +15,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from datasets_manifest.records.corpus import Corpus
 from trainers.journal.journal import Journal
 from trainers.model.card import ModelCard, load_card, model_folder
-from trainers.tracking.address import resolve_tracking_uri, run_storage, tracking_uri
+from trainers.tracking.address import resolve_tracking_uri, run_storage, run_store, tracking_uri
 from trainers.tracking.look import require_experiment
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
@@ -41,7 +41,7 @@ def make_sender(
         tags: are added to those that every run has.
         precision: what the workers compute in, a parameter of the run; None: it is not known.
     """
-    recipe = card.recipe
+    recipe, runs = card.recipe, run_store(card.recipe)
     return Sender(
         tracking_uri(recipe),
         recipe.tracking.experiment,
@@ -51,7 +51,7 @@ def make_sender(
         tags={
             "m2can.sources": ",".join(card.sources),
             "m2can.target": card.target,
-            "m2can.folder": str(folder),
+            "m2can.folder": f"{runs}/{name}" if runs is not None else str(folder),
             "m2can.data": data_fingerprint(corpus),
             "m2can.code": code_version(),
             "m2can.environment": environment()["hash"],

@@ -37,13 +37,18 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def log_name(rank: int) -> str:
+    """Of a worker's log in the run's folder."""
+    return f"logs/rank-{rank}.log"
+
+
 @contextmanager
 def worker_log(folder: Path, context: LogContext) -> Iterator[None]:
     """Append this process's log to `<folder>/logs/rank-<rank>.log`, as long as the context lasts.
 
     A folder that cannot be written is no reason not to train: the lines are lost then.
     """
-    file = folder / "logs" / f"rank-{context.rank}.log"
+    file = folder / log_name(context.rank)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handler: logging.Handler = _LogFile(file, encoding="utf-8")

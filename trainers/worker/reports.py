@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray.train import CheckpointUploadMode
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
+from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.loop.scoring import Scored
@@ -26,6 +28,7 @@ from trainers.model.reference import SourceScores
 from trainers.preflight.memory_hints import process_peak
 from trainers.step.finite_check import Passes
 from trainers.step.profiling import StepProfile
+from trainers.store.run_store import RunStore
 from trainers.worker.log_context import LogContext
 
 _log = logging.getLogger(__name__)
@@ -44,11 +47,18 @@ class StopRequested(Exception):
         self.epoch, self.step = epoch, step
 
 
-def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Tensor], monitor: Any) -> None:
+def report(
+    loop: Loop,
+    metrics: dict[str, float],
+    evaluation: dict[str, torch.Tensor],
+    monitor: Any,
+    store: RunStore | None = None,
+) -> None:
     """Report metrics to Ray Train, with a checkpoint of this moment that rank 0 writes. All workers call it together.
 
     Rank 0 copies what moves and goes on; a thread of Ray Train writes the copy, whole or not at all, into the run's storage,
-    and the controller hears of it then. A checkpoint that could not be written ends the run; the one before stays.
+    and the controller hears of it then. A checkpoint that could not be written ends the run; the one before stays. Where the
+    run lies in an object store, the copy is written here and sent.
     """
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
     score = metrics.get("selection/score", NO_SCORE)
@@ -64,12 +74,16 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
     step, where = loop.step.number, f"epoch {loop.epoch}"
     if loop.steps_done:
         where = f"epoch {loop.epoch + 1} after step {loop.steps_done}"
-    run = ray.train.get_context().get_storage().experiment_fs_path
+    place = ray.train.get_context().get_storage()
+    run = place.experiment_fs_path
+    filesystem = None if store is None else place.storage_filesystem
 
     def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        folder = Path(run) / name
+        folder = Path(run if store is None else store.folder) / name
         try:
             snapshot.write(folder)
+            if store is not None:
+                send_checkpoint(store, name)
         except OSError as error:
             problem = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
             # A disk that is full stays full: nothing is gained by starting the workers again.
@@ -77,15 +91,23 @@ def report(loop: Loop, metrics: dict[str, float], evaluation: dict[str, torch.Te
             ray.get(monitor.post.remote(kind, problem))
             raise
         _log.info("checkpoint of step %d since the run began", step)
-        return ray.train.Checkpoint.from_directory(folder)
+        return ray.train.Checkpoint(f"{run}/{name}", filesystem)
 
     ray.train.report(
         content,
-        checkpoint=ray.train.Checkpoint(run),  # stands for the one that `write` makes
+        checkpoint=ray.train.Checkpoint(run, filesystem),  # stands for the one that `write` makes
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
         delete_local_checkpoint_after_upload=False,
     )
+
+
+def send_checkpoint(store: RunStore, name: str) -> None:
+    """Send a checkpoint of the working copy, which goes then, and frozen weights once. Raises OSError."""
+    if (store.folder / FROZEN).is_file() and not store.has(FROZEN):
+        store.send(FROZEN)
+    store.send(name)
+    shutil.rmtree(store.folder / name, ignore_errors=True)
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
@@ -120,6 +142,7 @@ class Reporter(Observer):
         precision: what the workers compute in.
         trace: whether rank 0 sends every step's losses, not only some.
         profile: of this worker's steps, or None.
+        store: where the run lies, if not in a folder.
     """
 
     def __init__(
@@ -134,10 +157,11 @@ class Reporter(Observer):
         precision: str,
         trace: bool,
         profile: StepProfile | None,
+        store: RunStore | None = None,
     ) -> None:
         self.monitor, self.trace, self.rank = monitor, trace, collective.rank
         self.collective, self.context, self.every_steps, self.profile = collective, context, every_steps, profile
-        self.precision = precision
+        self.precision, self.store = precision, store
         self.domains, self.ids = [part.domain for part in corpus.train], ids
         self._stop_answer: ray.ObjectRef | None = None  # the monitor's answer that has not come yet
         self._asked_to_stop = False
@@ -172,7 +196,7 @@ class Reporter(Observer):
     def between_steps(self, loop: Loop) -> None:
         stop, save = self._vote() if loop.steps_done % STEPS_BETWEEN_VOTES == 0 else (False, False)
         if stop or save or (self.every_steps and loop.steps_done % self.every_steps == 0):
-            report(loop, {"partial": 1.0}, {}, self.monitor)
+            report(loop, {"partial": 1.0}, {}, self.monitor, self.store)
         if stop:
             raise StopRequested(loop.epoch + 1, loop.steps_done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from pathlib import Path
@@ -12,26 +13,35 @@ import ray.train
 from datasets_manifest.errors import InputError
 from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
+from trainers.store.run_store import RunStore
 
 _log = logging.getLogger(__name__)
 
 
-def resume(loop: Loop, monitor: Any) -> bool:
+def resume(loop: Loop, monitor: Any, store: RunStore | None = None) -> bool:
     """Load the newest reported checkpoint that is whole; False if there is none.
+
+    Args:
+        store: where the run lies, if not in a folder: its checkpoints are brought to this machine.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
     if loop.rank == 0:
-        remove_drafts(Path(ray.train.get_context().get_storage().experiment_fs_path))
+        run = ray.train.get_context().get_storage().experiment_fs_path
+        remove_drafts(Path(run) if store is None else store.folder)
     last = ray.train.get_checkpoint()
     if last is None:
         return False
     problems = []
     for checkpoint in [last, *earlier(last)]:
         try:
-            with checkpoint.as_directory() as folder:
-                loop.load(Path(folder))
+            with contextlib.ExitStack() as opened:
+                if store is None:
+                    folder = Path(opened.enter_context(checkpoint.as_directory()))
+                else:
+                    folder = store.bring_checkpoint(Path(checkpoint.path).name, FROZEN)
+                loop.load(folder)
                 _log.info(
                     "goes on from %s, in epoch %d after step %d", checkpoint.path, loop.epoch + 1, loop.steps_done
                 )

@@ -35,15 +35,17 @@ from datasets_manifest.stream.ray_stream import Stream, quiet
 from datasets_manifest.stream.source import BatchSource
 from trainers.compute.device_batches import picture_memory
 from trainers.compute.precision import described, require_device, with_chosen_precision
+from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
 from trainers.loop.more_epochs import go_on_from
 from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.model.card import ModelCard
+from trainers.model.card import FLOOR, ModelCard
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
 from trainers.step.finite_check import NonFiniteLoss
 from trainers.step.profiling import StepProfile
+from trainers.store.run_store import RunStore
 from trainers.worker.floor import make_floor, of_first_epoch
-from trainers.worker.log_context import LogContext, worker_log
+from trainers.worker.log_context import LogContext, log_name, worker_log
 from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
 from trainers.worker.resume import resume
 
@@ -60,7 +62,8 @@ class WorkerConfig:
     corpus: without its table. table: reference of the table in the object store. cpu_part: of the cluster's
     CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
     whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
-    goes on. weights: those that the network begins with in the place of its own. features: reference of the Features that are
+    goes on. weights: those that the network begins with in the place of its own. store: of the run, whose working copy
+    `folder` is then; None: it lies in the folder. features: reference of the Features that are
     trained on, in the table's order; None: the encoders run. floor: whether the run has a floor.
     """
 
@@ -76,6 +79,23 @@ class WorkerConfig:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     features: ray.ObjectRef | None = None
     floor: bool = False
+    store: RunStore | None = None
+
+    def here(self) -> WorkerConfig:
+        """On this machine: of a run in a store, `folder` is the working copy here, with the floor and this rank's log."""
+        if self.store is None:
+            return self
+        rank = ray.train.get_context().get_world_rank()
+        self.store.bring_part(log_name(rank), *([FLOOR] if rank == 0 else []))
+        return replace(self, folder=self.store.folder)
+
+    def send(self, *names: str) -> None:
+        """Send parts of the working copy to the store, if the run lies in one; what cannot be sent is told."""
+        if self.store is not None:
+            try:
+                self.store.send(*names)
+            except OSError as error:
+                self.monitor.post.remote("note", f"{', '.join(names)} could not be sent to {self.store}: {error}")
 
 
 def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
@@ -86,36 +106,54 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
     """
     if ray.get(given.monitor.is_over.remote()):
         return  # Ray restarted the workers after an error that would come again
+    given = given.here()
     context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
     with (
+        log_sent(given, context.rank),
         worker_log(given.folder, context),
         errors_told(given),
         contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
-        if not resume(loop, given.monitor):
+        if not resume(loop, given.monitor, given.store):
             begin(loop, given)
             if given.floor:
                 loop.ask_for_steps()  # the first step's batches are made meanwhile
                 make_floor(loop, given.folder, given.monitor)
+                if context.rank == 0:
+                    given.send(FROZEN, FLOOR)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
             if given.floor:
                 metrics |= of_first_epoch(loop, given.folder)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))
-            report(loop, metrics, evaluation_tensors(loop, scored), given.monitor)
+            report(loop, metrics, evaluation_tensors(loop, scored), given.monitor, given.store)
+            given.send(log_name(context.rank))
+
+
+@contextlib.contextmanager
+def log_sent(given: WorkerConfig, rank: int) -> Iterator[None]:
+    """At the end, however that comes, this worker's log is sent to the store, and what the first one profiled."""
+    try:
+        yield
+    finally:
+        given.send(log_name(rank), *(["profile"] if rank == 0 and given.profile else []))
 
 
 def floor_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
     """Find the floor and train nothing."""
+    given = given.here()
     context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
     with (
+        log_sent(given, context.rank),
         worker_log(given.folder, context),
         errors_told(given),
         contextlib.closing(make_loop(given, context, runner)) as loop,
     ):
         begin(loop, given)
         make_floor(loop, given.folder, given.monitor)
+        if context.rank == 0:
+            given.send(FROZEN, FLOOR)
 
 
 def begin(loop: Loop, given: WorkerConfig) -> None:
@@ -162,6 +200,7 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
             precision=recipe.train.precision,
             trace=given.trace,
             profile=StepProfile(given.folder / "profile") if given.profile and collective.rank == 0 else None,
+            store=given.store,
         ),
     )
 

@@ -230,6 +230,8 @@ def print_result(result: Result) -> None:
         _print_choice(result)
     if result.stopped_early is not None:
         typer.echo(f"stopped     {result.stopped_early}")
+    if result.stored is not None:
+        typer.echo(f"stored      {result.stored}; what follows lies in this machine's copy")
     typer.echo(f"checkpoint  {result.checkpoint}")
     if result.model_name:
         version = f"{result.model_name}:{result.model_version}"

@@ -27,6 +27,7 @@ from datasets_manifest.stream import images
 from datasets_manifest.stream.encode import Encoding, Vocabulary, encode_samples, index_table
 from datasets_manifest.stream.picture_files import BadPicture
 from datasets_manifest.stream.text import build_tokenizer
+from tests.object_store import object_store
 
 Put = Callable[[str, bytes], None]
 CLASSES = ["low", "high"]
@@ -35,25 +36,8 @@ CLASSES = ["low", "high"]
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Put]:
     """An empty bucket `photos`; puts objects into it."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="photos")
+    with object_store("photos") as client:
         yield lambda key, content: client.put_object(Bucket="photos", Key=key, Body=content)
-    server.stop()
 
 
 def picture(shade: int) -> bytes:

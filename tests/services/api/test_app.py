@@ -202,7 +202,7 @@ def test_each_route_needs_its_scope(service: Service, method: str, path: str, ne
         ({"data": {"sources": ["/etc/passwd"], "target": "/b.yaml"}}, "data.sources.0: leads outside"),
         ({"run": {"storage": "{folder}/../.."}}, "run.storage: leads outside"),
         ({"run": {"storage": "{folder}/link/x"}}, "run.storage: leads outside"),
-        ({"run": {"storage": "s3://bucket"}}, "run.storage: is not a folder; object stores are not supported yet"),
+        ({"run": {"storage": "s3://bucket"}}, "run.storage: is not an absolute path"),
         ({"run": {"name": "../up"}}, "run.name"),
         ({"run": {"name": "x;reboot"}}, "run.name"),
         ({"encoders": {"text": {"weights": "/etc/evil.pt"}}}, "encoders.text.weights: leads outside"),

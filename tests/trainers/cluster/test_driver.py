@@ -189,7 +189,7 @@ def test_missing_pictures_are_found_before_ray(tmp_path: Path) -> None:
         (["encoders.picture.name=torchvision:resnet5"], "torchvision has no such model"),
         (["data.splits=[trian, val]"], "trian"),
         (["data.texts.max_tokens=600", "encoders.text.name=/nowhere"], "no fast tokenizer could be read"),
-        (["run.storage=s3://bucket/runs"], "run.storage: is not a folder"),
+        (["run.storage=ftp://bucket/runs"], "run.storage: is no place where runs can lie"),
     ],
 )
 def test_bad_recipes_are_refused_by_prepare(tmp_path: Path, overrides: list[str], words: str) -> None:

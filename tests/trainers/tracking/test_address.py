@@ -15,14 +15,15 @@ def recipe_in(storage: str) -> Recipe:
     return make_recipe({"data": {"sources": ["a"], "target": "b"}, "run": {"storage": storage}})
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket", "file:///runs"])
-def test_an_object_store_is_refused(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["hf://user/repository", "s3://", "file:///runs"])
+def test_an_address_where_no_runs_can_lie_is_refused(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    wanted = r"run\.storage: is not a folder; object stores are not supported yet; found '.*'; wanted a folder"
-    for look in (run_storage, tracking_uri):
-        with pytest.raises(InputError, match=wanted):
-            look(recipe_in(storage))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    wanted = r"run\.storage: is no place where runs can lie; found '.*'; wanted a folder, or s3://bucket/… or gs://"
+    with pytest.raises(InputError, match=wanted):
+        run_storage(recipe_in(storage))
     assert not list(tmp_path.iterdir())
 
 
