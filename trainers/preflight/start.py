@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,12 +45,14 @@ class Start:
 
     name: of the run, the folder, or of the registered version, with its number. model: folder with the weights.
     card: of the model. epoch: of the finished run, whose training goes on; None: its weights alone are taken.
+    store: of that run, if it lies in an object store: each machine brings the checkpoint.
     """
 
     name: str
     model: Path
     card: ModelCard
     epoch: int | None = None
+    store: RunStore | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -113,7 +115,7 @@ def _of_store(run: RunStore, name: str) -> Start:
             run.bring()
             found = _of_run(run.folder, name)
             run.bring_checkpoint(found.checkpoint.name, FROZEN)
-            return found
+            return replace(found, store=run)
     model = bring_model(run)
     return Start(name, model, load_card(model))
 
