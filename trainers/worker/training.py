@@ -64,7 +64,8 @@ class WorkerConfig:
     whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
     goes on. weights: those that the network begins with in the place of its own. goes_on_in: the store of that finished run,
     if it lies in one. store: of the run, whose working copy `folder` is then; None: it lies in the folder. features:
-    reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the run has a floor.
+    reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the run has
+    one.
     """
 
     card: ModelCard
