@@ -44,6 +44,7 @@ class Result:
     Accuracies are those of the target's validation records, 0 to 1, and None without labels; regret is oracle less chosen.
     target_accuracy_expected, …_low, …_high: what is expected of the chosen epoch's without a label of the target, and its
     interval (trainers.validators.expected); None without labelled validation records of the sources.
+    target_accuracy_checked, …_low, …_high: what it is on the target's labels that were given and held out.
     report: folder with the pictures. report_page: report.html in it. records: every epoch with its metrics.
     run_id, tracking_uri: of the MLflow run, None if `tracking.enabled` is false. model_name, model_version: in the registry,
     None if no model was registered. experiment_id: of the MLflow run. not_candidate: why the alias `candidate` did not move
@@ -83,6 +84,9 @@ class Result:
     target_accuracy_expected: float | None = None
     target_accuracy_expected_low: float | None = None
     target_accuracy_expected_high: float | None = None
+    target_accuracy_checked: float | None = None
+    target_accuracy_checked_low: float | None = None
+    target_accuracy_checked_high: float | None = None
     tags: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -100,7 +104,8 @@ class Result:
     def accuracies(self) -> dict[str, float | None]:
         """The accuracies and the regret by name."""
         names = ["target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "regret"]
-        names += ["target_accuracy_expected", "target_accuracy_expected_low", "target_accuracy_expected_high"]
+        for kind in ("expected", "checked"):
+            names += [f"target_accuracy_{kind}{end}" for end in ("", "_low", "_high")]
         return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.readers import absent_columns, class_sets_agree, read_split, remap_labels
+from datasets_manifest.records.target_labels import TargetLabels
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Corpus:
         train: one part a domain.
         val: one part a domain, None where a manifest has no such split.
         notes: what was corrected while reading, as sentences.
+        given: labels of the target that training may use; None: none.
     """
 
     table: pa.Table
@@ -52,6 +54,7 @@ class Corpus:
     train: list[Part]
     val: list[Part | None]
     notes: list[str]
+    given: TargetLabels | None = None
 
     @property
     def labels(self) -> np.ndarray:

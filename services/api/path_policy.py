@@ -33,6 +33,8 @@ def confine(recipe: Recipe, roots: list[Path], tracking_uri: str) -> None:
             )
     if recipe.encoders.features is not None:
         paths.append(("encoders.features", recipe.encoders.features))
+    if recipe.train.has_few_labels and recipe.train.target_labels != "few":
+        paths.append(("train.target_labels", recipe.train.target_labels))
     start = recipe.train.start_from
     if start is not None and not start.startswith("models:/") and ("/" in start or start.startswith((".", "~"))):
         paths.append(("train.start_from", start))

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from trainers.m2can.losses import TERMS
 from trainers.training_run import RunObserver
+from trainers.validators.checked import CheckedAccuracy
 from trainers.validators.expected import ExpectedAccuracy
 
 if TYPE_CHECKING:
@@ -117,10 +118,7 @@ def floor_line(metrics: Mapping[str, float]) -> str:
     parts = ["floor"]
     if "source/val/accuracy" in metrics:
         parts.append(f"sources {percent(metrics['source/val/accuracy'])}")
-    if (expected := ExpectedAccuracy.from_metrics(metrics)) is not None:
-        parts.append(f"target {expected}")
-    if "target/val/accuracy" in metrics:
-        parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
+    parts += _of_target(metrics)
     return "  ".join([*parts, "without training", f"{metrics.get('time/floor_s', 0.0):.1f} s"])
 
 
@@ -141,12 +139,21 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     if "uacr/kept" in m:
         parts.append(f"pseudo labels {m['uacr/kept']:.0f}")
     parts.append(f"selection {m.get('selection/score', float('nan')):.3f}")
-    if (expected := ExpectedAccuracy.from_metrics(m)) is not None:
-        parts.append(f"target {expected}")
-    if "target/val/accuracy" in m:
-        parts.append(f"target {percent(m['target/val/accuracy'])} (its labels are not used)")
+    parts += _of_target(m)
     seconds = m.get("time/train_s", 0.0) + m.get("time/score_s", 0.0)
     return "  ".join([*parts, f"{m.get('speed/samples_per_s', 0):.0f} samples/s", f"{seconds:.1f} s"])
+
+
+def _of_target(metrics: Mapping[str, float]) -> list[str]:
+    """Expected accuracy, that on held-out labels, that on the validation records."""
+    parts = []
+    if (expected := ExpectedAccuracy.from_metrics(metrics)) is not None:
+        parts.append(f"target {expected}")
+    if (checked := CheckedAccuracy.from_metrics(metrics)) is not None:
+        parts.append(f"target {checked}")
+    if "target/val/accuracy" in metrics:
+        parts.append(f"target {percent(metrics['target/val/accuracy'])} (its labels are not used)")
+    return parts
 
 
 def _duration(seconds: float) -> str:

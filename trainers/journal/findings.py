@@ -162,4 +162,4 @@ def nothing_to_choose_from(epochs: int) -> Finding | None:
 
 
 def _uses_pseudo_labels(recipe: Recipe) -> bool:
-    return recipe.uacr.enabled and recipe.train.target_labels == "unused"
+    return recipe.uacr.enabled and recipe.train.target_labels != "oracle"

@@ -23,6 +23,7 @@ from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.training_rule import what_is_trained
 from trainers.validators import ValidatorInputs, choose_candidate, compare_with_floor, verdicts
+from trainers.validators.checked import CheckedAccuracy
 from trainers.validators.expected import EXPECTED, ExpectedAccuracy
 
 TARGET_ACCURACY = "target/val/accuracy"
@@ -97,9 +98,15 @@ class Outcome:
         """What the chosen epoch's predictions let expect of its accuracy on the target; no label of the target is read."""
         return ExpectedAccuracy.from_metrics(self.chosen.metrics)
 
+    @property
+    def checked(self) -> CheckedAccuracy | None:
+        """The chosen epoch's accuracy on the target's labels that were given and held out."""
+        return CheckedAccuracy.from_metrics(self.chosen.metrics)
+
     def accuracies(self) -> dict[str, float | None]:
         """Target validation accuracy of the chosen, the last and the oracle epoch, 0 to 1, and the regret (oracle less
-        chosen), None without labels; what is expected of the chosen one's without labels, None if it is not known."""
+        chosen), None without labels; what is expected of the chosen one's without labels, None if it is not known; what it is
+        on the target's labels that were held out, None without them."""
         chosen, last, oracle = (
             record.metrics.get(TARGET_ACCURACY) if record else None for record in (self.chosen, self.last, self.oracle)
         )
@@ -111,6 +118,9 @@ class Outcome:
             "target_accuracy_expected": self.expected.accuracy if self.expected else None,
             "target_accuracy_expected_low": self.expected.low if self.expected else None,
             "target_accuracy_expected_high": self.expected.high if self.expected else None,
+            "target_accuracy_checked": self.checked.accuracy if self.checked else None,
+            "target_accuracy_checked_low": self.checked.low if self.checked else None,
+            "target_accuracy_checked_high": self.checked.high if self.checked else None,
         }
 
     def numbers(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.records.target_labels import TargetLabels
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice
 from datasets_manifest.stream.source import BatchSource
@@ -14,6 +15,18 @@ from trainers.compute.feed import Feed
 from trainers.compute.precision import dtype_of, eval_batch_size, picture_form
 from trainers.loop.pseudo_labels import PseudoLabels
 from trainers.model.card import ModelCard
+
+GIVEN_SHARE = 0.25  # of the target's draws: records whose labels were given
+
+
+def with_given(pool: DomainPool, given: TargetLabels) -> DomainPool:
+    """The target's pool with given labels in the place of pseudo labels, drawn so often that they make GIVEN_SHARE of it."""
+    others = ~np.isin(pool.rows, given.rows)
+    if not len(given.rows):
+        return pool
+    times = max(1, round(GIVEN_SHARE / (1 - GIVEN_SHARE) * others.sum() / len(given.rows)))
+    rows = np.concatenate([pool.rows[others], np.tile(given.rows, times)])
+    return DomainPool(rows, np.concatenate([pool.labels[others], np.tile(given.labels, times)]))
 
 
 class Batches:
@@ -56,13 +69,16 @@ class Batches:
         """The rows of each domain that steps are drawn from."""
         recipe, target = self.recipe, self.corpus.train[-1]
         pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
+        of_target = self.pseudo_labels.pools() if recipe.uacr.enabled else []
         if recipe.train.target_labels == "oracle":
-            pools.append(DomainPool(target.rows, self.labels[target.start : target.stop]))
-        elif recipe.uacr.enabled:
-            pools += self.pseudo_labels.pools()
-        elif recipe.target_takes_part:
-            pools.append(DomainPool(target.rows, np.full(len(target), -1)))
-        return pools
+            of_target = [DomainPool(target.rows, self.labels[target.start : target.stop])]
+        elif not of_target and (
+            self.corpus.given is not None or (recipe.target_takes_part and not recipe.uacr.enabled)
+        ):
+            of_target = [DomainPool(target.rows, np.full(len(target), -1))]
+        if self.corpus.given is not None:
+            of_target = [with_given(pool, self.corpus.given) for pool in of_target]
+        return pools + of_target
 
     def train(self, slices: list[StepSlice], epoch: int = 0) -> Feed[Fed]:
         """The batches of `slices`, with the views of an epoch."""

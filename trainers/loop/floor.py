@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.records.corpus import Part
+from datasets_manifest.records.target_labels import TargetLabels
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan
 from trainers.compute.precision import eval_batch_size
 from trainers.loop.evaluation import classification_metrics
@@ -29,6 +30,7 @@ from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
 from trainers.validators import ValidatorInputs, epoch_score
+from trainers.validators.checked import checked_accuracy
 from trainers.validators.expected import expected_accuracy
 from trainers.validators.inputs import spread
 from trainers.validators.mixing import SHARE
@@ -57,8 +59,8 @@ class FoundFloor:
 
 
 def has_floor(recipe: Recipe) -> bool:
-    """Whether a run of the recipe has a floor: it adapts to a target without its labels, and is not the published method."""
-    return recipe.preset != "published" and recipe.target_takes_part and recipe.train.target_labels == "unused"
+    """Whether a run of the recipe has a floor: it adapts to a target, and is not the published method."""
+    return recipe.preset != "published" and recipe.target_takes_part and recipe.train.target_labels != "oracle"
 
 
 def find_floor(loop: Loop) -> FoundFloor | None:
@@ -68,7 +70,10 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     corpus, labels = loop.corpus, loop.batches.labels
     targets, sources = validator_rows(corpus, labels)
     facts = FactsCollector(corpus, loop.card.vocabulary)
-    wanted = np.concatenate([spread(targets), spread(sources), facts.rows])  # what is looked at of every epoch
+    looked_at = [spread(targets), spread(sources), facts.rows]  # of every epoch
+    if corpus.given is not None:
+        looked_at += [corpus.given.rows, corpus.given.check_rows]
+    wanted = np.concatenate(looked_at)
     scored = [corpus.train[-1], *(part for part in corpus.val if part is not None)]
     rows = {id(part): rows_of(part, wanted, loop.recipe.train.seed) for part in [*scored, *corpus.train[:-1]]}
     features = _encoded(loop, facts, *([rows[id(part)] for part in parts] for parts in (scored, corpus.train[:-1])))
@@ -83,7 +88,8 @@ def find_floor(loop: Loop) -> FoundFloor | None:
         taught.append(({name: x[at.to(x.device)] for name, x in of_part[id(part)].items()}, known[at].to(loop.device)))
     target = of_part[id(scored[0])]
     prior = torch.from_numpy(loop.pseudo_labels.prior())
-    floor = fit_floor(taught, target, len(corpus.classes), prior=prior)
+    labelled = _labelled(corpus.given, rows[id(scored[0])], loop.device)
+    floor = fit_floor(taught, target, len(corpus.classes), prior=prior, labelled=labelled)
     network = FloorNetwork(loop.network.text_encoder, loop.network.picture_encoder, len(corpus.classes))
     network.to(loop.device, loop.dtype).take(floor)
     own = {part.domain: floor.for_domain(of_part[id(part)]) for part in corpus.train}
@@ -91,6 +97,7 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     def told(network: FloorNetwork, predicted: dict[int, tuple[Tensor, Tensor]]) -> FoundFloor:
         evidence = _evidence(scored, rows, predicted, (targets, sources), labels)
         metrics = _metrics(scored, rows, predicted, labels)
+        metrics |= _checked(corpus.given, rows[id(scored[0])], predicted[id(scored[0])][0])
         metrics["selection/score"] = epoch_score(loop.recipe.selection.validator, evidence)
         expected = expected_accuracy(evidence)
         metrics |= expected.metrics() if expected else {}
@@ -135,6 +142,22 @@ def _zero_shot(
         predicted[part] = logits.cpu(), components.cpu()
     found = told(network, predicted)
     return replace(found, metrics={name: x for name, x in found.metrics.items() if name != "selection/score"})
+
+
+def _labelled(given: TargetLabels | None, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Places among the target's rows and labels of those whose label was given."""
+    if given is None:
+        return None
+    return torch.from_numpy(np.searchsorted(rows, given.rows)).to(device), torch.from_numpy(given.labels).to(device)
+
+
+def _checked(given: TargetLabels | None, rows: np.ndarray, logits: Tensor) -> dict[str, float]:
+    """Metrics of the accuracy on the target's labels that were held out."""
+    if given is None:
+        return {}
+    predicted = logits.argmax(1).numpy()[np.searchsorted(rows, given.check_rows)]
+    found = checked_accuracy(predicted, given.check_labels)
+    return found.metrics() if found else {}
 
 
 def rows_of(part: Part, wanted: np.ndarray, seed: int) -> np.ndarray:

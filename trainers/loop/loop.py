@@ -47,6 +47,7 @@ from trainers.step.loss_scale import LossScale
 from trainers.step.step import Step
 from trainers.step.step_clock import StepClock
 from trainers.validators import epoch_score
+from trainers.validators.checked import checked_accuracy
 from trainers.validators.expected import expected_accuracy
 
 
@@ -164,6 +165,7 @@ class Loop:
         self.ask_for_steps()
         metrics |= validation_metrics(scored, self.corpus, self.batches.labels) | {"selection/score": score}
         metrics |= expected.metrics() if expected else {}
+        metrics |= self._checked(scored)
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
@@ -338,6 +340,14 @@ class Loop:
                 reference=ReferenceCollector(self.corpus, self.card.vocabulary, self.network),
             )
         return scored, feed.waited
+
+    def _checked(self, scored: Scored) -> dict[str, float]:
+        """Metrics of the target's accuracy on the labels that were held out."""
+        given, target = self.corpus.given, self.corpus.train[-1]
+        if given is None:
+            return {}
+        found = checked_accuracy(scored.of(target)["label"][given.check_rows - target.start], given.check_labels)
+        return found.metrics() if found else {}
 
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json, require_folder
+from datasets_manifest.manifest import storage
 from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
+from datasets_manifest.records.target_labels import TargetLabels, own_target_labels, read_target_labels
 from trainers.journal.findings import before_start
 from trainers.preflight.run_lock import require_free
 from trainers.preflight.start import Start, find_start, require_same_run
@@ -45,9 +50,9 @@ def read_inputs(recipe: Recipe) -> Inputs:
     Raises:
         InputError: what is wrong with the recipe or the data.
     """
-    data, storage = recipe.data, run_storage(recipe)
-    folder = storage / recipe.run.name if recipe.run.name is not None else None
-    require_folder(storage, "run.storage")
+    data, runs = recipe.data, run_storage(recipe)
+    folder = runs / recipe.run.name if recipe.run.name is not None else None
+    require_folder(runs, "run.storage")
     if folder is not None:
         require_free(folder)
     bring_run(recipe)
@@ -55,8 +60,14 @@ def read_inputs(recipe: Recipe) -> Inputs:
         require_own_name(recipe, folder)
     require_tracking(recipe)
     corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
+    target = corpus.train[-1]
+    of_target = corpus.table.slice(target.start, len(target))
+    given = given_labels(
+        recipe, of_target["id"].to_pylist(), of_target["label"].to_numpy(), corpus.classes, target.start
+    )
+    corpus = replace(corpus, given=given)
     _check_against_data(recipe, corpus)
-    start = find_start(recipe, storage, folder)
+    start = find_start(recipe, runs, folder)
     before = recipe_of_run(folder) if folder is not None else None
     if before is None and start is not None and start.epoch is not None:
         before = start.card.recipe  # a run whose training goes on keeps what the rule chose for it
@@ -85,6 +96,26 @@ def bring_run(recipe: Recipe) -> None:
         require_free_store(run, on_wait=lambda words: print(f"note: {words}", file=sys.stderr, flush=True))
         with store_told(run):
             run.bring()
+
+
+def given_labels(
+    recipe: Recipe, ids: Sequence[str], labels_N: np.ndarray, classes: Sequence[str], start: int = 0
+) -> TargetLabels | None:
+    """The target's labels that the recipe lets training use; None: it lets it use none.
+
+    Args:
+        ids, labels_N: of the target's training records.
+        start: row number of the first of them.
+
+    Raises:
+        InputError: there is none, or they do not fit the records.
+    """
+    named = recipe.train.target_labels
+    if not recipe.train.has_few_labels:
+        return None
+    if named == "few":
+        return own_target_labels(labels_N, ids, start)
+    return read_target_labels(named if storage.is_uri(named) else Path(named), ids, start, classes)
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

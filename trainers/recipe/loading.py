@@ -100,7 +100,10 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     encoders = _encoders_anchored(recipe.encoders, folder)
     if encoders.features is not None:
         encoders = encoders.model_copy(update={"features": anchor(encoders.features)})
-    return recipe.model_copy(update={"data": data.model_copy(update=placed), "encoders": encoders})
+    train = recipe.train
+    if train.target_labels not in ("unused", "few", "oracle"):
+        train = train.model_copy(update={"target_labels": anchor(train.target_labels)})
+    return recipe.model_copy(update={"data": data.model_copy(update=placed), "encoders": encoders, "train": train})
 
 
 def _encoders_anchored(encoders: Encoders, folder: Path) -> Encoders:

@@ -60,7 +60,7 @@ class Recipe(Section):
     def target_takes_part(self) -> bool:
         """Whether any component reads the target: with all of them off, training is source-only."""
         any_term = any(self.objective.weights().values())
-        return self.uacr.enabled or any_term or self.train.target_labels == "oracle"
+        return self.uacr.enabled or any_term or self.train.target_labels != "unused"
 
     def picture_views(self) -> PictureViews:
         """Those of data.pictures. The published code drops the alpha channel of a transparent picture."""

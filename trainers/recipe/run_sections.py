@@ -53,9 +53,18 @@ class Train(Section):
         description="Compile the encoders' blocks (a transformer's layers, a ResNet's residual blocks) with torch.compile, in "
         "the first step. On the CPU those of the text encoder alone.",
     )
-    target_labels: Literal["unused", "oracle"] = Field(
-        "unused", description="`oracle`: train on the target's labels, an upper bound for comparisons."
+    target_labels: Literal["unused", "few", "oracle"] | Annotated[str, Field(pattern=r"(?i)\.csv$")] = Field(
+        "unused",
+        description="Labels of the target's training records that training uses, see [A few labels](method.md#a-few-labels). "
+        "The path of a CSV with the columns `id` and `label`, relative to the recipe's folder: those in it. `few`: those that "
+        "the target's manifest gives. A part is held out and measures the accuracy. `oracle`: all of the manifest's, an upper "
+        "bound for comparisons.",
     )
+
+    @property
+    def has_few_labels(self) -> bool:
+        """Whether some records of the target have labels that training uses."""
+        return self.target_labels not in ("unused", "oracle")
 
 
 class Cluster(Section):

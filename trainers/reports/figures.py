@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from trainers.journal.journal import EpochRecord
 from trainers.m2can.losses import TERMS
 from trainers.reports import charts
+from trainers.validators.checked import CHECKED
 from trainers.validators.expected import EXPECTED
 
 _WIDTH = 9.0  # inches: 1350 pixels, still readable when shown at 900
@@ -50,6 +51,7 @@ def accuracy_panels(records: Sequence[EpochRecord]) -> list[Panel]:
     sources = sorted(metrics - {f"source{end}"})
     series = [series_of(records, f"target{end}", "target", 0), series_of(records, f"source{end}", "sources", 1)]
     series.append(series_of(records, EXPECTED, "target, expected", 6))
+    series.append(series_of(records, CHECKED, "target, held-out labels", 5))
     if len(sources) > 1 or f"source{end}" not in metrics:
         for kind, metric in enumerate(sources, start=2):
             name = metric.removeprefix("source/").removesuffix(end)

@@ -98,6 +98,7 @@ def _verdict(outcome: Outcome) -> str:
     accuracy = outcome.chosen.metrics.get(TARGET_ACCURACY)
     if accuracy is None:
         known = f"expected to be {outcome.expected}" if outcome.expected else "not known"
+        known = str(outcome.checked) if outcome.checked else known
         return f"{where}. The target has no validation labels: its accuracy is {known}."
     without_labels = f", expected without its labels {outcome.expected}" if outcome.expected else ""
     return f"{where}: target accuracy {percent(accuracy)}{without_labels}."

@@ -14,6 +14,7 @@ from trainers.journal.outcome import Outcome
 from trainers.loop.evaluation import confusion, reliability
 from trainers.recipe import Recipe, make_recipe
 from trainers.reports import charts, figures
+from trainers.reports.page import counted
 from trainers.tracking.provenance import code_version, environment
 from trainers.validators.expected import ExpectedAccuracy
 
@@ -71,7 +72,7 @@ def overview(run: Run) -> dict[str, Any]:
         *([("started from", outcome.card.started_from)] if outcome.card.started_from else []),
         ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
         ("components", ", ".join(["cross-entropy", *parts])),
-        ("target labels in training", "not used" if recipe.train.target_labels == "unused" else "used: an upper bound"),
+        ("target labels in training", _target_labels(run)),
         ("epochs", f"{outcome.last.epoch} of {recipe.train.epochs}, {outcome.last.step:,} steps"),
         ("batch size, of each domain", f"{recipe.train.batch_size}"),
         ("seed", f"{recipe.train.seed}"),
@@ -82,6 +83,13 @@ def overview(run: Run) -> dict[str, Any]:
         *versions(),
     ]
     return {"rows": rows, "differences": _differences(recipe), "recipe": list(_shown(recipe).items())}
+
+
+def _target_labels(run: Run) -> str:
+    given = run.outcome.corpus.given
+    if given is None:
+        return "not used" if run.outcome.card.recipe.train.target_labels == "unused" else "used: an upper bound"
+    return f"{counted(len(given.rows), 'record')} trained on, {len(given.check_rows):,} held out"
 
 
 def versions() -> list[tuple[str, str]]:
@@ -118,7 +126,16 @@ def choice(run: Run) -> dict[str, Any]:
         (row["validator"], f"{row['epoch']}", charts.percent(row["accuracy"]), charts.percent(row["regret"]))
         for row in outcome.verdicts
     ]
-    return {"rows": rows, "verdicts": verdicts}
+    return {"rows": rows, "verdicts": verdicts, **_checked(outcome)}
+
+
+def _checked(outcome: Outcome) -> dict[str, Any]:
+    """What the held-out labels say, and whether what was expected without them agrees; None where there is nothing."""
+    checked, expected = outcome.checked, outcome.expected
+    agrees = None
+    if checked is not None and expected is not None:
+        agrees = expected.low <= checked.high and checked.low <= expected.high
+    return {"checked": None if checked is None else str(checked), "agrees": agrees}
 
 
 def learning(run: Run) -> dict[str, Any]:

@@ -12,7 +12,10 @@ import typer
 from services.cli.options import AsJson, DataRoot, show, use_data_root
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from datasets_manifest.checks.data_check import DataReport
+    from trainers.recipe import Recipe
 
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
@@ -166,6 +169,86 @@ def unpack(
 
     unpacked = str(run(load_manifest(manifest), out))
     show(json_, {"manifest": unpacked}, unpacked)
+
+
+@app.command(epilog="Example:  m2can data suggest runs/my-run --n 50 --out to-label")
+def suggest(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|RUN", help="The folder of a finished run, or a recipe, whose floor is found."),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for suggested.csv and label.html.")] = Path("to-label"),
+    n: Annotated[int, typer.Option("--n", min=2, help="How many records; every second one is drawn by chance.")] = 50,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe; may be repeated.")
+    ] = None,
+    data_root: DataRoot = None,
+    json_: AsJson = False,
+) -> None:
+    """Write the target's training records that are most worth a label, and a page to label them on in a browser."""
+    from datasets_manifest.files import whole_folder
+    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.records.readers import read_split
+    from services.labelling.page import labelling_page
+    from services.labelling.suggest import suggest as chosen_of
+    from services.labelling.suggest import table_of
+    from trainers.model.predictor import Predictor
+
+    use_data_root(data_root)
+    _require_new(out)
+    folder, recipe = _model_and_recipe(model, list(set_ or []))
+    manifest = load_manifest(recipe.data.target)
+    records = read_split(manifest, recipe.data.train_split).table
+    labelled = _labelled(recipe, records, list(manifest.classes))
+    predictor = Predictor.load(folder)
+    suggestions = chosen_of(predictor, records, n, seed=recipe.train.seed, labelled=labelled)
+    with whole_folder(out) as draft:
+        (draft / "suggested.csv").write_text(table_of(suggestions), encoding="utf-8")
+        page = labelling_page(suggestions, predictor.classes, predictor.card.target)
+        (draft / "label.html").write_text(page, encoding="utf-8")
+    content = {"csv": str(out / "suggested.csv"), "page": str(out / "label.html"), "model": str(folder)}
+    by_chance = sum(one.purpose == "check" for one in suggestions)
+    show(
+        json_,
+        content | {"suggestions": [vars(one) for one in suggestions]},
+        f"{n - by_chance} records most worth a label, by {folder}, and {by_chance} drawn by chance, to measure the accuracy",
+        f"label them in a browser: {out / 'label.html'}, or fill the column `label` of {out / 'suggested.csv'}",
+        "then m2can train with train.target_labels=PATH of the file with the labels",
+    )
+
+
+def _require_new(folder: Path) -> None:
+    from datasets_manifest.errors import InputError
+
+    if folder.exists():
+        raise InputError("is there already", field="--out", value=str(folder), wanted="a new folder")
+
+
+def _model_and_recipe(given: str, overrides: list[str]) -> tuple[Path, Recipe]:
+    """A run's chosen checkpoint, or the floor of a recipe, which is found first."""
+    from datasets_manifest.errors import InputError
+    from services.cli.commands.train import run_recipe
+    from trainers.model.card import load_card, model_folder
+    from trainers.recipe import load_recipe
+
+    if not Path(given).is_dir():
+        recipe = load_recipe(given, [*overrides, "tracking.enabled=false"])
+        return run_recipe(recipe, floor_only=True).checkpoint, recipe
+    if overrides:
+        raise InputError("goes with a recipe, not with a run", field="--set", value=overrides)
+    folder = model_folder(Path(given))
+    return folder, load_card(folder).recipe
+
+
+def _labelled(recipe: Recipe, records: pa.Table, classes: list[str]) -> list[str]:
+    """Ids of the records whose labels the recipe trains with already."""
+    from trainers.preflight.inputs import given_labels
+
+    ids = records["id"].to_pylist()
+    given = given_labels(recipe, ids, records["label"].to_numpy(), classes)
+    if given is None:
+        return []
+    return [ids[row] for rows in (given.rows, given.check_rows) for row in rows]
 
 
 def _report_lines(report: DataReport) -> Iterator[str]:

@@ -12,6 +12,7 @@ import typer
 from datasets_manifest.errors import InputError, without_password
 from services.cli.options import DataRoot, use_data_root
 from services.cli.output import RunProgress, percent, print_json
+from trainers.validators.checked import CheckedAccuracy
 from trainers.validators.expected import ExpectedAccuracy
 
 if TYPE_CHECKING:
@@ -192,9 +193,13 @@ def _print_choice(result: Result) -> None:
         typer.echo(f"floor       sources {percent(result.floor.numbers()['source_accuracy'])}, without training")
         _print_zero_shot(result.floor)
     expected = ExpectedAccuracy.from_metrics(result.chosen_metrics)
-    known = f"expected to be {expected}, not measured" if expected else "not known"
+    known = f"expected to be {expected}" if expected else "not known"
+    if (checked := CheckedAccuracy.from_metrics(result.chosen_metrics)) is not None:
+        typer.echo(f"            the accuracy on {result.target} is {checked}; without labels it is {known}")
+        return
+    suggested = f"m2can data suggest {result.folder}"
     typer.echo(
-        f"            the accuracy on {result.target} is {known}: label some of its records, then m2can evaluate"
+        f"            the accuracy on {result.target} is {known}, not measured: {suggested} names records to label"
     )
 
 
@@ -226,6 +231,8 @@ def print_result(result: Result) -> None:
         typer.echo(f"  regret           {percent(result.regret):>7} (oracle less chosen)")
         if (expected := ExpectedAccuracy.from_metrics(result.chosen_metrics)) is not None:
             typer.echo(f"  expected of the chosen epoch without labels: {expected}")
+        if (checked := CheckedAccuracy.from_metrics(result.chosen_metrics)) is not None:
+            typer.echo(f"  measured: {checked}")
     else:
         _print_choice(result)
     if result.stopped_early is not None:

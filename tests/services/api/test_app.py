@@ -211,6 +211,7 @@ def test_each_route_needs_its_scope(service: Service, method: str, path: str, ne
             "encoders.features: leads outside",
         ),
         ({"train": {"start_from": "/etc/run"}}, "train.start_from: leads outside"),
+        ({"train": {"target_labels": "/etc/labels.csv"}}, "train.target_labels: leads outside"),
         ({"train": {"start_from": "../../run"}}, "train.start_from: is not an absolute path"),
         ({"train": {"start_from": "~/run"}}, "train.start_from: is not an absolute path"),
         ({"encoders": {"text": {"name": "/etc/model"}}}, "encoders.text.name: leads outside"),

@@ -14,6 +14,7 @@ from services.cli import output
 from services.cli.commands.train import print_result
 from trainers.journal.journal import EpochRecord
 from trainers.training_run import Result
+from trainers.validators.checked import CheckedAccuracy
 from trainers.validators.expected import ExpectedAccuracy
 
 
@@ -78,7 +79,7 @@ def test_without_target_labels_the_choice_is_told(tmp_path: Path, capsys: Captur
     print_result(ended(tmp_path))
     shown = capsys.readouterr().out
     assert "chosen      epoch 1 of 2 (without target labels, by infomax), sources 87.5 %\n" in shown
-    assert "the accuracy on sea is not known: label some of its records, then m2can evaluate" in shown
+    assert "the accuracy on sea is not known, not measured: m2can data suggest" in shown
 
 
 def test_a_version_that_is_not_the_candidate_is_told(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
@@ -108,6 +109,21 @@ def test_an_epoch_shows_the_expected_accuracy_beside_the_true_one() -> None:
     line = output.epoch_line(EpochRecord(1, 10, 0.0, metrics | {"target/val/accuracy": 0.7}), 4)
     assert "  target about 64 % (55-72)  target 70.0 % (its labels are not used)  " in line
     assert "about" not in output.epoch_line(EpochRecord(1, 10, 0.0, {"loss/total": 1.0}), 4)
+
+
+def test_what_held_out_labels_say_stands_beside_what_was_expected(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    checked = CheckedAccuracy(0.6, 0.36, 0.8, 10)
+    metrics = {"loss/total": 1.0, "source/val/accuracy": 0.875, **EXPECTED.metrics(), **checked.metrics()}
+    record = EpochRecord(1, 10, 0.0, metrics)
+    assert "target about 64 % (55-72)  target 60 % (36-80) on 10 labelled records held out  " in output.epoch_line(
+        record, 4
+    )
+    result = replace(ended(tmp_path), records=[record])
+    print_result(result)
+    shown = capsys.readouterr().out
+    assert "the accuracy on sea is 60 % (36-80) on 10 labelled records held out; without labels it is expected" in shown
+    print_result(replace(result, oracle_epoch=2, target_accuracy_chosen=0.7, target_accuracy_oracle=0.7))
+    assert "  measured: 60 % (36-80) on 10 labelled records held out\n" in capsys.readouterr().out
 
 
 def test_the_end_of_a_run_tells_what_is_expected(tmp_path: Path, capsys: CaptureFixture[str]) -> None:

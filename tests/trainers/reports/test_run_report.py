@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from datasets_manifest.records.target_labels import TargetLabels
 from tests.browser import ask
 from tests.trainers.made_run import HOSTILE, made_run
 from trainers.journal.findings import Finding
@@ -21,6 +22,7 @@ from trainers.loop.evaluation import reliability
 from trainers.reports.charts import Epochs, Series, curves, draw_curves, new_figure
 from trainers.reports.feature_map import principal_components, same_neighbour
 from trainers.reports.run_report import draw_report
+from trainers.validators.checked import CheckedAccuracy
 
 SECTIONS = ["overview", "choice", "learning", "pseudo-labels", "confusion", "calibration", "map", "samples", "data"]
 
@@ -73,6 +75,23 @@ def test_all_sections_are_there_and_tables_have_their_rows(made: tuple[Outcome, 
     assert re.search(r"last\s+3\s+70.0 %", words["choice"]) and "Regret 10.0 %" in words["choice"]
     assert "MCC: class confusion" in words["learning"] and "Validation accuracy" in words["learning"]
     assert re.search(r"sea\s+target\s+val\s+12\s+12\s+4\s+0.33", words["data"])
+
+
+@pytest.mark.parametrize("accuracy", [0.6, 0.1])
+def test_what_held_out_labels_measure_is_said(tmp_path: Path, accuracy: float) -> None:
+    outcome = made_run(tmp_path)
+    start = outcome.corpus.train[-1].start
+    rows = np.arange(start, start + 10)
+    given = TargetLabels(rows[:3], np.zeros(3, np.int64), rows[3:], np.zeros(7, np.int64))
+    checked = CheckedAccuracy(accuracy, max(accuracy - 0.1, 0), accuracy + 0.1, 7)
+    records = [replace(record, metrics=record.metrics | checked.metrics()) for record in outcome.records]
+    found = replace(outcome, records=records, chosen=records[1], corpus=replace(outcome.corpus, given=given))
+    _, tree = drawn(found)
+    said = re.sub(r"\s+", " ", tree.words["choice"])
+    assert f"held out: {100 * accuracy:.0f} % (" in said and "on 7 labelled records held out for the chosen" in said
+    assert ("agrees with it" in said) == (accuracy == 0.6) and ("believe the labels" in said) == (accuracy == 0.1)
+    assert "3 records trained on, 7 held out" in tree.words["overview"]
+    assert "target, held-out labels" in tree.words["learning"]
 
 
 def test_what_harms_the_numbers_is_said(made: tuple[Outcome, str, Tree]) -> None:

@@ -22,6 +22,7 @@ from trainers.m2can.network import FUSED
 
 DECAY = 1.0  # of the mean cross-entropy's probe, on features of unit variance
 SOURCE_WEIGHT = 0.3  # of a source row against a target row in self-training
+LABELLED_WEIGHT = 3.0  # of a target row whose label is known against one without
 TEMPERATURE = 0.5  # that sharpens the target's predictions
 FOLDS = 5  # in which a single source predicts itself
 MOST_DECOMPOSED = 512  # of the target's rows, evenly spread, for the principal components
@@ -69,6 +70,7 @@ def fit_floor(
     *,
     prior: Tensor | None = None,
     self_training: bool = True,
+    labelled: tuple[Tensor, Tensor] | None = None,
 ) -> Floor:
     """The floor of labelled sources and an unlabelled target.
 
@@ -77,6 +79,7 @@ def fit_floor(
         target: features of the target's training rows.
         prior: [C], the classes' assumed shares in the target; None: all equal.
         self_training: whether the round of self-training follows.
+        labelled: places among the target's rows and labels of those whose label is known, [n] each.
     """
     shares = torch.full((num_classes,), 1 / num_classes) if prior is None else prior
     log_prior = (shares.double() / shares.sum()).log().to(sources[0][1].device)
@@ -85,10 +88,15 @@ def fit_floor(
     taught = [({name: _standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
 
     scales, bias = _modality_scales(taught, num_classes)
-    y = F.one_hot(torch.cat([labels for _, labels in taught]), num_classes).double()
+    seen = list(taught)
+    if labelled is not None and len(labelled[0]):
+        seen.append(({name: x[labelled[0]] for name, x in of_target.items()}, labelled[1]))
+    y = F.one_hot(torch.cat([labels for _, labels in seen]), num_classes).double()
+    importance = torch.ones_like(y[:, 0])
+    importance[sum(len(labels) for _, labels in taught) :] = LABELLED_WEIGHT
     weight = {}
     for name, scale in scales.items():
-        probe, probe_bias = fit_probe(torch.cat([features[name] for features, _ in taught]), y)
+        probe, probe_bias = fit_probe(torch.cat([features[name] for features, _ in seen]), y, importance)
         weight[name] = scale * probe
         bias = bias + scale * probe_bias
     logits = _logits(of_target, weight, bias)
@@ -96,7 +104,11 @@ def fit_floor(
     bias = bias + shift
     if self_training:
         soft = ((logits + shift) / TEMPERATURE).softmax(1)
-        weight, bias = _self_trained(taught, of_target, soft, log_prior)
+        importance = torch.ones_like(soft[:, 0])
+        if labelled is not None:
+            soft[labelled[0]] = F.one_hot(labelled[1], num_classes).double()
+            importance[labelled[0]] = LABELLED_WEIGHT
+        weight, bias = _self_trained(taught, of_target, soft, importance, log_prior)
     return Floor(weight, bias, mean, deviation, principal_components(of_target))
 
 
@@ -172,13 +184,17 @@ def _held_out(
 
 
 def _self_trained(
-    sources: Sequence[tuple[Features, Tensor]], target: Features, soft_NC: Tensor, log_prior_C: Tensor
+    sources: Sequence[tuple[Features, Tensor]],
+    target: Features,
+    soft_NC: Tensor,
+    weight_N: Tensor,
+    log_prior_C: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
     names, num_classes = list(target), soft_NC.shape[1]
     domains = [*(features for features, _ in sources), target]
     x = torch.cat([torch.cat([features[name] for name in names], 1) for features in domains])
     hard = F.one_hot(torch.cat([labels for _, labels in sources]), num_classes).double()
-    importance = torch.cat([x.new_full((len(hard),), SOURCE_WEIGHT), x.new_ones(len(soft_NC))])
+    importance = torch.cat([x.new_full((len(hard),), SOURCE_WEIGHT), weight_N])
     probe, bias = fit_probe(x, torch.cat([hard, soft_NC]), importance)
     weight = dict(zip(names, probe.split([target[name].shape[1] for name in names], 1), strict=True))
     return weight, bias + prior_shift(_logits(target, weight, bias), log_prior_C)

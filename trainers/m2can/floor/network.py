@@ -16,7 +16,8 @@ from trainers.m2can.network import FUSED, M2CAN
 
 
 class FloorHead(nn.Module):
-    """Features of both modalities [N, K + K'] → logits [N, C], and 64 principal components of the standardised features.
+    """Features of both modalities [N, K + K'] → logits [N, C], and 64 principal components of the standardised features;
+    with `of_modalities` the logits by text alone and by pictures alone.
 
     A modality that the floor does not read has weights of zero.
     """
@@ -38,6 +39,12 @@ class FloorHead(nn.Module):
     def forward(self, features_NK: Tensor) -> tuple[Tensor, Tensor]:
         x_NK = (features_NK - self.mean_K) / self.deviation_K
         return x_NK @ self.weight_CK.T + self.bias_C, x_NK @ self.components_FK.T
+
+    def of_modalities(self, features_NK: Tensor, text_width: int) -> tuple[Tensor, Tensor]:
+        x_NK = (features_NK - self.mean_K) / self.deviation_K
+        parts = zip(x_NK.tensor_split((text_width,), 1), self.weight_CK.tensor_split((text_width,), 1), strict=True)
+        text_NC, picture_NC = (x @ weight.T + self.bias_C for x, weight in parts)
+        return text_NC, picture_NC
 
 
 class FloorNetwork(nn.Module):
@@ -93,15 +100,19 @@ class FloorNetwork(nn.Module):
 
     def _outputs(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
-        logits_NC, fused_NF = self.floor(torch.cat([text_NK, picture_NK], 1))
+        features_NK = torch.cat([text_NK, picture_NK], 1)
+        logits_NC, fused_NF = self.floor(features_NK)
+        of_text_NC = of_picture_NC = logits_NC
+        if isinstance(self.floor, FloorHead):
+            of_text_NC, of_picture_NC = self.floor.of_modalities(features_NK, self.text_encoder.width)
         logits_DBC = logits_NC.view(shape)[0]
         return Outputs(
             text_VDBK=F.normalize(text_NK, dim=-1).view(shape),
             picture_VDBK=F.normalize(picture_NK, dim=-1).view(shape),
             fused_DBK=fused_NF.view(shape)[0],
             logits_HQDBC=logits_DBC[None, None],
-            text_logits_DBC=logits_DBC,
-            picture_logits_DBC=logits_DBC,
+            text_logits_DBC=of_text_NC.view(shape)[0],
+            picture_logits_DBC=of_picture_NC.view(shape)[0],
         )
 
 
