@@ -84,7 +84,7 @@ def benchmark(folder: Path, train: int, val: int, pixels: int) -> dict[str, Any]
 
 
 def stream_of(recipe: Recipe, prepared: Prepared) -> BatchSource:
-    return FeatureStream(read_features(recipe, prepared.corpus))
+    return FeatureStream(read_features(recipe, prepared.corpus, prepared.card.vocabulary))
 
 
 def encoders_alone(prepared: Prepared) -> float:

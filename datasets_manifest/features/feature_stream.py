@@ -34,4 +34,5 @@ class FeatureStream:
             for array_VNK in (self.features.text_VNK, self.features.picture_VNK)
         )
         bad = [(int(row), message) for row in rows for message in self.features.bad.get(int(row), ())]
-        return FeatureBatch(text, picture, rows, bad)
+        blank = self.features.blank_N
+        return FeatureBatch(text, picture, rows, bad, None if blank is None else np.tile(blank[rows], len(views)))

@@ -75,6 +75,7 @@ class HostBatch:
     rows: int64 [R], row numbers in the table.
     bad: (row, what was wrong) of every picture that was skipped.
     views: what the pictures were made by, which says how they are normalised.
+    blank: bool [V·R], whether a row has no text; None: not known.
     """
 
     tokens: np.ndarray
@@ -84,6 +85,7 @@ class HostBatch:
     rows: np.ndarray
     bad: list[tuple[int, str]]
     views: PictureViews = field(default_factory=PictureViews)
+    blank: np.ndarray | None = None
 
 
 def index_table(step: Sequence[int] | np.ndarray, row: np.ndarray, position: np.ndarray) -> pa.Table:
@@ -257,7 +259,18 @@ def collate(encoded: pa.Table, encoding: Encoding, allocate: Allocate = np.empty
         rows=rows,
         bad=[(int(row), message) for row, list_ in zip(rows, messages, strict=True) for message in list_],
         views=encoding.pictures,
+        blank=mask.sum(1) <= blank_tokens(encoding),
     )
+
+
+def blank_tokens(encoding: Encoding) -> int:
+    """How many tokens the text of a record without text has: special ones."""
+    return len(_tokenizer(encoding).encode(_joined([[]], encoding))[0])
+
+
+def blank_texts(texts: list[list[str]], encoding: Encoding) -> np.ndarray:
+    """Whether each sample has no text, bool [N]."""
+    return np.array([not any(sentences) for sentences in _cleaned(texts, encoding)], bool)
 
 
 def _pad(columns: list[pa.ChunkedArray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

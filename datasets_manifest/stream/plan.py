@@ -210,6 +210,15 @@ def view_rng(seed: int, epoch: int, row: int, position: int) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+def dropped_modality(seed: int, epoch: int, row: int, position: int, share: float) -> int:
+    """Which modality of a draw is left out in training: 0 its texts, 1 its pictures, each with probability `share` ≤ 1/2; -1
+    neither. Like `view_rng` it follows from what names the draw, in a stream of its own."""
+    key = np.array([seed, epoch], dtype=np.uint64)
+    counter = np.array([0, 1, row, position], dtype=np.uint64)  # the views of this draw have [0, 0, …]
+    drawn = float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
+    return 0 if drawn < share else 1 if drawn < 2 * share else -1
+
+
 def _draw_order(seed: int, epoch: int, domain: int, pool_size: int, draws: int) -> Ints:
     """int64 [draws]: indexes into the pool, full shuffles one after the other, cut to length."""
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch, domain]))

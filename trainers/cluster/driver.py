@@ -247,7 +247,9 @@ def start_workers(
         folder=prepared.folder,
         goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
         weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
-        features=ray.put(read_features(recipe, prepared.corpus)) if recipe.encoders.features is not None else None,
+        features=None
+        if recipe.encoders.features is None
+        else ray.put(read_features(recipe, prepared.corpus, prepared.card.vocabulary)),
         # The encoders of a run that goes on with another were trained already.
         floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
         store=prepared.store,

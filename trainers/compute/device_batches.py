@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datasets_manifest.stream.encode import Allocate, Encoding, HostBatch, Vocabulary
 from datasets_manifest.stream.images import PictureViews
-from datasets_manifest.stream.plan import StepSlice
+from datasets_manifest.stream.plan import StepSlice, dropped_modality
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.m2can.batch import Batch, sent
 from trainers.recipe import Recipe
@@ -68,6 +68,7 @@ def to_batch(
     content: dict[str, Any]
     if isinstance(host, FeatureBatch):
         num_views = len(host.text) // labels_DB.size
+        unseen = ~host.picture.any(1)
         content = {"text": send(host.text).to(dtype), "text_mask": None}
         content |= {"pictures": send(host.picture).to(dtype), "picture_owner": None}
     else:
@@ -79,11 +80,14 @@ def to_batch(
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
         content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
         counts = np.bincount(owner, minlength=len(host.tokens) + 1)
+        unseen = counts[:-1] == 0
         planes = normalise(send(pixels), form.dtype, host.views, form.channels_last)
         content |= {"pictures": planes, "picture_owner": send(owner)}
         content |= {"picture_counts": torch.from_numpy(counts), "sent_counts": send(counts)}
+    blank = np.zeros_like(unseen) if host.blank is None else host.blank
     return Batch(
         **content,
+        missing_N2=torch.from_numpy(np.stack([blank, unseen], 1)),
         labels_DB=send(labels_DB),
         num_views=num_views,
         global_batch=global_batch or labels_DB.shape[1],
@@ -100,11 +104,30 @@ def step_batches(
     device: torch.device,
     dtype: torch.dtype,
     pictures: PictureForm | None = None,
+    dropout: tuple[int, float] | None = None,
 ) -> Generator[Fed]:
-    """The encoded rows of steps, each with its batch."""
+    """The encoded rows of steps, each with its batch.
+
+    Args:
+        dropout: seed and share with which a row's texts, or its pictures, are left out; see `left_out`.
+    """
     for slice_, host in zip(slices, hosts, strict=True):
         place = {"offset": slice_.offset, "global_batch": slice_.global_batch}
-        yield host, to_batch(host, slice_.labels_DB, device=device, dtype=dtype, pictures=pictures, **place)
+        batch = to_batch(host, slice_.labels_DB, device=device, dtype=dtype, pictures=pictures, **place)
+        if dropout is not None and batch.missing_N2 is not None:
+            batch = replace(batch, missing_N2=batch.missing_N2 | left_out(slice_, batch.missing_N2, *dropout))
+        yield host, batch
+
+
+def left_out(slice_: StepSlice, missing_N2: Tensor, seed: int, share: float) -> Tensor:
+    """What a step leaves out of its rows: bool [N, 2], texts and pictures, in all views of a row alike.
+
+    A row keeps what it has alone. Args: missing_N2: what the rows lack.
+    """
+    places = zip(slice_.rows_DB.ravel().tolist(), slice_.positions_DB.ravel().tolist(), strict=True)
+    drawn = torch.tensor([dropped_modality(seed, slice_.epoch, row, position, share) for row, position in places])
+    drawn_N = drawn.repeat(len(missing_N2) // len(drawn))
+    return (drawn_N[:, None] == torch.arange(2)) & ~missing_N2.any(1, keepdim=True)
 
 
 def unlabelled(

@@ -14,6 +14,7 @@ import torch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import json_text, whole_folder
+from datasets_manifest.stream.encode import blank_tokens
 from trainers.exported.graph import FILES, INPUTS, OUTPUTS, Form, require_packages, trace, write_graph
 from trainers.exported.predictor import ExportedPredictor
 from trainers.model.card import card_files
@@ -70,7 +71,7 @@ def export_model(
         raise InputError("goes with --onnx", field="--int8", value=True)
     if predictor.dtype != torch.float32:
         raise InputError("is not exported in another precision than float32", field="MODEL", value=str(predictor.dtype))
-    program = trace(predictor.network, predictor.example_batch())
+    program = trace(predictor.network, predictor.example_batch(), blank_tokens(predictor.encoding))
     with whole_folder(out) as draft:
         write_graph(program, draft, form, int8=int8)
         for name, content in card_files(predictor.card).items():

@@ -30,12 +30,13 @@ class PredictionGraph(nn.Module):
         of each picture; B: a picture that belongs to none. → logits [H, B, C] of each head, fused features [B, 64]
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, blank_tokens: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.blank_tokens = network, blank_tokens
 
     def forward(self, tokens: Tensor, mask: Tensor, pictures: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         samples = tokens.shape[0]
+        counts = owner.new_zeros(samples + 1).index_add(0, owner, torch.ones_like(owner))
         batch = Batch(
             text=tokens,
             text_mask=mask,
@@ -43,17 +44,19 @@ class PredictionGraph(nn.Module):
             picture_owner=owner,
             labels_DB=tokens.new_full((1, samples), -1),
             num_views=1,
-            sent_counts=owner.new_zeros(samples + 1).index_add(0, owner, torch.ones_like(owner)),
+            sent_counts=counts,
+            missing_N2=torch.stack([mask.sum(1) <= self.blank_tokens, counts[:-1] == 0], 1),
         )
         outputs = self.network(batch)
         return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0]
 
 
-def trace(network: Network, batch: Batch) -> torch.export.ExportedProgram:
+def trace(network: Network, batch: Batch, blank_tokens: int = 0) -> torch.export.ExportedProgram:
     """The graph of a float32 network on the CPU, in eval mode.
 
     Args:
         batch: at least two samples, tokens and pictures, so that no number is taken for a constant.
+        blank_tokens: tokens of a record without text.
 
     Raises:
         InputError: the network has an operation that cannot be exported.
@@ -62,7 +65,9 @@ def trace(network: Network, batch: Batch) -> torch.export.ExportedProgram:
     shapes = ({0: free, 1: free}, {0: free, 1: free}, {0: free}, {0: free})
     with _usual_attention(network):
         try:
-            return torch.export.export(PredictionGraph(network).eval(), inputs_of(batch), dynamic_shapes=shapes)
+            return torch.export.export(
+                PredictionGraph(network, blank_tokens).eval(), inputs_of(batch), dynamic_shapes=shapes
+            )
         except Exception as error:  # torch raises many kinds, all of them mean the same here
             raise InputError(f"has no exported form ({first_line(error)})", field="MODEL") from error
 

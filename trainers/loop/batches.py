@@ -84,7 +84,9 @@ class Batches:
         """The batches of `slices`, with the views of an epoch."""
         encoding = make_encoding(self.recipe, self.card.vocabulary, epoch=epoch, strong=True)
         hosts = self.source.train(slices, encoding)
-        return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures), self.device)
+        share = self.recipe.network.modality_dropout
+        dropout = (self.recipe.train.seed, share) if share else None
+        return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures, dropout), self.device)
 
     def eval_plan(self) -> tuple[list[Part], EvalPlan]:
         """What is scored after an epoch: the target's training rows and all validation rows."""

@@ -41,6 +41,7 @@ class Batch:
             no answer of the device. None where they are not known.
         sent_counts: the same on the device; None: they are sent when they are wanted.
         labelled_D: samples with a label in the global batch, by domain; None: the task term asks the workers.
+        missing_N2: whether the text, and whether the pictures, of a row are missing, bool in host memory; None: nothing is.
     """
 
     text: Tensor
@@ -56,6 +57,7 @@ class Batch:
     picture_counts: Tensor | None = None
     sent_counts: Tensor | None = None
     labelled_D: Tensor | None = None
+    missing_N2: Tensor | None = None
 
     @property
     def holds_features(self) -> bool:
@@ -137,6 +139,7 @@ class Batch:
             picture_owner=owner_P,
             picture_counts=counts_G,
             sent_counts=None,
+            missing_N2=None if self.missing_N2 is None else take(self.missing_N2),
             labels_DB=self.labels_DB[:, start : start + size],
             offset=self.offset + start,
             whole=self,

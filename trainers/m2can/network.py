@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.batch import Batch, Outputs, sent
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
@@ -56,6 +56,30 @@ def single_modality_head(num_classes: int, projected: int = PROJECTED) -> nn.Seq
     )
 
 
+class MissingModality(nn.Module):
+    """A learned feature for each modality, in the place of those of a text or of pictures that are missing.
+
+    Both start as zeros, which is what the picture encoder gives without pictures.
+
+    Source: after Neverova et al., "ModDrop", TPAMI 2016, with a learned vector in the place of zeros.
+    """
+
+    def __init__(self, text_width: int, picture_width: int) -> None:
+        super().__init__()
+        self.text = nn.Parameter(torch.zeros(text_width))
+        self.picture = nn.Parameter(torch.zeros(picture_width))
+
+    def forward(self, text_NK: Tensor, picture_NK: Tensor, missing_N2: Tensor | None) -> tuple[Tensor, Tensor]:
+        if missing_N2 is None:
+            missing_N2 = torch.zeros(len(text_NK), 2, dtype=torch.bool)
+        device = text_NK.device
+        on = missing_N2 if missing_N2.device == device else sent(missing_N2.numpy(), device)
+        return (
+            torch.where(on[:, :1], self.text.to(text_NK.dtype), text_NK),
+            torch.where(on[:, 1:], self.picture.to(picture_NK.dtype), picture_NK),
+        )
+
+
 class M2CAN(nn.Module):
     """Encoders, projections, fusion, S classifier heads and two single-modality heads.
 
@@ -65,6 +89,8 @@ class M2CAN(nn.Module):
         num_classes: C.
         aligned: width of projections that start as a dual encoder's own, which have no ReLU; None: 256, with ReLU.
         modalities: `text` and `pictures` put zeros in the place of the other modality's features: baselines.
+        modality_dropout: a number: learned features take the place of what is missing; the batch says what is left out in
+            training. None: features of what is missing are as the encoders give them.
 
     Attributes:
         similarity_scale: what a dual encoder multiplies similarities by, if the network begins as one, else None.
@@ -81,6 +107,7 @@ class M2CAN(nn.Module):
         *,
         aligned: int | None = None,
         modalities: Modalities = "both",
+        modality_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
@@ -89,6 +116,9 @@ class M2CAN(nn.Module):
         rectified = aligned is None
         self.text_projection = Projection(text_encoder.width, self.projected, rectified=rectified)
         self.picture_projection = Projection(picture_encoder.width, self.projected, rectified=rectified)
+        self.missing = None
+        if modality_dropout is not None:
+            self.missing = MissingModality(text_encoder.width, picture_encoder.width)
         self.fusion = Fusion(self.projected)
         self.heads = nn.ModuleList(nn.Linear(FUSED, num_classes) for _ in range(num_heads))
         self.text_head = single_modality_head(num_classes, self.projected)
@@ -114,6 +144,8 @@ class M2CAN(nn.Module):
         return text_NK, self.picture_encoder(batch.pictures, batch)
 
     def _heads_of(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
+        if self.missing is not None:
+            text_NK, picture_NK = self.missing(text_NK, picture_NK, batch.missing_N2)
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
         text_VDBK = self.text_projection(text_NK).view(shape)
         picture_VDBK = self.picture_projection(picture_NK).view(shape)

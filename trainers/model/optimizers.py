@@ -27,6 +27,7 @@ def build_optimizers(
         *_encoder_parts("picture_encoder", network.picture_encoder, section),
         ("text_projection", network.text_projection.parameters(), lr.projections),
         ("picture_projection", network.picture_projection.parameters(), lr.projections),
+        ("missing", () if network.missing is None else network.missing.parameters(), lr.projections),
         ("fusion", network.fusion.parameters(), lr.fusion),
         *((f"head_{i}", head.parameters(), lr.heads) for i, head in enumerate(network.heads)),
         ("picture_head", network.picture_head.parameters(), lr.heads),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from datasets_manifest.features.feature_files import FeatureFolder, Features, records_of
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.encode import Vocabulary, blank_texts
+from trainers.compute.device_batches import make_encoding
 from trainers.m2can.network import M2CAN
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard
@@ -55,6 +58,7 @@ def require_features(card: ModelCard, corpus: Corpus, network: M2CAN) -> str:
     return f"trains on features: {folder.described()}"
 
 
-def read_features(recipe: Recipe, corpus: Corpus) -> Features:
+def read_features(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> Features:
     """The features of a corpus' records, in its table's order; see `require_features`."""
-    return FeatureFolder(Path(str(recipe.encoders.features)), FIELD).read(records_of(corpus))
+    found = FeatureFolder(Path(str(recipe.encoders.features)), FIELD).read(records_of(corpus))
+    return replace(found, blank_N=blank_texts(corpus.table["texts"].to_pylist(), make_encoding(recipe, vocabulary)))

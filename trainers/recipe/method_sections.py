@@ -43,10 +43,16 @@ class ObjectiveSection(Section):
 
 
 class NetworkSection(Section):
-    """Which modalities the network reads."""
+    """Which modalities the network reads, and what it makes of those that a record lacks."""
 
     modalities: Modalities = Field(
         "both", description="`text` and `pictures` replace the other modality's features by zeros: baselines."
+    )
+    modality_dropout: Annotated[float, Field(ge=0, le=0.5)] | None = Field(
+        None,
+        description="A number: a learned feature takes the place of texts or pictures that a record lacks, and in training a "
+        "record's texts are left out with this probability, and its pictures with the same, never both. `null`: no learned "
+        "features.",
     )
 
 

@@ -86,7 +86,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Computed:
 def feature_loop(prepared: Prepared) -> Loop:
     """The training loop without Ray, on features."""
     loop = make_loop(prepared)
-    loop.batches.source = FeatureStream(read_features(prepared.recipe, prepared.corpus))
+    loop.batches.source = FeatureStream(read_features(prepared.recipe, prepared.corpus, prepared.card.vocabulary))
     return loop
 
 
@@ -110,7 +110,7 @@ def test_features_are_what_the_encoders_give_in_the_loop(computed: Computed) -> 
     prepared = prepare(computed.recipe)
     loop = make_loop(prepared)
     loop.network.eval()
-    features = read_features(computed.recipe_with(), prepared.corpus)
+    features = read_features(computed.recipe_with(), prepared.corpus, prepared.card.vocabulary)
     rows = np.array([3, 40, 100])
     host = next(
         LocalStream(prepared.corpus.table).evaluate([rows], make_encoding(prepared.recipe, prepared.card.vocabulary))
@@ -147,7 +147,7 @@ def with_features(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str
 def test_strong_views_are_those_of_the_first_epochs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = with_features(monkeypatch, tmp_path, strong=3)
     run = prepare(small_recipe(tmp_path, [*FROZEN, f"encoders.features={out}"]))
-    features, loop = read_features(run.recipe, run.corpus), make_loop(run)
+    features, loop = read_features(run.recipe, run.corpus, run.card.vocabulary), make_loop(run)
     assert features.text_VNK.shape == features.picture_VNK.shape == (4, 126, 32)
     slice_ = loop.plan().worker_step(0, 0, 1)
     slice_ = replace(slice_, positions_DB=np.zeros_like(slice_.positions_DB))
@@ -247,8 +247,8 @@ def test_features_of_other_records_are_refused(computed: Computed, tmp_path: Pat
     prepare(other.recipe_with())
     cards = tmp_path / "postcards"
     turned = prepare(other.recipe_with(f"data.sources=['{cards}/city/manifest.yaml','{cards}/seaside/manifest.yaml']"))
-    features = read_features(turned.recipe, turned.corpus)
-    wanted = read_features(computed.recipe_with(), prepare(computed.recipe).corpus)
+    features = read_features(turned.recipe, turned.corpus, turned.card.vocabulary)
+    wanted = read_features(computed.recipe_with(), prepare(computed.recipe).corpus, turned.card.vocabulary)
     np.testing.assert_array_equal(features.text_VNK[:, :30], wanted.text_VNK[:, 30:60])
     np.testing.assert_array_equal(features.picture_VNK[:, 60:90], wanted.picture_VNK[:, 60:90])
     file = cards / "city" / "train.jsonl"

@@ -95,6 +95,9 @@ class Scenario:
         if self.target:
             labels[-1, 1::2] = -1  # target rows without a pseudo label
         text = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)  # to the longest of this slice
+        places = list(range(offset, offset + size)) * (2 * self.domains)
+        shown = [PICTURES[self.pictures][row] for row in places]
+        lacks = [[count > 0 and row == 3, count == 0] for row, count in zip(places, shown, strict=True)]
         return Batch(
             text=text,
             text_mask=(text > 0).long(),
@@ -104,6 +107,7 @@ class Scenario:
             num_views=2,
             global_batch=ROWS,
             offset=offset,
+            missing_N2=torch.tensor(lacks),
         ).to(torch.device("cpu"), getattr(torch, self.dtype))
 
 

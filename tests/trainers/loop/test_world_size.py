@@ -50,6 +50,7 @@ OPTIONS = [
     Scenario(2, True, "frozen", options=("objective.discriminators=mdan", "objective.imitation=1")),
     Scenario(2, True, "frozen", options=("objective.discriminators=cdan", "network.modalities=pictures")),
     Scenario(2, True, "frozen", options=("objective.discriminators=dann", "network.modalities=text")),
+    Scenario(2, True, "frozen", options=("network.modality_dropout=0.1",), accumulate=2),
 ]
 MISTAKE = Scenario(2, True, "batch", "ragged", local_statistics=True)
 ALL = [

@@ -57,6 +57,7 @@ KEYS = [
     "encoders.features",
     "encoders.activation_checkpointing",
     "network.modalities",
+    "network.modality_dropout",
     "objective.cmcfa",
     "objective.cdcfa",
     "objective.cdafa",

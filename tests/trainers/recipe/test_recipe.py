@@ -97,7 +97,7 @@ def test_no_option_beside_the_method_is_on_in_published(load: Load) -> None:
         "update": 0.3,
         "prior": "uniform",
     }
-    assert recipe.network.model_dump() == {"modalities": "both"}
+    assert recipe.network.model_dump() == {"modalities": "both", "modality_dropout": None}
     objective = recipe.objective
     assert (objective.moments, objective.imitation, objective.discriminators) == (0.0, 0.0, "m2can")
     assert recipe.data.texts.form == "published"
