@@ -85,7 +85,7 @@ def main() -> None:
         tree = recipe_tree(manifests, "frozen", Path(place))
         prepared = prepare(make_recipe(tree))
         given = CachedFeatures(prepared.corpus, prepared.card, *view_features(prepared.card, prepared.corpus))
-        rows = []
+        rows: list[dict[str, Any]] = []
         print(HEAD)
         for dropout in DROPOUT:
             rows.append({"dropout": dropout, "accuracies": [measure(tree, given, dropout, seed) for seed in SEEDS]})
