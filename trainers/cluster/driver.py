@@ -33,7 +33,7 @@ from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of, floor_alone
 from trainers.loop.floor import has_floor
-from trainers.model.card import FLOOR
+from trainers.model.card import FLOOR, ZERO_SHOT
 from trainers.model.floor_files import floor_metrics
 from trainers.preflight.disk import retention
 from trainers.preflight.features import read_features
@@ -132,7 +132,7 @@ def bring_results(store: RunStore, kept: Mapping[int, Path] = MappingProxyType({
         InputError: the store does not answer.
     """
     with store_told(store):
-        store.bring_part(FLOOR, FROZEN)
+        store.bring_part(FLOOR, ZERO_SHOT, FROZEN)
         return {epoch: store.bring_checkpoint(path.name, FROZEN) for epoch, path in kept.items()}
 
 

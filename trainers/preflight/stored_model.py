@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets_manifest.errors import InputError
 from trainers.encoders.weight_files import FROZEN
-from trainers.model.card import FLOOR, model_folder
+from trainers.model.card import FLOOR, ZERO_SHOT, model_folder
 from trainers.store.run_store import RECIPE, RunStore, store_told
 
 
@@ -26,7 +26,7 @@ def bring_model(store: RunStore, field: str = "MODEL") -> Path:
             store.bring()
             return _brought(store, model_folder(store.folder).parent.name)
         name, run = store.name, store.parent
-        if (name.startswith("checkpoint_") or name == FLOOR) and run.has(RECIPE):
+        if (name.startswith("checkpoint_") or name in (FLOOR, ZERO_SHOT)) and run.has(RECIPE):
             return _brought(run, name)
     wanted = "the address of a run or of one of its checkpoints"
     raise InputError("there is no such run or checkpoint", field=field, value=store.uri, wanted=wanted)

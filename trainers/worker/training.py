@@ -39,7 +39,7 @@ from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
 from trainers.loop.more_epochs import go_on_from
 from trainers.m2can.collective import Collective, DistributedCollective
-from trainers.model.card import FLOOR, ModelCard
+from trainers.model.card import FLOOR, ZERO_SHOT, ModelCard
 from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
 from trainers.step.finite_check import NonFiniteLoss
 from trainers.step.profiling import StepProfile
@@ -122,7 +122,7 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
                 loop.ask_for_steps()  # the first step's batches are made meanwhile
                 make_floor(loop, given.folder, given.monitor)
                 if context.rank == 0:
-                    given.send(FROZEN, FLOOR)
+                    given.send(FROZEN, ZERO_SHOT, FLOOR)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)
@@ -155,7 +155,7 @@ def floor_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
         begin(loop, given)
         make_floor(loop, given.folder, given.monitor)
         if context.rank == 0:
-            given.send(FROZEN, FLOOR)
+            given.send(FROZEN, ZERO_SHOT, FLOOR)
 
 
 def begin(loop: Loop, given: WorkerConfig) -> None:

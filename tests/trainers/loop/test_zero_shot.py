@@ -40,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(place: Path) -> Any:
+    torch.manual_seed(0)
     return write_clip(place / "clip", CLASSES)
 
 
@@ -89,8 +90,8 @@ def test_it_is_the_librarys(place: Path, model: Any, loop: Loop, found: FoundFlo
     texts, files = [" ".join(row["texts"]) for row in rows], [row["images"][0] for row in rows]
     seen = predictor.predict(texts, files)
     wanted = by_the_library(model, place / "clip", texts, files)
-    assert seen.probs == pytest.approx(wanted.numpy(), abs=0.02)  # pictures are resized by another library
-    assert wanted.std(0).min() > 0.005  # they are not all alike
+    assert seen.probs == pytest.approx(wanted.numpy(), abs=2e-3)  # pictures are resized by another library
+    assert wanted.std(0).min() > 3e-3  # they are not all alike
 
 
 def test_its_accuracies_are_noted_and_nothing_of_it_is_chosen(loop: Loop, found: FoundFloor) -> None:
