@@ -1,6 +1,6 @@
 """Load on `m2can serve`: requests a second, latency, errors; wrong and lost answers, with a promotion in the middle.
 
-    python -m benchmarks.serving [--requests 400] [--concurrency 1 16 32 64] [--out benchmarks/results/serving.json]
+    python -m benchmarks.serving [--requests 2000] [--concurrency 1 16 32 64] [--out benchmarks/results/serving.json]
 
 Two versions of a small model are trained on the generated data set, registered and served by `m2can serve`, a process of
 its own, once with Ray Serve and once with `--local`. Every answer is compared with what the named version predicts in this
@@ -26,6 +26,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import psutil
@@ -79,7 +80,17 @@ def server(storage: Path, *options: str) -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "services.cli.main", "serve", f"{NAME}@{ALIAS}", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "services.cli.main",
+        "serve",
+        f"{NAME}@{ALIAS}",
+        "--port",
+        str(port),
+        "--rate",
+        "100000",
+    ]
     process = subprocess.Popen([*command, *options, "--storage", str(storage)], start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -110,7 +121,7 @@ def cpu_seconds(server: psutil.Process) -> float:
 async def level(
     address: str,
     server: psutil.Process,
-    bodies: list[dict[str, Any]],
+    bodies: list[bytes],
     wanted: dict[str, np.ndarray],
     concurrency: int,
     requests: int,
@@ -120,9 +131,10 @@ async def level(
     numbers, seconds = iter(range(requests)), []
     statuses: Counter[str] = Counter()
     versions: Counter[str] = Counter()
+    headers = {"Content-Type": "application/json"}
     wrong = 0
 
-    async def caller(client: httpx.AsyncClient) -> None:
+    async def caller(session: aiohttp.ClientSession) -> None:
         nonlocal wrong
         for number in numbers:
             if number == requests // 2:
@@ -130,23 +142,24 @@ async def level(
             row = number % len(bodies)
             started = time.perf_counter()
             try:
-                response = await client.post(f"/v1/models/{NAME}/predict", json=bodies[row])
-            except httpx.HTTPError as error:
+                async with session.post(f"/v1/models/{NAME}/predict", data=bodies[row], headers=headers) as response:
+                    content = await response.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
                 statuses[type(error).__name__] += 1
                 continue
             seconds.append(time.perf_counter() - started)
-            statuses[str(response.status_code)] += 1
-            if response.status_code == 200:
-                answer = response.json()
+            statuses[str(response.status)] += 1
+            if response.status == 200:
+                answer = json.loads(content)
                 version = answer["model"]["version"]
                 versions[version] += 1
                 probs = np.array(list(answer["predictions"][0]["probs"].values()))
                 wrong += bool(np.abs(probs - wanted[version][row]).max() > TOLERANCE)
 
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+    limit, timeout = aiohttp.TCPConnector(limit=concurrency), aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(address, connector=limit, timeout=timeout) as session:
         used, started = cpu_seconds(server), time.perf_counter()
-        await asyncio.gather(*(caller(client) for _ in range(concurrency)))
+        await asyncio.gather(*(caller(session) for _ in range(concurrency)))
         elapsed, used = time.perf_counter() - started, cpu_seconds(server) - used
     p50, p95, p99 = (1000 * np.percentile(seconds, [50, 95, 99])).round(1).tolist()
     return {
@@ -175,7 +188,9 @@ def run(requests: int, concurrencies: list[int]) -> dict[str, Any]:
         texts, images = [row["texts"] for row in rows], [row["images"] for row in rows]
         wanted = {str(n + 1): Predictor.load(b, "cpu").predict(texts, images).probs for n, b in enumerate(bundles)}
         bodies = [
-            {"text": text, "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in paths]}
+            json.dumps(
+                {"text": text, "images": [base64.b64encode(Path(p).read_bytes()).decode() for p in paths]}
+            ).encode()
             for text, paths in zip(texts, images, strict=True)
         ]
         levels, start_s = [], {}
@@ -219,7 +234,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=400, help="of each level")
+    parser.add_argument("--requests", type=int, default=2000, help="of each level")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32, 64])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serving.json"))
     arguments = parser.parse_args()

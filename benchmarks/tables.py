@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.adaptation import table as adaptation_table
 from benchmarks.comparison_page import table as comparison_table
 from benchmarks.expected import table as expected_table
+from benchmarks.export import HEAD as EXPORT_HEAD
+from benchmarks.export import line as export_line
 from benchmarks.floor import HEAD as FLOOR_HEAD
 from benchmarks.floor import line as floor_line
 from benchmarks.gpu import ROWS as GPU_ROWS
@@ -177,6 +179,18 @@ def serving(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def export(content: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"MiniLM and EfficientNet-Lite0 with trained heads, exported by `m2can models export` and compared on "
+            f"{content['records']} records; one record of text and picture, read and all, on {content['cores']} cores. "
+            f"`python -m benchmarks.export --out {_name('export')}`\n",
+            EXPORT_HEAD,
+            *map(export_line, content["rows"]),
+        ]
+    )
+
+
 def refinement(content: dict[str, Any]) -> str:
     select, gather = content["select"], content["gather"]
     return (
@@ -218,6 +232,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "floor": ("How close to the machine", floor),
     "growth": ("How cost grows", growth),
     "serving": ("Serving", serving),
+    "export": ("Exported models", export),
     "stack": ("The whole stack", stack),
 }
 

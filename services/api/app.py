@@ -38,7 +38,7 @@ def make_api(config: ApiConfig) -> FastAPI:
         title="M2CAN control plane",
         version="1",
         responses=_ERRORS,
-        dependencies=[Depends(HTTPBearer(auto_error=False)), Depends(_refuse_unknown_parameters)],
+        dependencies=[Depends(HTTPBearer(auto_error=False)), Depends(_check_parameters)],
     )
     app.state.config, app.state.submitting = config, asyncio.Lock()
     install_problems(app)
@@ -75,14 +75,17 @@ async def _authenticate(request: Request, call_next: Callable[[Request], Awaitab
     return response
 
 
-async def _refuse_unknown_parameters(request: Request) -> None:
-    """FastAPI ignores a misspelt query parameter; the response would then answer another question."""
+async def _check_parameters(request: Request) -> None:
+    """FastAPI ignores a misspelt query parameter and all but the last of a repeated one; the response would then answer another
+    question."""
     operations = request.app.openapi()["paths"].get(request.scope["route"].path, {})
     parameters = operations.get(request.method.lower(), {}).get("parameters", [])
     known = sorted(parameter["name"] for parameter in parameters if parameter["in"] == "query")
     for name in request.query_params:
         if name not in known:
             raise Problem(422, f"{name!r} is no parameter here; known are: {', '.join(known) or 'none'}")
+        if (times := len(request.query_params.getlist(name))) > 1:
+            raise Problem(422, f"{name!r} is given {times} times; once is allowed")
 
 
 def _needs(scope: Scope) -> Any:

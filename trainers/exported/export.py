@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from trainers.exported.graph import FILES, INPUTS, OUTPUTS, Form, require_packag
 from trainers.exported.predictor import ExportedPredictor
 from trainers.model.card import card_files
 from trainers.model.predictor import Predictor
+from trainers.model.reference import SEEN_FILE
 
 MOST_OFF = 1e-4  # of a probability
 LEAST_EQUAL = 0.99  # part of the labels, with int8 weights
@@ -53,12 +55,14 @@ def export_model(
     images: Sequence[Any],
     *,
     int8: bool = False,
+    made_of: Path | None = None,
 ) -> Export:
     """Write `out`: the graph, model.json, tokenizer.json, and export.json with the inputs' form and what was compared.
 
     Args:
         predictor: on the CPU.
         texts, images: records to compare on, as Predictor.predict takes them; at least two that have texts.
+        made_of: the model's folder; what it keeps for a comparison with later records is copied.
 
     Raises:
         InputError: `out` is there, a package is missing, the network cannot be exported, there are too few records, or the
@@ -76,6 +80,8 @@ def export_model(
         write_graph(program, draft, form, int8=int8)
         for name, content in card_files(predictor.card).items():
             (draft / name).write_text(content, encoding="utf-8")
+        if made_of is not None and (made_of / SEEN_FILE).is_file():
+            shutil.copy(made_of / SEEN_FILE, draft)
         exported = ExportedPredictor(draft)
         records, most_off, equal = _compare(predictor, exported, texts, images, int8=int8)
         ms = [_milliseconds(p, texts, images) for p in (predictor, exported)]

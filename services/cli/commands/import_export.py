@@ -105,11 +105,13 @@ def export(
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.records.readers import read_split
     from trainers.exported.export import export_model
+    from trainers.exported.graph import Form
 
     manifest = load_manifest(data or Path(predictor.card.recipe.data.target))
     table = read_split(manifest, split).table.slice(0, records)
     texts, images = (table[name].to_pylist() for name in ("texts", "images"))
-    found = export_model(predictor, out, "onnx" if onnx else "torch", texts, images, int8=int8)
+    form: Form = "onnx" if onnx else "torch"
+    found = export_model(predictor, out, form, texts, images, int8=int8, made_of=folder)
     show(
         json_,
         asdict(found),

@@ -11,9 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from datasets_manifest.errors import InputError
 from services.api.app import make_api
@@ -25,6 +22,7 @@ from services.jobs.jobs import Job
 from services.web.auth import Tokens, new_token
 from services.web.problems import Problem
 from services.web.rate_limit import RateLimit
+from tests.services.fuzz import FUZZED, fuzz
 from tests.services.registered import NAME, Registered
 
 SECRETS = {name: new_token(name, [name]) for name in ("read", "submit", "admin")}
@@ -328,6 +326,15 @@ def test_a_caller_has_a_number_of_jobs_at_a_time(tmp_path: Path, registered: Reg
     assert service.ask("POST", "/v1/jobs", "submit", **body).status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [("curser=a", "'curser' is no parameter here"), ("limit=1&limit=2", "'limit' is given 2 times; once is allowed")],
+)
+def test_a_parameter_that_would_be_ignored_is_refused(service: Service, query: str, told: str) -> None:
+    refused = service.ask("GET", f"/v1/models?{query}")
+    assert refused.status_code == 422 and told in refused.json()["detail"]
+
+
 def test_a_token_registers_only_models_of_its_own(service: Service) -> None:
     def submit(**tracking: Any) -> httpx.Response:
         return service.ask("POST", "/v1/jobs", "shop", json={"recipe": service.recipe(tracking=tracking)})
@@ -409,19 +416,6 @@ def test_a_rate_limit_tells_when_to_come_again() -> None:
     assert refused.value.headers == {"Retry-After": "10"}
 
 
-@pytest.mark.slow
-def test_schemathesis_finds_nothing(tmp_path: Path, registered: Registered) -> None:
-    """All checks but one: recipes and paths are open values in the document, and most of them are refused (404, 422)."""
-    service = Service(tmp_path, registered)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", service.app)
-    headers = {"Authorization": f"Bearer {SECRETS['admin'][0]}"}
-
-    def try_out(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
-
-    operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 12
-    how = settings(max_examples=20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    for operation in operations:
-        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
-            how(given(case=operation.as_strategy(generation_mode=mode))(try_out))()
+@FUZZED
+def test_schemathesis_finds_nothing(seconds: float, tmp_path: Path, registered: Registered) -> None:
+    assert fuzz(Service(tmp_path, registered).app, SECRETS["admin"][0], 12, seconds=seconds) > 12

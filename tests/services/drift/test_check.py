@@ -19,6 +19,7 @@ from datasets_manifest.records.readers import read_split
 from services.cli.main import app
 from services.drift.check import check_drift
 from tests.trainers.tiny_run import make_loop, small_recipe
+from trainers.exported.export import export_model
 from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor
 from trainers.model.reference import FACTS, SEEN_FILE, Seen, fingerprint
@@ -145,3 +146,13 @@ def test_a_model_of_an_earlier_version_is_compared_with_its_target(trained: Trai
         InputError, match=r"its target is not here; found .*; wanted the target's manifest at .*gone\.yaml"
     ):
         check_drift(old, str(trained.target), "val")
+
+
+def test_an_exported_model_keeps_what_later_records_are_compared_with(trained: Trained, tmp_path: Path) -> None:
+    rows = trained.records()[:10]
+    texts, images = ([row[name] for row in rows] for name in ("texts", "images"))
+    out = tmp_path / "exported"
+    export_model(Predictor.load(trained.model, "cpu"), out, "torch", texts, images, made_of=trained.model)
+    checked = check_drift(out, str(trained.target), "val")
+    assert checked.drift.moved == [] and checked.notes == []
+    assert fingerprint(out) == fingerprint(trained.model)
