@@ -18,7 +18,8 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
-from datasets_manifest.records.corpus import load_corpus, require_pictures
+from datasets_manifest.records.corpus import load_corpus
+from datasets_manifest.records.picture_check import require_pictures
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.images import read_picture_bytes
 from services.model_files import model_files

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
-from datasets_manifest.manifest.store_faults import with_store
-from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.readers import absent_columns, class_sets_agree, read_split, remap_labels
 from datasets_manifest.records.target_labels import TargetLabels
 
@@ -126,41 +121,3 @@ def _require_two_classes(manifest: LoadedManifest, split: str, labels: np.ndarra
         problem, wanted = "a source must have labels of at least two classes", f"labels among {', '.join(classes)}"
         value = [classes[c] for c in found]
         raise InputError(problem, file=manifest.path, field=f"splits.{split}", value=value, wanted=wanted)
-
-
-def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
-    """Check that the training pictures' files exist.
-
-    Returns:
-        a note for each domain that lacks some.
-
-    Raises:
-        InputError: more than `max_bad_fraction` of a domain's records lack a file.
-    """
-    notes = []
-    with ThreadPoolExecutor(16) as pool:
-        for part in corpus.train:
-            images = corpus.table["images"].slice(part.start, len(part)).to_pylist()
-            ids = corpus.table["id"].slice(part.start, len(part)).to_pylist()
-            missing = list(pool.map(_missing, images))
-            lacking = [(identity, paths[0]) for identity, paths in zip(ids, missing, strict=True) if paths]
-            if not lacking:
-                continue
-            identity, path = lacking[0]
-            message = f"{len(lacking)} of {len(part)} records lack a picture file, first record {identity}: {path}"
-            if (similar := similar_file(path)) is not None:
-                message += f" ({similar})"
-            if len(lacking) > max_bad_fraction * len(part):
-                wanted = f"at most a fraction of {max_bad_fraction:g} (data.max_bad_fraction)"
-                raise InputError(message, file=part.domain, field=f"splits.{part.split}", wanted=wanted)
-            notes.append(f"{part.domain}, {part.split}: {message}")
-    return notes
-
-
-def _missing(paths: list[str]) -> list[str]:
-    try:
-        return [path for path in paths if not storage.is_file(packed.file_of(path))]
-    except OSError as error:
-        raise InputError(
-            f"the pictures' store cannot be reached ({with_store(paths[0], error)})", value=paths[0]
-        ) from None

@@ -28,6 +28,7 @@ from trainers.tracking.look import require_experiment
 NODE_TIMEOUT_S = 60.0
 MLFLOW_TIMEOUT_S = 60.0
 _PICTURES_CHECKED = 8
+_ROWS_LOOKED_AT = 1000  # the first of them may have no picture
 
 
 def preflight(recipe: Recipe) -> list[str]:
@@ -97,7 +98,8 @@ def sample_files(recipe: Recipe) -> list[str]:
     files = []
     for path in [*recipe.data.sources, recipe.data.target]:
         manifest = load_manifest(path)
-        pictures = [p for row in read_split(manifest, recipe.data.train_split).table["images"].to_pylist() for p in row]
+        images = read_split(manifest, recipe.data.train_split).table["images"].slice(0, _ROWS_LOOKED_AT)
+        pictures = [path for row in images.to_pylist() for path in row]
         if not is_reference(str(manifest.path)):  # a catalog's manifest comes with the code
             files.append(str(manifest.path))
         files += [p for p in pictures[:_PICTURES_CHECKED] if storage.is_file(p)]

@@ -12,7 +12,8 @@ import numpy as np
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json, require_folder
 from datasets_manifest.manifest import storage
-from datasets_manifest.records.corpus import Corpus, load_corpus, require_pictures
+from datasets_manifest.records.corpus import Corpus, load_corpus
+from datasets_manifest.records.picture_check import require_pictures
 from datasets_manifest.records.target_labels import TargetLabels, own_target_labels, read_target_labels
 from trainers.journal.findings import before_start
 from trainers.preflight.run_lock import require_free

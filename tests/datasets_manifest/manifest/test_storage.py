@@ -21,7 +21,8 @@ from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.packing.pack import Packing, pack
 from datasets_manifest.postcards.generate import write_postcards
-from datasets_manifest.records.corpus import load_corpus, require_pictures
+from datasets_manifest.records.corpus import load_corpus
+from datasets_manifest.records.picture_check import require_pictures
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream import images
 from datasets_manifest.stream.encode import Encoding, Vocabulary, encode_samples, index_table
