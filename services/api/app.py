@@ -17,7 +17,7 @@ from services import promotion, registry
 from services.api.models import NAME_PATTERN, CheckIn, JobIn, JobPage, ModelOut, ModelPage, PromoteIn, SweepIn
 from services.api.requests import ApiConfig, check_request, sweep_request, train_request
 from services.jobs.job_request import ID_PATTERN, JobRequest, Kind
-from services.jobs.jobs import Job, new_id
+from services.jobs.jobs import BY, Job, new_id
 from services.promotion import Promotion
 from services.web.auth import Caller, Scope, require_scope
 from services.web.body_limit import BodyLimit
@@ -131,9 +131,11 @@ async def healthz() -> PlainTextResponse:
 async def create_job(
     body: JobIn, request: Request, config: Config, caller: Annotated[Caller, SUBMIT], key: Key = None
 ) -> Job:
-    return await _submit(
-        request, caller, "train", key, lambda identity: train_request(identity, body.recipe, config, caller)
-    )
+    def make(identity: str) -> JobRequest:
+        made = train_request(identity, body.recipe, config, caller)
+        return made.model_copy(update={"max_running": body.max_running})
+
+    return await _submit(request, caller, "train", key, make)
 
 
 @router.get("/v1/jobs", tags=["jobs"], dependencies=[READ])
@@ -171,7 +173,8 @@ async def create_sweep(
     body: SweepIn, request: Request, config: Config, caller: Annotated[Caller, SUBMIT], key: Key = None
 ) -> Job:
     def make(identity: str) -> JobRequest:
-        return sweep_request(identity, body.sweep, body.recipe, config, caller)
+        made = sweep_request(identity, body.sweep, body.recipe, config, caller)
+        return made.model_copy(update={"max_running": body.max_running})
 
     return await _submit(request, caller, "tune", key, make)
 
@@ -231,7 +234,7 @@ async def _submit(
         known: Job | None = await asyncio.to_thread(server.find, identity)
         if known is None:
             await asyncio.to_thread(_require_room, request.app.state.config, caller)
-            metadata = {_HASH: digest, "m2can.by": caller.name}
+            metadata = {_HASH: digest, BY: caller.name}
             return await asyncio.to_thread(server.submit, job_request, metadata)
     if known.metadata.get(_HASH) != digest:
         raise Problem(409, "this Idempotency-Key was used for another request; use a new key")
@@ -241,7 +244,7 @@ async def _submit(
 def _require_room(config: ApiConfig, caller: Caller) -> None:
     """Raises Problem: 429, as many jobs of this caller as it may have wait or run already."""
     jobs = config.jobs.list_jobs()
-    open_ = sum(not job.has_ended and job.metadata.get("m2can.by") == caller.name for job in jobs)
+    open_ = sum(not job.has_ended and job.metadata.get(BY) == caller.name for job in jobs)
     if open_ >= config.most_jobs:
         raise Problem(
             429, f"{open_} jobs of {caller.name} have not ended; at most {config.most_jobs} may", {"Retry-After": "60"}

@@ -36,10 +36,17 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+MaxRunning = Annotated[
+    int | None,
+    Field(ge=1, description="Wait while so many jobs of this caller that came before have not ended.", examples=[2]),
+]
+
+
 class JobIn(_Body):
     """A recipe to train. With the `run.name` of an interrupted run it resumes that run."""
 
     recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
+    max_running: MaxRunning = None
 
 
 class SweepIn(_Body):
@@ -47,6 +54,7 @@ class SweepIn(_Body):
 
     sweep: Tree = Field(description="What a sweep file holds, without `recipe`.", examples=[_EXAMPLE_SWEEP])
     recipe: Tree = Field(description="What a recipe file holds.", examples=[_EXAMPLE_RECIPE])
+    max_running: MaxRunning = None
 
 
 class CheckIn(_Body):

@@ -37,6 +37,11 @@ def _run(folder: Path) -> None:
 
     try:
         request = JobRequest.decoded(os.environ.get(VARIABLE, ""))
+        if request.max_running is not None:
+            from services.jobs.jobs import JobServer
+            from services.jobs.turn import wait_for_turn
+
+            wait_for_turn(request.id, request.max_running, JobServer())
         for note in environment_differences(request.environment):
             print(f"note: {note}", file=sys.stderr, flush=True)
         for line in run_preflight(request):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from trainers.cluster.monitor import WAITS
 
+TURN = "the job waits for its turn: "
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RAYLET = re.compile(r"\((?:raylet|autoscaler|gcs_server)\b[^)]*\) ")  # a process of Ray, in front of what it tells
 
@@ -46,5 +48,8 @@ class OwnLines:
 def waits_for(log: str) -> str | None:
     """What a job that runs waits for, by the last line of its log; None: it does not wait."""
     lines = [line for line in OwnLines().of(log, last=True) if line.strip()]
-    _, found, words = lines[-1].partition(WAITS) if lines else ("", "", "")
-    return f"waits for resources: {words.strip()}" if found else None
+    for begins, waits in ((WAITS, "waits for resources"), (TURN, "waits for its turn")):
+        _, found, words = lines[-1].partition(begins) if lines else ("", "", "")
+        if found:
+            return f"{waits}: {words.strip()}"
+    return None

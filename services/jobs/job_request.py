@@ -30,6 +30,7 @@ class JobRequest(BaseModel):
     id: made by us; also the name of the run unless the recipe names one.
     content: a complete recipe, a sweep with its recipe, or `{"manifests": […]}`; paths in it are absolute.
     environment: hash and versions where the job was submitted.
+    max_running: it waits while so many jobs of its submitter that came before have not ended; None: it does not wait.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +39,7 @@ class JobRequest(BaseModel):
     kind: Kind
     content: dict[str, Any]
     environment: dict[str, Any] = {}
+    max_running: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def run_name(self) -> str:

@@ -33,6 +33,7 @@ STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 CLOSING_S = 20.0  # after the grace: the MLflow run is closed, Ray ends
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _connecting = threading.Lock()
+BY = "m2can.by"  # in a job's metadata: who submitted it
 _OURS, _RUN_NAME, _SUBMITTED = "m2can.kind", "m2can.run_name", "m2can.submitted"  # keys of a job's metadata
 _STATUSES = tuple(status.value for status in JobStatus)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -168,8 +169,11 @@ class JobServer:
             raise InputError("there is no such job", field="ID", value=identity, wanted=wanted)
         return job
 
-    def list_jobs(self, status: str | None = None, run_name: str | None = None) -> list[Job]:
+    def list_jobs(self, status: str | None = None, run_name: str | None = None, *, waits: bool = True) -> list[Job]:
         """Our jobs, newest first; only those of a status, or that worked on a run or sweep.
+
+        Args:
+            waits: say in their messages what those that run wait for, which reads their logs.
 
         Raises:
             InputError: no such status.
@@ -182,6 +186,8 @@ class JobServer:
         newest = sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id), reverse=True)
         fits = [job for job in map(_job, newest) if status in (None, job.status)]
         shown = [job for job in fits if run_name in (None, job.run_name)]
+        if not waits:
+            return shown
         with self.client() as client:
             return [_with_wait(client, job) for job in shown]
 

@@ -36,6 +36,10 @@ def submit(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="For tune: a recipe in place of the sweep's own.")] = None,
     address: Dashboard = None,
+    max_running: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Wait while N of your jobs that were submitted before have not ended."),
+    ] = None,
     id_: Annotated[str | None, typer.Option("--id", help="The job's id; default: made from kind and time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end; exit code 1 if it fails.")] = False,
     json_: AsJson = False,
@@ -44,15 +48,16 @@ def submit(
 
     A run that was cut off goes on when it is submitted again with the same run.name.
     """
-    from services.jobs.jobs import CodePackage, JobServer, new_id
+    from services.jobs.jobs import BY, CodePackage, JobServer, new_id
+    from services.jobs.turn import submitter
 
     def show_size(code: CodePackage) -> None:
         typer.echo(f"code: {code.files} files, {code.bytes / 1024:.0f} KiB", err=True)
 
     identity = id_ or new_id(kind)
-    request = _request(kind, identity, file, list(set_ or []), recipe)
+    request = _request(kind, identity, file, list(set_ or []), recipe).model_copy(update={"max_running": max_running})
     server = JobServer(address)
-    job = server.submit(request, on_code=show_size)
+    job = server.submit(request, {BY: submitter()}, on_code=show_size)
     if wait:
         try:
             job = _follow_to_end(server, identity, quiet=json_)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -19,8 +21,10 @@ import yaml
 from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
 from datasets_manifest.postcards.generate import write_postcards
+from services.cli.main import main
 from services.jobs.job_request import train_request
 from services.jobs.jobs import JobServer, JobsUnavailable
+from tests.trainers.tiny_run import small_recipe
 from trainers.journal.journal import Journal
 from trainers.recipe import make_recipe
 from trainers.tracking.registered_models import client_for, find_model
@@ -136,6 +140,48 @@ def test_an_address_where_nobody_answers() -> None:
         JobServer("http://127.0.0.1:9").list_jobs()
     with pytest.raises(InputError, match="--address"):
         JobServer("ray://somewhere:10001")
+
+
+@pytest.mark.slow
+def test_a_burst_of_jobs_starts_one_driver(
+    dashboard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one runs until it is stopped; the second, which may not run beside it, starts then."""
+    file = tmp_path / "recipe.json"
+    recipe = small_recipe(tmp_path, ["train.epochs=500", "train.patience=null", "tracking.enabled=false"])
+    file.write_text(json.dumps(recipe.model_dump(mode="json", exclude={"run": {"name"}})))
+
+    def m2can(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["m2can", "jobs", *words, "--address", dashboard])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    server = JobServer(dashboard)
+    for name in ("burst-a", "burst-b"):
+        m2can("submit", "train", str(file), "--id", name, "--max-running", "1")
+
+    def until(what: Callable[[], bool], *going_on: str) -> None:
+        deadline = time.monotonic() + 150
+        while not what():
+            logs = [server.logs(name) for name in ("burst-a", "burst-b")]
+            assert time.monotonic() < deadline and not any(server.get(name).has_ended for name in going_on), logs
+            time.sleep(0.5)
+
+    until(lambda: server.get("burst-b").message.startswith("waits for its turn"), "burst-a", "burst-b")
+    words = "waits for its turn: at most 1 of .*'s jobs run at once; before it: burst-a "
+    assert re.search(words, m2can("status", "burst-b")) and re.search(words, m2can("list"))
+    assert re.search(words, m2can("logs", "burst-b").replace("the job waits", "waits"))
+    until(lambda: "epoch 1/500" in server.logs("burst-a"), "burst-a", "burst-b")
+    assert "preflight" not in server.logs("burst-b")
+    m2can("stop", "burst-a")
+    until(lambda: "preflight" in server.logs("burst-b"), "burst-b")
+    assert server.get("burst-a").has_ended and "the job's turn has come" in server.logs("burst-b")
+    m2can("stop", "burst-b")
+    server.wait("burst-b")
+    for name in ("burst-a", "burst-b"):
+        m2can("delete", name)
 
 
 @pytest.mark.slow
