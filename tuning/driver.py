@@ -40,6 +40,7 @@ from trainers.validators import choose_candidate
 from tuning.progress import Progress, live_table, settings
 from tuning.report import draw_report, idle_lines, table
 from tuning.search import METRIC, scheduler, search_space
+from tuning.shared_features import share
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
 from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, train_run
 from tuning.trial_results import Trial, read_trials, result_tree
@@ -51,6 +52,7 @@ class SweepResult:
 
     best: None for a comparison. best_recipe: the file that `train` takes. registered: where the best model is.
     report: folder with the pictures. report_page: report.html in it. parent_run: the sweep's MLflow run.
+    shared: the features that all trials were trained on, in words; None: each ran its encoders.
     """
 
     plan: SweepPlan
@@ -62,6 +64,7 @@ class SweepResult:
     report: Path
     tracking_uri: str | None
     parent_run: str | None
+    shared: str | None = None
 
     @property
     def report_page(self) -> Path:
@@ -78,6 +81,7 @@ class SweepResult:
             "event": "end",
             "sweep": self.plan.sweep.name,
             **result_tree(self.plan.sweep, self.trials, self.best),
+            "shared_features": self.shared,
             "best_recipe": str(self.best_recipe) if self.best_recipe else None,
             "model_name": registered.model_name if registered else None,
             "model_version": str(registered.model_version) if registered else None,
@@ -130,10 +134,11 @@ def _run_claimed(
     plan: SweepPlan, base: Recipe, storage: Path, folder: Path, uri: str | None, parent: str | None, epochs: int
 ) -> SweepResult:
     sweep = plan.sweep
-    concurrent = sweep.max_concurrent or trials_at_once(base, most_resources())
+    of_trials, shared = share(plan, base, folder)
+    concurrent = sweep.max_concurrent or trials_at_once(of_trials.recipe([]), most_resources())
     cpus = most_resources().get("CPU", 1.0)
-    share = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
-    job = TrialJob(plan, folder / "trials", share, uri, parent)
+    fraction = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
+    job = TrialJob(of_trials, folder / "trials", fraction, uri, parent)
     errors = _run_trials(plan, job, folder, concurrent, epochs)
     trials = read_trials(folder / "trials", sweep)
     finished = [trial for trial in trials if trial.finished]
@@ -145,11 +150,11 @@ def _run_claimed(
     if uri:
         registered = _register(plan, job, best, storage) if best else None
     report = folder / "report"
-    draw_report(plan, trials, best, report)
+    draw_report(plan, trials, best, report, shared)
     if uri:
         _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
     shown = without_password(uri) if uri else None
-    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent)
+    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent, shared)
 
 
 def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:
@@ -184,7 +189,10 @@ def _require_own_name(plan: SweepPlan, folder: Path) -> None:
     if not file.is_file():
         return
     before, now = read_json(file), _description(plan)
-    parts = {**before.get("sweep", {}), "recipe": before.get("tree")}, {**now["sweep"], "recipe": now["tree"]}
+    parts = (
+        {"share_features": False, **before.get("sweep", {}), "recipe": before.get("tree")},
+        {**now["sweep"], "recipe": now["tree"]},
+    )
     changed = [key for key in parts[1] if parts[0].get(key) != parts[1][key]]
     if changed:
         problem = f"is the name of a sweep that differs in {', '.join(changed[:3])}"

@@ -20,21 +20,24 @@ from tuning.trial_results import Trial, result_tree, variant_rows
 IMPORTANCE_TRIALS = 10
 
 
-def draw_report(plan: SweepPlan, trials: list[Trial], best: Trial | None, report: Path) -> None:
+def draw_report(
+    plan: SweepPlan, trials: list[Trial], best: Trial | None, report: Path, shared: str | None = None
+) -> None:
     """Write table.md, sweep.json, the page and the pictures into the folder `report`; one that is there is replaced.
 
     Args:
         best: None in a comparison, or where no trial finished.
+        shared: the features that all trials were trained on, in words.
     """
     with whole_folder(report, replace=True) as folder:
-        _draw(plan, trials, best, folder)
+        _draw(plan, trials, best, folder, shared)
 
 
-def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path) -> None:
+def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path, shared: str | None) -> None:
     sweep = plan.sweep
     finished = [trial for trial in trials if trial.finished]
     (folder / "table.md").write_text(table(sweep, trials, best) + "\n", encoding="utf-8")
-    tree = json.dumps(result_tree(sweep, trials, best), indent=1, ensure_ascii=False)
+    tree = json.dumps(result_tree(sweep, trials, best) | {"shared_features": shared}, indent=1, ensure_ascii=False)
     (folder / "sweep.json").write_text(tree + "\n", encoding="utf-8")
     pictures.score_over_epochs(trials, best, folder / "score_over_epochs.png")
     shares: dict[str, float] = {}
@@ -48,7 +51,7 @@ def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path
         if shares:
             pictures.importance(shares, folder / "importance.png")
     (folder / REPORT).write_text(
-        sweep_page(plan, trials, best, shares, wide, idle_lines(plan, finished)), encoding="utf-8"
+        sweep_page(plan, trials, best, shares, wide, idle_lines(plan, finished), shared), encoding="utf-8"
     )
 
 

@@ -31,6 +31,7 @@ def sweep_page(
     shares: dict[str, float],
     wide: Chart | None,
     idle: list[str],
+    shared: str | None = None,
 ) -> str:
     """The whole page.
 
@@ -38,6 +39,7 @@ def sweep_page(
         best: None in a comparison, or where no trial finished.
         shares: importance of the searched keys, {} where it is not known.
         idle: a sentence for each searched key that cannot have acted.
+        shared: the features that all trials were trained on, in words.
         wide: the comparison, or the parallel coordinates of a search; None where no trial finished.
     """
     sweep = plan.sweep
@@ -51,7 +53,7 @@ def sweep_page(
         package="tuning",
         verdict=_verdict(sweep, trials, best),
         contents={"overview": "What was done", **middle, "learning": "Learning curves", "trials": "All trials"},
-        overview=_overview(plan, trials),
+        overview=[*_overview(plan, trials), ("shared by all trials", shared or "nothing: each ran its encoders")],
         variants=variants_table(sweep, trials) if sweep.is_comparison else None,
         labelled=any(trial.content.get("target_accuracy_chosen") is not None for trial in finished),
         best=best,

@@ -101,6 +101,7 @@ class Sweep(_Section):
     asha: Asha | None = None
     variants: dict[str, list[str]] = {}
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []
+    share_features: bool = True  # computed once, where all trials freeze the same encoders
     max_concurrent: Count | None = None  # None: as many as the cluster's CPUs or GPUs hold
 
     @model_validator(mode="after")

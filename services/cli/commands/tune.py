@@ -46,6 +46,8 @@ def tune(
         print_json(result.to_dict())
         return
     typer.echo(result.table())
+    if result.shared is not None:
+        typer.echo(f"\nshared      {result.shared}")
     if result.best is not None:
         typer.echo(f"\nbest        {result.best.name}, by {plan.sweep.objective} without target labels")
         typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
@@ -62,11 +64,14 @@ def tune(
 def _show_plan(plan: Any) -> None:
     from trainers.preflight.preparation import prepare
     from tuning.search import planned_trials
+    from tuning.shared_features import why_not
 
     prepared = prepare(plan.recipe([]))
     sweep = plan.sweep
     typer.echo(f"sweep {sweep.name}: {planned_trials(plan)} trials of {prepared.recipe.train.epochs} epochs")
     typer.echo(f"  {' + '.join(prepared.card.sources)} → {prepared.card.target}, scored by {sweep.objective}")
+    reason = why_not(plan, plan.recipe([]))
+    typer.echo(f"  features: {'computed once, shared by all trials' if reason is None else f'not shared: {reason}'}")
     for key, part in sweep.space.items():
         typer.echo(f"  {key}: {part.model_dump(exclude_defaults=True)}")
     for variant, overrides in sweep.variants.items():

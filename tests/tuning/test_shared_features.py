@@ -1,0 +1,80 @@
+"""Features that all trials of a sweep share: when, and that trials train on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets_manifest.errors import InputError
+from datasets_manifest.features.feature_files import FeatureFolder
+from tests.tuning.sweeps import write_sweep
+from trainers.recipe import load_recipe
+from tuning.driver import _claim, _require_own_name, run_sweep
+from tuning.shared_features import FOLDER, why_not
+from tuning.sweep import SweepPlan, load_sweep
+
+FROZEN = ["encoders.text.freeze=all", "encoders.picture.freeze=all"]
+GRID = {"algorithm": "grid", "space": {"uacr.start": {"choices": [0.2, 0.6]}}}
+COMPARED = {"variants": {"plain": [], "other": ["sam.rho=0.05"]}, "seeds": [0]}
+
+
+def plan(folder: Path, content: dict[str, Any], overrides: list[str]) -> SweepPlan:
+    return load_sweep(write_sweep(folder, content, overrides))
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "wanted"),
+    [
+        (GRID, FROZEN, None),
+        (COMPARED, FROZEN, None),
+        (GRID, FROZEN[:1], "encoders.picture.freeze is none"),
+        (GRID | {"share_features": False}, FROZEN, "share_features is false"),
+        (GRID, [*FROZEN, "encoders.features=/there"], "the recipe has its features, /there"),
+        (COMPARED | {"seeds": [0, 1]}, FROZEN, "an encoder is random, and trials have different seeds"),
+        (GRID | {"space": {"data.texts.word_dropout": {"choices": [0, 0.1]}}}, FROZEN, "trials differ in data.texts.word_dropout"),
+        (GRID | {"space": {"data.samples_per_epoch": {"choices": [10, 20]}}}, FROZEN, None),
+        (COMPARED | {"variants": {"a": [], "b": ["encoders.picture.batch_norm=frozen"]}}, FROZEN,
+         "trials differ in encoders.picture.batch_norm"),
+    ],
+)  # fmt: skip
+def test_which_sweeps_share_features(
+    tmp_path: Path, content: dict[str, Any], overrides: list[str], wanted: str | None
+) -> None:
+    made = plan(tmp_path, content, overrides)
+    assert why_not(made, made.recipe([])) == wanted
+
+
+def test_a_sweep_of_before_is_gone_on_with_as_it_was(tmp_path: Path) -> None:
+    shared, alone = (plan(tmp_path, GRID | {"share_features": value}, FROZEN) for value in (True, False))
+    _claim(shared, tmp_path)
+    _require_own_name(shared, tmp_path)
+    with pytest.raises(InputError, match=r"differs in share_features"):
+        _require_own_name(alone, tmp_path)
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    del content["sweep"]["share_features"]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    _require_own_name(alone, tmp_path)
+    with pytest.raises(InputError, match=r"differs in share_features"):
+        _require_own_name(shared, tmp_path)
+
+
+@pytest.mark.slow
+def test_trials_train_on_features_that_are_computed_once(tmp_path: Path, ray_cluster: None) -> None:
+    made = plan(tmp_path, GRID, [*FROZEN, "tracking.enabled=false", "train.epochs=1", "selection.gate=1"])
+    outcome = run_sweep(made)
+    folder = FeatureFolder(outcome.folder / FOLDER, "OUT")
+    assert outcome.shared is not None and outcome.shared.startswith(folder.described())
+    assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
+    for trial in outcome.trials:
+        recipe = json.loads((outcome.folder / "trials" / trial.name / "recipe.json").read_text())
+        assert recipe["encoders"]["features"] == str(outcome.folder / FOLDER)
+    assert outcome.best_recipe is not None
+    assert load_recipe(outcome.best_recipe).encoders.features is None  # it runs without the sweep's folder
+    assert json.loads((outcome.report / "sweep.json").read_text())["shared_features"] == outcome.shared
+    assert "shared by all trials" in outcome.report_page.read_text()
+    again = run_sweep(made)
+    assert again.shared == folder.described()
+    assert [trial.content for trial in again.trials] == [trial.content for trial in outcome.trials]
