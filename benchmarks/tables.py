@@ -23,11 +23,13 @@ from benchmarks.gpu import reached as gpu_reached
 from benchmarks.gpu import shown as gpu_shown
 from benchmarks.growth import HEAD as GROWTH_HEAD
 from benchmarks.growth import line as growth_line
+from benchmarks.labels import table as labels_table
 from benchmarks.missing import HEAD as MISSING_HEAD
 from benchmarks.missing import line as missing_line
 from benchmarks.small_data import HEAD as SMALL_HEAD
 from benchmarks.small_data import VAL as SMALL_VAL
 from benchmarks.small_data import line as small_line
+from benchmarks.source_free import table as source_free_table
 from benchmarks.speed import HEAD as SPEED_HEAD
 from benchmarks.speed import line as speed_line
 
@@ -224,6 +226,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "comparison": ("Baselines, ablations and options", comparison_table),
     "expected": ("The expected accuracy", expected_table),
     "missing": ("Missing pictures", missing),
+    "labels": ("A few labels", labels_table),
+    "source_free": ("Without the sources", source_free_table),
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from sklearn.metrics import precision_recall_fscore_support
 
 from datasets_manifest.errors import InputError, composed
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.records.readers import read_split, remap_labels
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
 from trainers.model.predictor import Predictor
@@ -33,15 +34,7 @@ def assess(
         InputError: the manifest has other classes than the model, or no labels.
     """
     manifest = load_manifest(data)
-    if {*map(composed, manifest.classes)} != {*map(composed, predictor.classes)}:
-        raise InputError(
-            "has other classes than the model",
-            file=manifest.path,
-            field="classes",
-            value=list(manifest.classes),
-            wanted=", ".join(predictor.classes),
-        )
-    table = remap_labels(read_split(manifest, split).table, manifest.classes, predictor.classes)
+    table = records_for(predictor.classes, manifest, split)
     labels_N = table["label"].to_numpy()
     if not (labels_N >= 0).any():
         wanted = "labels to compare with; `m2can predict` needs none"
@@ -67,6 +60,23 @@ def assess(
             "accuracy": float((labels == predicted)[sure].mean()) if sure.any() else None,
         }
     return metrics
+
+
+def records_for(classes: list[str], manifest: LoadedManifest, split: str) -> pa.Table:
+    """A split's records, of readers.TABLE_SCHEMA, with labels that index a model's classes.
+
+    Raises:
+        InputError: the manifest has other classes than the model.
+    """
+    if {*map(composed, manifest.classes)} != {*map(composed, classes)}:
+        raise InputError(
+            "has other classes than the model",
+            file=manifest.path,
+            field="classes",
+            value=list(manifest.classes),
+            wanted=", ".join(classes),
+        )
+    return remap_labels(read_split(manifest, split).table, manifest.classes, classes)
 
 
 def _per_class(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> dict[str, dict[str, float | None]]:

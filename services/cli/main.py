@@ -12,6 +12,7 @@ import typer
 
 from datasets_manifest.errors import InputError, without_password
 from services.cli.commands import (
+    adapt,
     api,
     data,
     demo,
@@ -41,6 +42,7 @@ app.command(
 app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 --text "a lovely day" --image day.jpg')(
     predict.predict
 )
+app.command("adapt", epilog="Example:  m2can adapt m2can-mountain@champion --target river/manifest.yaml")(adapt.adapt)
 app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
 app.command("features", epilog="Example:  m2can features recipe.yaml features, then m2can train recipe.yaml")(
     features.features

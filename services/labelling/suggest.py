@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.records.target_labels import CHECK, TRAIN
-from trainers.model.predictor import Predictor
+from trainers.model.inspection import Inspector
 from trainers.validators.inputs import spread
 
 MOST_RECORDS = 20_000  # that are looked at, evenly spread
@@ -45,7 +45,7 @@ class Suggestion:
 
 
 def suggest(
-    predictor: Predictor, records: pa.Table, number: int, *, seed: int = 0, labelled: Iterable[str] = ()
+    predictor: Inspector, records: pa.Table, number: int, *, seed: int = 0, labelled: Iterable[str] = ()
 ) -> list[Suggestion]:
     """The records most worth a label and those drawn by chance, in an order that tells nothing of which is which.
 

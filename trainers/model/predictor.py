@@ -255,28 +255,6 @@ class Predictor:
             outputs = self.network(batch).single()
         return outputs.logits_HQDBC[:, 0, 0], outputs.fused_DBK[0]
 
-    @torch.inference_mode()
-    def modality_probs(self, texts: Sequence[Any], images: Sequence[Any], batch_size: int | None = None) -> np.ndarray:
-        """What the text head and the picture head alone predict of each sample, [2, N, C]; NaN where it cannot be predicted.
-
-        Args:
-            texts, images: as `predict` takes them in lists. Not for exported models, which have no such heads.
-        """
-        texts, images = _lists(texts, images)
-        found = np.full((2, len(texts), len(self.classes)), np.nan)
-        start = 0
-        for read, batch in self._read(
-            texts, images, batch_size or eval_batch_size(self.card.recipe, self.device), refuse_empty=False
-        ):
-            if batch is not None:
-                with predicting(self._recipe, self.device):
-                    outputs = self.network(batch).single()
-                heads = torch.stack([outputs.text_logits_DBC[0], outputs.picture_logits_DBC[0]])
-                places = start + np.array(read.usable, np.int64)
-                found[:, places] = heads.float().softmax(-1).cpu().numpy()[:, read.passed]
-            start += len(read.bad)
-        return found
-
     def example_batch(self) -> Batch:
         """The `examples`, on the device."""
         texts, images = examples()

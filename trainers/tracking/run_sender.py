@@ -117,8 +117,18 @@ def require_registrable(name: str, experiment: str, uri: str | None, storage: Pa
         require_experiment(resolve_tracking_uri(uri, storage.resolve()), experiment)
 
 
-def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, storage: Path) -> TrackedRun:
+def register_import(
+    bundle: Path,
+    card: ModelCard,
+    name: str,
+    uri: str | None,
+    storage: Path,
+    tags: Mapping[str, str] = MappingProxyType({"m2can.imported": "true"}),
+) -> TrackedRun:
     """Register a model folder that no run of ours made, under an MLflow run of its own.
+
+    Args:
+        tags: beside those of sources and target.
 
     Raises:
         TrackingUnavailable: MLflow is unreachable; the folder stays.
@@ -126,7 +136,7 @@ def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, s
     model = ModelToLog(
         bundle=bundle,
         registered_name=name,
-        tags={"m2can.sources": ",".join(card.sources), "m2can.target": card.target, "m2can.imported": "true"},
+        tags={"m2can.sources": ",".join(card.sources), "m2can.target": card.target, **tags},
         input_example=_EXAMPLE,
         signature=signature_for(card.classes),
     )
@@ -134,7 +144,7 @@ def register_import(bundle: Path, card: ModelCard, name: str, uri: str | None, s
         sender = Sender(
             resolve_tracking_uri(uri, storage.resolve()),
             card.recipe.tracking.experiment,
-            f"import-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            f"{'import' if 'm2can.imported' in tags else 'adapt'}-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             Journal(empty),
             params=card.recipe.flat(),
             tags=model.tags,

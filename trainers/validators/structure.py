@@ -48,3 +48,23 @@ def class_ami(target_probs_NC: np.ndarray, target_features_NK: np.ndarray, seed:
     unit_NK = target_features_NK / np.maximum(length_N1, 1e-12)
     clusters = KMeans(target_probs_NC.shape[1], n_init=1, random_state=seed).fit_predict(unit_NK)
     return float(adjusted_mutual_info_score(clusters, target_probs_NC.argmax(1)))
+
+
+def neighbour_consistency(label_N: np.ndarray, features_NK: np.ndarray, neighbours: int = 10) -> float:
+    """How much oftener the nearest records, by angle, have a record's own label than records at large; 0 by chance, 1 always.
+
+    The features are of encoders that the labels did not change, so that labels of two models can be compared.
+    """
+    unit_NK = features_NK / np.maximum(np.linalg.norm(features_NK, axis=1, keepdims=True), 1e-12)
+    most = min(neighbours, len(unit_NK) - 1)
+    if most < 1:
+        return 0.0
+    same = []
+    for start in range(0, len(unit_NK), _BLOCK):  # N² similarities would not fit at once
+        similar_BN = unit_NK[start : start + _BLOCK] @ unit_NK.T
+        own_B = np.arange(len(similar_BN))
+        similar_BN[own_B, start + own_B] = -np.inf
+        nearest_BM = np.argpartition(-similar_BN, most - 1, axis=1)[:, :most]
+        same.append((label_N[nearest_BM] == label_N[start : start + _BLOCK, None]).mean(1))
+    by_chance = np.square(np.bincount(label_N) / len(label_N)).sum()
+    return float((np.concatenate(same).mean() - by_chance) / max(1 - by_chance, 1e-12))

@@ -192,7 +192,7 @@ def suggest(
     from services.labelling.page import labelling_page
     from services.labelling.suggest import suggest as chosen_of
     from services.labelling.suggest import table_of
-    from trainers.model.predictor import Predictor
+    from trainers.model.inspection import Inspector
 
     use_data_root(data_root)
     _require_new(out)
@@ -200,7 +200,7 @@ def suggest(
     manifest = load_manifest(recipe.data.target)
     records = read_split(manifest, recipe.data.train_split).table
     labelled = _labelled(recipe, records, list(manifest.classes))
-    predictor = Predictor.load(folder)
+    predictor = Inspector.load(folder)
     suggestions = chosen_of(predictor, records, n, seed=recipe.train.seed, labelled=labelled)
     with whole_folder(out) as draft:
         (draft / "suggested.csv").write_text(table_of(suggestions), encoding="utf-8")

@@ -25,7 +25,7 @@ from tests.trainers.made_run import HOSTILE
 from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.loop.floor import find_floor
 from trainers.model.floor_files import write_floor
-from trainers.model.predictor import Predictor
+from trainers.model.inspection import Inspector
 from trainers.preflight.preparation import prepare
 from trainers.worker.reports import evaluation_tensors
 
@@ -45,13 +45,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records_of(run: Path) -> pa.Table:
-    predictor = Predictor.load(run / "checkpoint")
+    predictor = Inspector.load(run / "checkpoint")
     return read_split(load_manifest(predictor.card.recipe.data.target), "train").table
 
 
 @pytest.mark.parametrize("model", ["checkpoint", "floor"])
 def test_half_is_worth_most_and_half_is_drawn_by_chance(run: Path, model: str) -> None:
-    predictor, records = Predictor.load(run / model), records_of(run)
+    predictor, records = Inspector.load(run / model), records_of(run)
     known = records["id"].to_pylist()[:6]
     found = suggest(predictor, records, 9, seed=3, labelled=known)
     assert [one.purpose for one in found].count("check") == 4 and len({one.id for one in found}) == 9
@@ -65,7 +65,7 @@ def test_half_is_worth_most_and_half_is_drawn_by_chance(run: Path, model: str) -
 
 
 def test_the_floors_modalities_add_up_to_its_prediction(run: Path) -> None:
-    predictor, records = Predictor.load(run / "floor"), records_of(run)
+    predictor, records = Inspector.load(run / "floor"), records_of(run)
     texts, images = records["texts"].to_pylist(), records["images"].to_pylist()
     text, picture = np.log(predictor.modality_probs(texts, images, batch_size=7))
     together = np.log(predictor.predict(texts, images).probs)

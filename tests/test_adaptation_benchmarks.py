@@ -1,0 +1,39 @@
+"""The tables of benchmarks.labels and benchmarks.source_free: means over targets, then data sets; what is said below them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import labels, source_free
+
+
+def test_labels_are_averaged_over_draws_then_targets() -> None:
+    def run(target: int, a_class: int, kind: str, seed: int, accuracy: float, model: str = "floor") -> dict[str, Any]:
+        key = ("icons", target, model, a_class, kind, seed)
+        return dict(zip(labels.KEYS, key, strict=True)) | {"accuracy": accuracy}
+
+    runs = [run(0, 0, "random", 0, 0.5), run(1, 0, "random", 0, 0.7)]
+    runs += [run(0, 10, "random", seed, accuracy) for seed, accuracy in enumerate((0.6, 0.7, 0.8))]
+    runs += [run(1, 10, "random", 0, 0.9), run(0, 10, "suggested", 0, 0.75), run(1, 10, "suggested", 0, 0.95)]
+    told = labels.table({"runs": runs})
+    assert "| the floor | 0 | 60.0 | 60.0 |" in told
+    assert "| the floor | 10 random | 80.0 | 80.0 |" in told and "| the floor | 10 suggested | 85.0 | 85.0 |" in told
+    assert "Suggested less random, points: the floor at 10: +5.0." in told and "`recommended` |" not in told
+
+
+def test_a_model_that_is_kept_counts_as_it_is() -> None:
+    def run(data: str, as_it_is: float, adapted: float, harm: bool, model: str) -> dict[str, Any]:
+        found = {"data": data, "target": 0, "model": model, "as_it_is": as_it_is, "adapted": adapted, "harm": harm}
+        return found | {"with_sources": 0.8}
+
+    runs = [
+        run(data, 0.7, adapted, harm, model) | {"shift": shift}
+        for model in source_free.MODELS
+        for shift in source_free.SHIFTS
+        for data, adapted, harm in (("icons", 0.6, True), ("shapes", 0.9, False))
+    ]
+    told = source_free.table({"runs": runs})
+    assert "| network | own | as it is | 70.0 | 70.0 | 70.0 |" in told
+    assert "| network | own | adapted | 60.0 | 90.0 | 75.0 |" in told
+    assert "| floor | resampled | kept or adapted | 70.0 | 90.0 | 80.0 |" in told
+    assert "Network: of 4 cases 2 lose more than a point by adapting; the command says so in 2 of them" in told
