@@ -17,6 +17,7 @@ from trainers.model.card import ModelCard
 from trainers.model.features import FIELD, encoder_weights, require_same_features
 from trainers.model.trained_network import plain_weights
 from trainers.recipe import Recipe
+from trainers.store.run_store import is_store, store_of, store_told
 
 
 def seeded_network(card: ModelCard) -> M2CAN:
@@ -51,14 +52,25 @@ def require_features(card: ModelCard, corpus: Corpus, network: M2CAN) -> str:
     Raises:
         InputError: it does not; names the key or the record that differs.
     """
-    folder = FeatureFolder(Path(str(card.recipe.encoders.features)), FIELD)
+    folder = _folder(card.recipe)
     folder.places(records_of(corpus))
     require_same_features(folder, card, network)
     folder.verify()
     return f"trains on features: {folder.described()}"
 
 
+def _folder(recipe: Recipe) -> FeatureFolder:
+    """Where the recipe's features lie; those of an object store are brought to this machine, once."""
+    named = str(recipe.encoders.features)
+    if not is_store(named):
+        return FeatureFolder(Path(named), FIELD)
+    store = store_of(named, "read", FIELD)
+    with store_told(store, FIELD):
+        store.bring(["*"])
+    return FeatureFolder(store.folder, FIELD)
+
+
 def read_features(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> Features:
     """The features of a corpus' records, in its table's order; see `require_features`."""
-    found = FeatureFolder(Path(str(recipe.encoders.features)), FIELD).read(records_of(corpus))
+    found = _folder(recipe).read(records_of(corpus))
     return replace(found, blank_N=blank_texts(corpus.table["texts"].to_pylist(), make_encoding(recipe, vocabulary)))

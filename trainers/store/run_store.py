@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,8 +83,11 @@ class RunStore:
         """Whether the store has anything of this name. Raises OSError."""
         return storage.is_folder(self.uri)
 
-    def bring(self) -> None:
+    def bring(self, kinds: Sequence[str] = _SMALL) -> None:
         """Make the working copy what the store has, without weights, pictures and logs. What is not in the store goes.
+
+        Args:
+            kinds: patterns of the names that are brought.
 
         Raises:
             OSError: the store, or this machine's disk.
@@ -97,7 +100,7 @@ class RunStore:
                 file.unlink(missing_ok=True)
         for name in [name for name in there if name.startswith("checkpoint_") and name.partition("/")[0] not in whole]:
             del there[name]  # its writer was killed
-        self._bring([info for name, info in there.items() if any(fnmatch(name, kind) for kind in _SMALL)])
+        self._bring([info for name, info in there.items() if any(fnmatch(name, kind) for kind in kinds)])
 
     def runs(self) -> list[RunStore]:
         """The runs in this folder of runs, each brought as `bring` does. Raises OSError."""
@@ -145,6 +148,18 @@ class RunStore:
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
 
+    def send_all(self, last: Sequence[str] = ()) -> None:
+        """Make the store what the working copy is; the files named `last` are sent behind all others. Raises OSError."""
+        there, here = self.listing(), {}
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                here[file.relative_to(self.folder).as_posix()] = file
+        new = [name for name, file in here.items() if name not in there or not _is_same(file, there[name])]
+        for part in ([name for name in new if name not in last], [name for name in last if name in new]):
+            self._each(lambda name: self.put(here[name], name), part)
+        filesystem, path = self.filesystem()
+        self._each(lambda name: filesystem.delete_file(f"{path}/{name}"), [name for name in there if name not in here])
+
     def delete(self, *names: str) -> None:
         """Delete folders of the run, or all of it; its working copy, too. Raises OSError."""
         filesystem, path = self.filesystem()
@@ -158,7 +173,7 @@ class RunStore:
 
         def bring(info: fs.FileInfo) -> None:
             file = self.folder / info.path[len(path) + 1 :]
-            if file.is_file() and (file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns):
+            if file.is_file() and _is_same(file, info):
                 return
             with whole_file(file, size=info.size) as draft:
                 with filesystem.open_input_stream(info.path) as source, draft.open("wb") as target:
@@ -171,6 +186,11 @@ class RunStore:
     def _each(what: Callable[[Any], None], items: list[Any]) -> None:
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             list(pool.map(what, items))
+
+
+def _is_same(file: Path, info: fs.FileInfo) -> bool:
+    """Whether a file is the one that was brought."""
+    return (file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns)
 
 
 def _is_run(store: RunStore) -> bool:
@@ -201,6 +221,33 @@ def store_told(store: RunStore, field: str = FIELD) -> Iterator[None]:
         problem = f"the store does not answer as it should ({first_line(error)[:300]})"
         wanted = f"a store that this machine may read and write: {described_store(store.uri, error)}"
         raise InputError(problem, field=field, value=store.uri, wanted=wanted) from None
+
+
+@contextmanager
+def written_to(out: str, last: str, field: str = "OUT") -> Iterator[Path]:
+    """The folder to write to; of an address in a store a copy on this machine, with what the store has, which is sent at the end.
+
+    What an interrupted command has written is sent, too: the next one goes on with it, on whatever machine.
+
+    Args:
+        last: the file that tells that all is there.
+
+    Raises:
+        InputError: the store cannot be read or written.
+    """
+    if not is_store(out):
+        yield Path(out)
+        return
+    store = store_of(out, "out", field)
+    require_store(store, field)
+    with store_told(store, field):
+        store.bring(["*"])
+    try:
+        yield store.folder
+    finally:
+        with store_told(store, field):
+            store.send_all([last])
+        shutil.rmtree(store.folder, ignore_errors=True)
 
 
 def require_store(store: RunStore, field: str = FIELD) -> None:

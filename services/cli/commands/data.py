@@ -136,7 +136,9 @@ def check(
 @app.command(epilog="Example:  m2can data pack reviews/manifest.yaml packed/reviews --shorter-side 288")
 def pack(
     manifest: Annotated[str, typer.Argument(help="A manifest, or catalog:NAME.")],
-    out: Annotated[Path, typer.Argument(help="New folder; one whose packing was interrupted goes on.")],
+    out: Annotated[
+        str, typer.Argument(help="New folder, or s3://bucket/…; one whose packing was interrupted goes on.")
+    ],
     shorter_side: Annotated[
         int | None,
         typer.Option(min=8, help="Reduce larger pictures to this shorter side (pixels); default: keep bytes."),
@@ -149,12 +151,15 @@ def pack(
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.packing.pack import Packing
     from datasets_manifest.packing.pack import pack as run
+    from trainers.store.run_store import is_store, written_to
 
     use_data_root(data_root)
-    packed = run(load_manifest(manifest), out, Packing(shorter_side, quality))
+    with written_to(out, "manifest.yaml") as folder:
+        packed = run(load_manifest(manifest), folder, Packing(shorter_side, quality))
     sizes = f"{packed.bytes_before / 1e6:,.1f} MB → {packed.bytes_after / 1e6:,.1f} MB"
     counts = f"{packed.records:,} records, {packed.pictures:,} pictures ({packed.bad:,} bad), {sizes}"
-    show(json_, vars(packed) | {"manifest": str(packed.manifest)}, counts, str(packed.manifest))
+    made = f"{out.rstrip('/')}/{packed.manifest.name}" if is_store(out) else str(packed.manifest)
+    show(json_, vars(packed) | {"manifest": made}, counts, made)
 
 
 @app.command(epilog="Example:  m2can data unpack packed/reviews/manifest.yaml reviews-again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,10 @@ from services.cli.options import AsJson, DataRoot, RayCluster, show, use_data_ro
 def features(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML) whose two encoders are frozen.")],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder for the features; a part of them is gone on with.")
+        str,
+        typer.Argument(
+            metavar="OUT", help="Folder for the features, or s3://…; a part of them that is there is gone on with."
+        ),
     ],
     views: Annotated[int, typer.Option(help="Strong views of each record, beside the weak one.", min=1)] = 2,
     set_: Annotated[
@@ -28,14 +32,17 @@ def features(
     from rich.progress import Progress
 
     from datasets_manifest.disk import megabytes
+    from datasets_manifest.features.feature_files import FEATURES
     from trainers.cluster.local_cluster import start_ray
     from trainers.features.compute import compute_features
     from trainers.recipe import load_recipe
+    from trainers.store.run_store import is_store, written_to
 
     use_data_root(data_root)
     loaded = load_recipe(recipe, list(set_ or []))
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    progress = Progress(console=console, disable=not console.is_terminal)
+    with written_to(out, FEATURES) as folder, progress:
         task = progress.add_task("records", total=None)
 
         def update(done: int, total: int) -> None:
@@ -43,16 +50,17 @@ def features(
 
         summary = compute_features(
             loaded,
-            out,
+            folder,
             strong=views,
             on_rows=update,
             start_ray=lambda: start_ray(address or loaded.cluster.address),
         )
+    named = out if is_store(out) else str(Path(out).resolve())
     there = f", {summary.resumed:,} were there already" if summary.resumed else ""
     show(
         json_,
-        summary,
+        replace(summary, out=out),
         f"{summary.records:,} records{there}, {summary.with_bad_pictures:,} lack some pictures that cannot be read; the weak "
-        f"and {summary.strong_views} strong views, {megabytes(summary.bytes)} → {summary.out}",
-        f"trains on them: m2can train {recipe} --set encoders.features={out.resolve()}",
+        f"and {summary.strong_views} strong views, {megabytes(summary.bytes)} → {out}",
+        f"trains on them: m2can train {recipe} --set encoders.features={named}",
     )
