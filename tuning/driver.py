@@ -24,7 +24,7 @@ from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 from trainers.journal.journal import Journal
-from trainers.journal.outcome import read_validator_inputs
+from trainers.journal.outcome import link_to, read_validator_inputs
 from trainers.model.card import load_card, model_folder
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
@@ -146,6 +146,8 @@ def _run_claimed(
         raise RunFailed(f"no trial of {sweep.name} came to an end; the first error: {next(iter(errors.values()), '–')}")
     best = None if sweep.is_comparison else choose_trial(plan, base, finished)
     best_recipe = _write_best(plan, base, best, folder) if best else None
+    if best is not None and "checkpoint" in best.content:  # leave_one_source_out has none of all sources
+        link_to(Path(best.content["checkpoint"]), folder / "best")
     registered = None
     if uri:
         registered = _register(plan, job, best, storage) if best else None

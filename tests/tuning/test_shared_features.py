@@ -10,7 +10,10 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.features.feature_files import FeatureFolder
+from tests.trainers.tiny_run import make_loop
 from tests.tuning.sweeps import write_sweep
+from trainers.model.trained_network import plain_weights
+from trainers.preflight.preparation import prepare
 from trainers.recipe import load_recipe
 from tuning.driver import _claim, _require_own_name, run_sweep
 from tuning.shared_features import FOLDER, why_not
@@ -76,6 +79,15 @@ def test_trials_train_on_features_that_are_computed_once(tmp_path: Path, ray_clu
     assert load_recipe(outcome.best_recipe).encoders.features is None  # it runs without the sweep's folder
     assert json.loads((outcome.report / "sweep.json").read_text())["shared_features"] == outcome.shared
     assert "shared by all trials" in outcome.report_page.read_text()
+    thawed = [
+        "encoders.text.freeze=none",
+        "encoders.picture.freeze=none",
+        f"train.start_from={outcome.folder / 'best'}",
+    ]
+    begun = prepare(load_recipe(outcome.best_recipe, [*thawed, "run.name=thawed"]))
+    assert begun.start is not None and begun.start.epoch is None
+    found, ours = plain_weights(outcome.folder / "best" / "model"), make_loop(begun).network.state_dict()
+    assert begun.taken == {name: name for name in ours} and set(found) == set(ours)  # heads and encoders, all of them
     again = run_sweep(made)
     assert again.shared == folder.described()
     assert [trial.content for trial in again.trials] == [trial.content for trial in outcome.trials]

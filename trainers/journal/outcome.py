@@ -241,10 +241,14 @@ def stopped_early(recipe: Recipe, records: Sequence[EpochRecord]) -> str | None:
 
 def link_best(outcome: Outcome) -> None:
     """Make `best` in the run's folder a link to the chosen checkpoint, where the file system has links."""
-    link = outcome.folder / "best"
+    link_to(outcome.checkpoint, outcome.folder / "best")
+
+
+def link_to(checkpoint: Path, link: Path) -> None:
+    """Make `link` a link to a checkpoint, in the place of one that is there, where the file system has links."""
     with contextlib.suppress(OSError):
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(outcome.checkpoint, outcome.folder), target_is_directory=True)
+        link.symlink_to(os.path.relpath(checkpoint, link.parent), target_is_directory=True)
 
 
 def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:

@@ -51,6 +51,10 @@ def tune(
     if result.best is not None:
         typer.echo(f"\nbest        {result.best.name}, by {plan.sweep.objective} without target labels")
         typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
+        if result.shared is not None and (result.folder / "best").is_dir():
+            thawed = " ".join(f"--set encoders.{tower}.freeze=none" for tower in ("text", "picture"))
+            typer.echo(f"            m2can train {result.best_recipe} --start-from {result.folder / 'best'} {thawed}")
+            typer.echo("            goes on from the heads that were found, and trains the encoders, too")
     if result.registered is not None:
         typer.echo(f"model       models:/{result.registered.model_name}/{result.registered.model_version}")
         if result.registered.not_candidate:
