@@ -115,6 +115,11 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
         grace = Recipe.model_fields["cluster"].default.grace_s
         if pod.get("terminationGracePeriodSeconds", 30) <= grace:
             yield f"group {name}: terminationGracePeriodSeconds leaves no time for cluster.grace_s, {grace:g} s"
+        drains = _pre_stop(pod["containers"][0])
+        if drains[:1] != ["drain-node"]:
+            yield f"group {name}: preStop is not drain-node; training would end without a notice"
+        elif not grace <= float(drains[1]) < pod.get("terminationGracePeriodSeconds", 30):
+            yield f"group {name}: drain-node {drains[1]} is not between cluster.grace_s and terminationGracePeriodSeconds"
     groups = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]]
     for pod in (cluster["headGroupSpec"]["template"]["spec"], *groups):
         ray = pod["containers"][0]
@@ -128,8 +133,12 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
             yield f"{ray['name']}: /dev/shm is not a volume in memory; the object store would fall back to disk"
         if DATA not in mounts:
             yield f"{ray['name']}: {DATA} is not mounted; every node must see data and runs at the same path"
-        if "lifecycle" not in ray:
+        if not _pre_stop(ray):
             yield f"{ray['name']}: no preStop"
+
+
+def _pre_stop(container: dict[str, Any]) -> list[str]:
+    return container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])  # type: ignore[no-any-return]
 
 
 def _job_faults(spec: dict[str, Any]) -> Iterator[str]:

@@ -55,6 +55,8 @@ def test_no_fault_is_found() -> None:
         ("kuberay/base/cluster.yaml", "requests: {cpu: \"8\"", "requests: {cpu: \"4\"", "requests differ from limits"),
         ("kuberay/base/cluster.yaml", " replicas: 0", " replicas: 9", "is not between"),
         ("kuberay/base/cluster.yaml", "terminationGracePeriodSeconds: 120", "terminationGracePeriodSeconds: 30", "cluster.grace_s"),
+        ("kuberay/base/train.yaml", '[drain-node, "90"]', "[sh, -c, ray stop]", "preStop is not drain-node"),
+        ("kuberay/base/train.yaml", '[drain-node, "90"]', '[drain-node, "120"]', "drain-node 120 is not between"),
         ("kuberay/base/cluster.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
         ("kuberay/base/train.yaml", "shutdownAfterJobFinishes: true", "suspend: true", "suspend needs"),
         ("kuberay/base/train.yaml", "submissionMode: K8sJobMode", "clusterSelector: {a: b}", "does not go with"),
