@@ -138,7 +138,7 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
 
 
 def _pre_stop(container: dict[str, Any]) -> list[str]:
-    return container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])  # type: ignore[no-any-return]
+    return container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
 
 
 def _job_faults(spec: dict[str, Any]) -> Iterator[str]:
