@@ -31,6 +31,19 @@ _log = logging.getLogger(__name__)
 _SURELY_LOCKED_S = 10.0  # age of a draft after which a living writer has its lock
 
 
+_ADDRESSES = {"s3:", "gs:", "hf:", "http:", "https:", "file:"}  # what begins an address, as the part of a path
+
+
+def refuse_address(place: Path, field: str | None = None) -> None:
+    """Refuse an address that was taken as a path: a folder named `s3:` would be made here. Raises InputError."""
+    inside = place
+    with contextlib.suppress(OSError, ValueError):  # there is no working folder any more; or it is elsewhere
+        inside = place.relative_to(Path.cwd())
+    if inside.parts[:1] and inside.parts[0] in _ADDRESSES:
+        wanted = "a folder or file of this machine; `m2can data pack`, `m2can features` and run.storage take addresses"
+        raise InputError("is an address, where nothing can be written", field=field, value=str(place), wanted=wanted)
+
+
 def require_folder(folder: Path, field: str) -> None:
     """Look whether a folder can be written, or made. Nothing is written.
 
@@ -40,6 +53,7 @@ def require_folder(folder: Path, field: str) -> None:
     Raises:
         InputError: it cannot, and why.
     """
+    refuse_address(folder, field)
     place = nearest_folder(folder)
     if not place.is_dir():
         raise InputError("is a file", field=field, value=str(place), wanted="a folder")
@@ -60,6 +74,7 @@ def require_file(file: Path, field: str) -> None:
 def made_folder(folder: Path, *, keep: bool = False) -> Iterator[None]:
     """Make a folder with those above it. What had to be made is removed again if it stays empty: after an error, or at the
     end unless `keep`."""
+    refuse_address(folder)
     missing = list(itertools.takewhile(lambda place: not os.path.exists(place), (folder, *folder.parents)))
     kept = False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
@@ -56,6 +58,21 @@ def test_what_an_interrupted_command_has_written_is_gone_on_with(machine: Path) 
         (folder / "part").unlink()
         (folder / "shards" / "1").write_text("another text")
     assert set(RunStore(place).listing()) == {"shards/1", "shards/2", "last.json"}
+
+
+def test_other_commands_do_not_make_a_folder_called_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["data", "generate", "s3://data/cards", "--train", "3", "--val", "3"],
+        ["data", "unpack", "m.yaml", "s3://data/x"],
+    ):
+        if words[1] == "unpack":
+            words[2] = str(write_postcards(tmp_path / "cards", seed=2, train=3, val=3)["city"])
+        result = CliRunner().invoke(app, words)
+        assert isinstance(result.exception, InputError) and "is an address, where nothing can be written" in str(
+            result.exception
+        )
+    assert os.listdir(tmp_path) == ["cards"]
 
 
 def test_the_file_that_tells_that_all_is_there_is_sent_last(monkeypatch: pytest.MonkeyPatch) -> None:
