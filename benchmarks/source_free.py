@@ -29,15 +29,15 @@ from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.floor import Floor, FloorNetwork, Network, fit_floor
 from trainers.m2can.source_free import predicted
 from trainers.recipe import apply_override, make_recipe
-from trainers.validators import choose_candidate
+from trainers.validators import ValidatorInputs, choose_candidate
 from trainers.validators.structure import neighbour_consistency
 
 SHIFTS = (0.0, 0.5)  # of Dirichlet's distribution of the target's class shares; 0: as they are
 MODELS = ("network", "floor")
 
 
-def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tuple[Network, float]:
-    """The network of the chosen epoch, and its target validation accuracy."""
+def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tuple[Network, float, ValidatorInputs]:
+    """The network of the chosen epoch, its target validation accuracy, and its predictions."""
     tree: dict[str, Any] = {"preset": preset, "data": features.card.recipe.data.model_dump(mode="json")}
     place = {Path(path).parent.name: path for path in [*tree["data"]["sources"], tree["data"]["target"]]}
     *sources, last = (place[part.domain] for part in features.corpus.train)
@@ -54,7 +54,7 @@ def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tupl
     selection = loop.recipe.selection
     chosen = choose_candidate(selection.validator, evidence, selection.gate)
     loop.network.load_state_dict(weights[chosen])
-    return loop.network.eval(), accuracy[chosen]
+    return loop.network.eval(), accuracy[chosen], evidence[chosen]
 
 
 def floor_of_sources(features: CachedFeatures) -> FloorNetwork:
@@ -105,7 +105,7 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> list[dict[str,
         found[-1] |= {"adapted": accuracy(adapted), "with_sources": with_sources}
         found[-1] |= {
             "consistency": [round(before, 4), round(after, 4)],
-            "harm": harm_of(first, last, before, after) is not None,
+            "harm": harm_of(adapted, first, last, before, after) is not None,
         }
         print(*found[-1].values(), flush=True)
     return found

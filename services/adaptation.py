@@ -104,7 +104,7 @@ def adapt(folder: Path, target: str, split: str = "train", *, name: str = "") ->
         changed=float((label_before_N != label_after_N).mean()),
         before=before,
         after=after,
-        harm=harm_of(label_before_N, label_after_N, before, after),
+        harm=harm_of(network, label_before_N, label_after_N, before, after),
         expected=None if sources is None else sources.expected_accuracy(first.seen),
         accuracy_before=_accuracy(label_before_N, true_N),
         accuracy_after=_accuracy(label_after_N, true_N),
@@ -136,15 +136,17 @@ def adapted_network(network: Network, text_NK: Tensor, picture_NK: Tensor, *, se
     return trained.eval()
 
 
-def harm_of(label_before_N: np.ndarray, label_after_N: np.ndarray, before: float, after: float) -> str | None:
-    """What speaks against an adapted network, in words.
+def harm_of(
+    network: Network, label_before_N: np.ndarray, label_after_N: np.ndarray, before: float, after: float
+) -> str | None:
+    """What speaks against an adapted network, in words. Of a floor neighbours said nothing where it was measured.
 
     Args:
         label_before_N, label_after_N: predicted classes. before, after: their neighbour_consistency.
     """
     if len(np.unique(label_after_N)) == 1 < len(np.unique(label_before_N)):
         return "all records would have one label"
-    if after < before - TOLERANCE:
+    if after < before - TOLERANCE and not isinstance(network, FloorNetwork):
         return f"records that are alike have the same label less often ({before:.3f} before, {after:.3f} after, 0 by chance)"
     return None
 

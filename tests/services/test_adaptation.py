@@ -101,11 +101,15 @@ def test_a_model_that_would_be_harmed_is_kept(
 
 def test_what_speaks_against_it() -> None:
     two, one = np.array([0, 1, 1]), np.zeros(3, int)
-    assert harm_of(two, one, 0.1, 0.9) == "all records would have one label"
-    assert harm_of(one, one, 0.0, 0.0) is None and harm_of(two, two, 0.5, 0.495) is None
-    assert harm_of(two, two, 0.5, 0.4) == (
+    network = M2CAN(GivenFeatures(4), GivenFeatures(4), 1, 2)
+    floor = FloorNetwork(GivenFeatures(4), GivenFeatures(4), 2)
+    for each in (network, floor):
+        assert harm_of(each, two, one, 0.1, 0.9) == "all records would have one label"
+        assert harm_of(each, one, one, 0.0, 0.0) is None and harm_of(each, two, two, 0.5, 0.495) is None
+    assert harm_of(network, two, two, 0.5, 0.4) == (
         "records that are alike have the same label less often (0.500 before, 0.400 after, 0 by chance)"
     )
+    assert harm_of(floor, two, two, 0.5, 0.4) is None
 
 
 def test_a_floor_is_standardised_by_the_new_target(tmp_path: Path) -> None:

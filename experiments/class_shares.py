@@ -1,0 +1,104 @@
+"""The target's class shares, estimated with calibration and shrunk to uniform.  python -m experiments.class_shares --cache FOLDER
+
+Probabilities of a network that was trained on the sources alone are calibrated on the sources' validation records with one
+temperature and a bias for each class (BCTS); expectation-maximisation gives the shares; the spread of bootstrap estimates says
+how far they shrink to uniform, and, as a second way, the smallest singular value of the confusion matrix. Rows: L1 error to the
+true shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from experiments.prior import estimate_prior
+
+DRAWS = 30  # of the bootstrap
+_LEAST = 1e-12
+
+
+def calibrated(log_probs_NC: np.ndarray, scale_bias: np.ndarray) -> np.ndarray:
+    """softmax(log p · scale + bias), [N, C]. Args: scale_bias: log of the scale, then C biases."""
+    logits_NC = log_probs_NC * np.exp(scale_bias[0]) + scale_bias[1:]
+    powers_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
+    found: np.ndarray = powers_NC / powers_NC.sum(1, keepdims=True)
+    return found
+
+
+def bias_corrected_temperature(log_probs_MC: np.ndarray, labels_M: np.ndarray) -> np.ndarray:
+    """Log of the scale, and a bias for each class, of the smallest cross-entropy.
+
+    Source: Alexandari, Kundaje and Shrikumar, "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label
+    Shift Adaptation", ICML 2020, arXiv:1901.06852.
+    """
+    rows = np.arange(len(labels_M))
+
+    def loss(scale_bias: np.ndarray) -> float:
+        likelihood_M = calibrated(log_probs_MC, scale_bias)[rows, labels_M]
+        return float(-np.log(likelihood_M + _LEAST).mean() + 1e-3 * np.square(scale_bias[1:]).sum())
+
+    found: np.ndarray = minimize(loss, np.zeros(log_probs_MC.shape[1] + 1)).x
+    return found
+
+
+def estimates(probs_MC: np.ndarray, labels_M: np.ndarray, probs_NC: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Class shares by uniform, EM, EM shrunk by the bootstrap's spread, and that by the confusion matrix, too; [C] each.
+
+    Args:
+        probs_MC, labels_M: of the sources' validation records. probs_NC: of the target.
+    """
+    classes = probs_MC.shape[1]
+    of_sources, of_target = (np.log(probs.astype(float) + _LEAST) for probs in (probs_MC, probs_NC))
+    draw = np.random.default_rng(seed)
+
+    def shares(sources: np.ndarray, target: np.ndarray) -> np.ndarray:
+        settings = bias_corrected_temperature(of_sources[sources], labels_M[sources])
+        before = np.bincount(labels_M[sources], minlength=classes).clip(1) / len(sources)
+        return estimate_prior(calibrated(of_target[target], settings), before / before.sum())
+
+    whole = shares(np.arange(len(labels_M)), np.arange(len(probs_NC)))
+    draws = [
+        shares(draw.integers(len(labels_M), size=len(labels_M)), draw.integers(len(probs_NC), size=len(probs_NC)))
+        for _ in range(DRAWS)
+    ]
+    uniform = np.full(classes, 1 / classes)
+    variance = np.square(np.array(draws) - np.mean(draws, 0)).sum(1).mean()
+    trust = max(0.0, 1 - variance / max(np.square(whole - uniform).sum(), _LEAST))
+    right_CC = [np.bincount(probs_MC[labels_M == c].argmax(1), minlength=classes) for c in range(classes)]
+    confusion_CC = np.array(right_CC) / np.maximum(np.sum(right_CC, 1, keepdims=True), 1)
+    conditioned = trust * min(1.0, float(np.linalg.svd(confusion_CC, compute_uv=False)[-1]))
+    found = {"uniform": uniform, "EM": whole}
+    found["EM, shrunk by bootstrap"] = trust * whole + (1 - trust) * uniform
+    found["EM, shrunk by bootstrap and confusion"] = conditioned * whole + (1 - conditioned) * uniform
+    return found
+
+
+def main() -> None:
+    from benchmarks.expected import DATA, features_of, with_target
+    from benchmarks.source_free import trained
+    from benchmarks.variants import SOURCES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
+    parser.add_argument("--shifts", nargs="+", type=float, default=[0.0, 0.5])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    errors: dict[tuple[float, str], list[float]] = {}
+    for data, target, shift in product(DATA, range(3), arguments.shifts):
+        features = with_target(features_of(data, arguments.cache), target, shift, seed=0)
+        seen = trained(features, "published", SOURCES)[2]
+        labels = features.corpus.labels[features.corpus.train[-1].rows]
+        true = np.bincount(labels, minlength=len(features.corpus.classes)) / len(labels)
+        for name, found in estimates(seen.source_probs_MC, seen.source_labels_M, seen.target_probs_NC).items():
+            errors.setdefault((shift, name), []).append(float(np.abs(found - true).sum()))
+    for (shift, name), of_all in errors.items():
+        print(f"shift {shift:g}  {name:40} L1 {np.mean(of_all):.2f}")
+
+
+if __name__ == "__main__":
+    main()
