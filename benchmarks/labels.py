@@ -33,6 +33,7 @@ A_CLASS = (0, 1, 3, 10, 30)
 KINDS = ("suggested", "random")
 KEYS = ("data", "target", "model", "a_class", "kind", "seed")  # of a run
 DRAWS = 3  # of random labels for the floor; networks have one
+TARGETS = 3  # of a data set
 OF_NETWORKS = (0, 3, 10)  # labels a class
 
 
@@ -123,13 +124,20 @@ def runs_of(data: str, target: int, cache: Path, networks: bool, done: set[tuple
     return rows
 
 
-def mean_of(runs: Sequence[dict[str, Any]], **wanted: Any) -> float:
-    """Mean accuracy in percent over seeds, then targets; NaN without a run."""
+def mean_of(runs: Sequence[dict[str, Any]], **wanted: Any) -> tuple[float, int] | None:
+    """Mean accuracy in percent over draws, then targets, and the number of targets; None without a run."""
     found: dict[int, list[float]] = {}
     for run in runs:
         if all(run[key] == value for key, value in wanted.items()):
             found.setdefault(run["target"], []).append(run["accuracy"])
-    return 100 * float(np.mean([np.mean(each) for each in found.values()])) if found else float("nan")
+    return (100 * float(np.mean([np.mean(each) for each in found.values()])), len(found)) if found else None
+
+
+def shown(cell: tuple[float, int] | None) -> str:
+    """With the number of targets where those are not all three."""
+    if cell is None:
+        return "–"
+    return f"{cell[0]:.1f}" if cell[1] == TARGETS else f"{cell[0]:.1f} ({cell[1]})"
 
 
 def table(content: dict[str, Any]) -> str:
@@ -139,9 +147,9 @@ def table(content: dict[str, Any]) -> str:
     models = {"floor": "the floor", "network": "`recommended`"}
     lines = [
         "Target validation accuracy in percent with so many labels a class that are trained on (those held out come on top), "
-        "mean over three targets a data set; `suggested`: as `m2can data suggest` chooses them by the floor, `random`: drawn by "
-        f"chance (floor: mean of {DRAWS} draws). Frozen encoders' features. `python -m benchmarks.labels --cache FOLDER "
-        "[--networks] --out benchmarks/results/labels.json`\n",
+        "mean over three targets a data set, or over as many as stand in brackets; `suggested`: as `m2can data suggest` chooses "
+        f"them by the floor, `random`: drawn by chance (floor: mean of {DRAWS} draws). Frozen encoders' features. `python -m "
+        "benchmarks.labels --cache FOLDER [--networks] --out benchmarks/results/labels.json`\n",
         f"| trained | labels a class | {' | '.join(data)} | mean |",
         "|---|---|" + "---|" * (len(data) + 1),
     ]
@@ -150,13 +158,13 @@ def table(content: dict[str, Any]) -> str:
         means = {}
         for kind in KINDS if a_class else ("random",):
             cells = [mean_of(runs, data=one, model=model, a_class=a_class, kind=kind) for one in data]
-            if np.isnan(cells).all():
+            known = [cell[0] for cell in cells if cell is not None]
+            if not known:
                 continue
-            means[kind] = float(np.mean(cells))
+            means[kind] = float(np.mean(known))
             number = f"{a_class} {kind}" if a_class else "0"
-            shown = " | ".join(f"{cell:.1f}" for cell in [*cells, means[kind]])
-            lines.append(f"| {models[model]} | {number} | {shown} |")
-        if len(means) == 2:
+            lines.append(f"| {models[model]} | {number} | {' | '.join(map(shown, cells))} | {means[kind]:.1f} |")
+        if len(means) == len(KINDS):
             ahead.append(f"{models[model]} at {a_class}: {means['suggested'] - means['random']:+.1f}")
     lines.append(f"\nSuggested less random, points: {', '.join(ahead)}.")
     return "\n".join(lines)

@@ -138,6 +138,12 @@ def table(content: dict[str, Any]) -> str:
         lines.append(f"| {model} | {'resampled' if shift else 'own'} | {names[key]} | {shown} |")
     for model in MODELS:
         of_model = [run for run in runs if run["model"] == model]
+        together = {
+            key: np.mean([mean(key, [run for run in of_model if run["data"] == one]) for one in data])
+            for key in ("as_it_is", "used", "with_sources")
+        }
+        said = ", ".join(f"{names[key]} {value:.1f}" for key, value in together.items())
+        lines.append(f"\n{model.capitalize()}, own and resampled classes together: {said}.")
         harmed = [run for run in of_model if run["adapted"] < run["as_it_is"] - 0.01]
         told, caught = [run for run in of_model if run["harm"]], sum(run["harm"] for run in harmed)
         lines.append(

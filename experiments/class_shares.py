@@ -88,16 +88,19 @@ def main() -> None:
     parser.add_argument("--shifts", nargs="+", type=float, default=[0.0, 0.5])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    errors: dict[tuple[float, str], list[float]] = {}
+    errors: dict[tuple[float, str], dict[str, list[float]]] = {}
     for data, target, shift in product(DATA, range(3), arguments.shifts):
         features = with_target(features_of(data, arguments.cache), target, shift, seed=0)
         seen = trained(features, "published", SOURCES)[2]
         labels = features.corpus.labels[features.corpus.train[-1].rows]
         true = np.bincount(labels, minlength=len(features.corpus.classes)) / len(labels)
         for name, found in estimates(seen.source_probs_MC, seen.source_labels_M, seen.target_probs_NC).items():
-            errors.setdefault((shift, name), []).append(float(np.abs(found - true).sum()))
-    for (shift, name), of_all in errors.items():
-        print(f"shift {shift:g}  {name:40} L1 {np.mean(of_all):.2f}")
+            of_data = errors.setdefault((shift, name), {}).setdefault(data, [])
+            of_data.append(float(np.abs(found - true).sum()))
+    for (shift, name), by_data in errors.items():
+        cells = " | ".join(f"{np.mean(values):.2f}" for values in by_data.values())
+        mean = np.mean([np.mean(values) for values in by_data.values()])
+        print(f"| {'resampled' if shift else 'own'} | {name} | {cells} | {mean:.2f} |")
 
 
 if __name__ == "__main__":

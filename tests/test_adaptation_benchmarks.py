@@ -16,9 +16,12 @@ def test_labels_are_averaged_over_draws_then_targets() -> None:
     runs += [run(0, 10, "random", seed, accuracy) for seed, accuracy in enumerate((0.6, 0.7, 0.8))]
     runs += [run(1, 10, "random", 0, 0.9), run(0, 10, "suggested", 0, 0.75), run(1, 10, "suggested", 0, 0.95)]
     told = labels.table({"runs": runs})
-    assert "| the floor | 0 | 60.0 | 60.0 |" in told
-    assert "| the floor | 10 random | 80.0 | 80.0 |" in told and "| the floor | 10 suggested | 85.0 | 85.0 |" in told
-    assert "Suggested less random, points: the floor at 10: +5.0." in told and "`recommended` |" not in told
+    assert "| the floor | 0 | 60.0 (2) | 60.0 |" in told  # two targets
+    assert "| the floor | 10 random | 80.0 (2) | 80.0 |" in told and "| 10 suggested | 85.0 (2) | 85.0 |" in told
+    third = [run(2, 0, "random", 0, 0.6), run(2, 0, "random", 0, 0.5, "network") | {"data": "shapes"}]
+    told = labels.table({"runs": [*runs, *third]})
+    assert "| the floor | 0 | 60.0 | – | 60.0 |" in told and "| `recommended` | 0 | – | 50.0 (1) | 50.0 |" in told
+    assert "Suggested less random, points: the floor at 10: +5.0." in told
 
 
 def test_a_model_that_is_kept_counts_as_it_is() -> None:
