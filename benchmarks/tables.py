@@ -127,6 +127,19 @@ def missing(content: dict[str, Any]) -> str:
     )
 
 
+def sweep(content: dict[str, Any]) -> str:
+    return (
+        f"{content['trials']} trials of {content['epochs']} epochs on the shared features of {content['rows']:,} training "
+        f"records, a worker each, on {content['cpus']} CPUs that had other work; encoders of `tiny` size. "
+        f"`python -m benchmarks.sweep --out {_name('sweep')}`\n\n"
+        "| | |\n|---|---|\n"
+        f"| processor seconds before the first trial: inputs, Ray, features of three views | {content['features_cpu_s']} |\n"
+        f"| processor seconds a trial | {content['trial_cpu_s']} |\n"
+        f"| trials a minute, with that other work | {content['trials_per_minute']} |\n"
+        f"| processor minutes of 100 trials | {content['hundred_trials_cpu_minutes']} |"
+    )
+
+
 def gpu_before(content: dict[str, Any]) -> str:
     """Bars, what the version before reached, and what this version reaches, as far as it was measured."""
     file = RESULTS / "gpu.json"
@@ -231,6 +244,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
+    "sweep": ("Sweeps on shared features", sweep),
     "speed": ("Speed", speed),
     "gpu_before": ("On one GPU", gpu_before),
     "floor": ("How close to the machine", floor),
