@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,11 @@ RATES = [f"optimizer.lr.{part}=1e-4" for part in ("encoders", "projections", "fu
 EXACT = ["tracking.enabled=false", "train.precision=fp64", "encoders.picture.batch_norm=per_sample", *RATES]
 STEPS = 30  # an epoch
 TOKEN = {"RAY_AUTH_MODE": "token"}
+# An object store on the head, of which nodes and commands know by their environment.
+STORE = {
+    "AWS_ENDPOINT_URL": "http://head:5555", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
 # Beside what the document says: hosts of one CPU, and a node that does not answer counts as lost after some seconds.
 SMALL = "--num-cpus=1 --object-store-memory=80000000"
 HEALTH = json.dumps(
@@ -52,7 +57,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     with several_hosts(folder, "head", *NODES, "laptop") as made:
         head, log = made["head"], folder / "head.log"
         head.run(documented("(umask 077"))
-        head.start(f"{documented('RAY_AUTH_MODE=token ray start --head')} --system-config='{HEALTH}' {SMALL}", log)
+        head.start(
+            f"{documented('RAY_AUTH_MODE=token ray start --head')} --system-config='{HEALTH}' {SMALL}", log, **STORE
+        )
         # There is no ssh here: what it would run on the other host is run in that host's home.
         remote = folder / "bin" / "ssh"
         remote.parent.mkdir()
@@ -64,7 +71,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         wait_until(lambda: "Ray runtime started" in log.read_text(), 150, "head starts Ray")
         node = documented("RAY_AUTH_MODE=token ray start --address")
         for name in NODES:
-            made[name].start(f"while true; do {node} {SMALL} || true; sleep 1; done", folder / f"{name}.log")
+            made[name].start(f"while true; do {node} {SMALL} || true; sleep 1; done", folder / f"{name}.log", **STORE)
         for name in NODES:
             wait_until(
                 lambda name=name: "runtime started" in (folder / f"{name}.log").read_text(), 150, f"{name} starts"
@@ -124,7 +131,7 @@ def train(hosts: Hosts, folder: Path, *settings: str) -> Run:
     recipe = small_recipe(folder, [*EXACT, *shape, *settings])
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     command = f"python -m services.cli.main train {folder / 'recipe.yaml'} --trace {folder / 'trace.jsonl'}"
-    return Run(recipe, folder, hosts["head"].start(command, folder / "train.log", **TOKEN))
+    return Run(recipe, folder, hosts["head"].start(command, folder / "train.log", **TOKEN, **STORE))
 
 
 def lose_node(hosts: Hosts, name: str) -> None:
@@ -197,6 +204,35 @@ def test_a_node_that_is_drained(hosts: Hosts, tmp_path: Path) -> None:
     log = (tmp_path / "runs" / "lost" / "logs" / "rank-0.log").read_text()
     assert "goes on from" in log, log  # the recipe asks for no checkpoint within an epoch
     run.require_losses_of_a_run_that_nothing_happened_to()
+
+
+def test_a_run_in_an_object_store_shares_no_folder(hosts: Hosts, tmp_path: Path) -> None:
+    """Each host has its own home and so its own working copy. A node that has a worker is lost meanwhile."""
+    head = hosts["head"]
+    head.start("moto_server -H 0.0.0.0 -p 5555", tmp_path / "store.log", **STORE)
+    wait_until(lambda: "Running on" in (tmp_path / "store.log").read_text(), 60, "the store starts")
+    make = "import boto3; boto3.client('s3').create_bucket(Bucket='runs')"
+    head.run(f'python -c "{make}"', **STORE, AWS_DEFAULT_REGION="us-east-1")
+    run = train(
+        hosts,
+        tmp_path,
+        "run.storage=s3://runs/shop",
+        "train.epochs=6",
+        "checkpoint.every_steps=5",
+        "cluster.max_failures=2",
+    )
+    run.wait_for_step(8)
+    workers = [name for name in NODES if (hosts[name].home / ".cache/m2can/work").is_dir()]
+    assert workers, run.said
+    lose_node(hosts, workers[0])
+    assert run.process.wait(250) == 0, run.said
+    lost = rf"note: node {workers[0]} \([\d.]+\) lost, workers restart from epoch \d, attempt 1 of 2"
+    assert re.search(lost, run.said), [line for line in run.said.splitlines() if line.startswith(("note:", "epoch"))]
+    assert not (tmp_path / "runs").exists()
+    listed = hosts["laptop"].run("m2can runs list --storage s3://runs/shop", **STORE)
+    assert re.search(r"^lost .* finished +epoch 6/6", listed), listed
+    here = run.recipe.run.model_copy(update={"storage": str(tmp_path / "here")})
+    replace(run, recipe=run.recipe.model_copy(update={"run": here})).require_losses_of_a_run_that_nothing_happened_to()
 
 
 def test_a_run_goes_on_without_a_lost_node(hosts: Hosts, tmp_path: Path) -> None:
