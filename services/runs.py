@@ -20,7 +20,8 @@ from services.registry import versions_of_run
 from trainers.journal.journal import Journal
 from trainers.preflight.run_lock import require_free
 from trainers.preflight.store_lock import require_free_store
-from trainers.store.run_store import RECIPE, RunStore, is_store, store_of, store_told
+from trainers.store import is_store
+from trainers.store.run_store import RECIPE, RunStore, store_of, store_told
 from trainers.tracking.mlflow_run import RUN_NAME_TAG
 from trainers.tracking.registered_models import ModelVersion, client_for
 from trainers.tracking.registration import ALIAS

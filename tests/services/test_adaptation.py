@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,26 @@ def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptation, "harm_of", lambda *_: None)
 
 
+@pytest.fixture
+def other_name(registered: Registered) -> Iterator[str]:
+    """A name for a model that no other test sees."""
+    yield "m2can-city"
+    registered.client.delete_registered_model("m2can-city")
+
+
 def test_a_registered_model_gets_a_version_that_was_adapted(
-    registered: Registered, tmp_path: Path, harmless: None
+    registered: Registered, tmp_path: Path, harmless: None, other_name: str
 ) -> None:
     out = tmp_path / "out"
-    told = command(registered, f"{NAME}:1", "--target", city(registered), "--out", str(out), "--register", "m2can-city")
+    told = command(registered, f"{NAME}:1", "--target", city(registered), "--out", str(out), "--register", other_name)
     assert (told["kept"], told["model"], told["model_name"], told["model_version"]) == (
         False,
         str(out),
-        "m2can-city",
+        other_name,
         "1",
     )
     assert told["records"] == 30 and told["accuracy_before"] is not None
-    version = registered.client.get_model_version_by_alias("m2can-city", "candidate")
+    version = registered.client.get_model_version_by_alias(other_name, "candidate")
     assert version.tags["m2can.adapted"] == "true" and version.tags["m2can.started_from"] == f"{NAME}:1"
     assert "m2can.target_accuracy_expected" not in version.tags and version.tags["m2can.target"] == "city"
     card, before = load_card(out), load_card(registered.bundles[0])

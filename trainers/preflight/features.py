@@ -17,7 +17,8 @@ from trainers.model.card import ModelCard
 from trainers.model.features import FIELD, encoder_weights, require_same_features
 from trainers.model.trained_network import plain_weights
 from trainers.recipe import Recipe
-from trainers.store.run_store import is_store, store_of, store_told
+from trainers.store import is_store
+from trainers.store.run_store import store_of, store_told
 
 
 def seeded_network(card: ModelCard) -> M2CAN:

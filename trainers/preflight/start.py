@@ -16,7 +16,8 @@ from trainers.preflight.stored_model import bring_model
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
 from trainers.recipe.overrides import differing
-from trainers.store.run_store import RECIPE, RunStore, is_store, store_of, store_told
+from trainers.store import is_store
+from trainers.store.run_store import RECIPE, RunStore, store_of, store_told
 from trainers.tracking.address import run_store, tracking_uri
 
 if TYPE_CHECKING:

@@ -2,3 +2,10 @@
 
 Imports datasets_manifest alone.
 """
+
+from __future__ import annotations
+
+
+def is_store(location: object) -> bool:
+    """Whether a place of runs is an address, and no folder."""
+    return "://" in str(location)

@@ -24,6 +24,7 @@ from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.files import whole_file
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.store_faults import described_store, endpoint
+from trainers.store import is_store
 
 SCHEMES = ("s3", "gs")  # in others a file cannot be written, or each file is a commit
 COPIES = "M2CAN_WORKING_COPIES"
@@ -195,10 +196,6 @@ def _is_same(file: Path, info: fs.FileInfo) -> bool:
 
 def _is_run(store: RunStore) -> bool:
     return store.has(RECIPE)
-
-
-def is_store(location: object) -> bool:
-    return storage.is_uri(str(location))
 
 
 def store_of(location: str, copies: str = "work", field: str = FIELD) -> RunStore:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from datasets_manifest.errors import InputError
-from trainers.store.run_store import RunStore, is_store, store_of
+from trainers.store import is_store
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
+    from trainers.store.run_store import RunStore
 
 
 SERVERS = ("http", "https", "databricks")
@@ -34,7 +35,11 @@ def run_storage(recipe: Recipe) -> Path:
 
 def run_store(recipe: Recipe) -> RunStore | None:
     """The object store in which runs lie; None: they lie in a folder. Raises InputError: no store for runs."""
-    return store_of(recipe.run.storage) if is_store(recipe.run.storage) else None
+    if not is_store(recipe.run.storage):
+        return None
+    from trainers.store.run_store import store_of  # here: with pyarrow, which most commands start without
+
+    return store_of(recipe.run.storage)
 
 
 def require_folder_of_runs(recipe: Recipe, what: str) -> None:

@@ -151,7 +151,8 @@ def pack(
     from datasets_manifest.manifest.schema import load_manifest
     from datasets_manifest.packing.pack import Packing
     from datasets_manifest.packing.pack import pack as run
-    from trainers.store.run_store import is_store, written_to
+    from trainers.store import is_store
+    from trainers.store.run_store import written_to
 
     use_data_root(data_root)
     with written_to(out, "manifest.yaml") as folder:

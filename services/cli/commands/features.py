@@ -36,7 +36,8 @@ def features(
     from trainers.cluster.local_cluster import start_ray
     from trainers.features.compute import compute_features
     from trainers.recipe import load_recipe
-    from trainers.store.run_store import is_store, written_to
+    from trainers.store import is_store
+    from trainers.store.run_store import written_to
 
     use_data_root(data_root)
     loaded = load_recipe(recipe, list(set_ or []))
