@@ -365,6 +365,7 @@ def test_messages_about_what_ended_on_a_cluster(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(dry_run, "start_workers", lambda *_, **__: (SimpleNamespace(fit=lambda: None), Silent()))
     monkeypatch.setattr(dry_run, "ended_with", lambda *_: nullcontext())
+    monkeypatch.setattr("trainers.cluster.driver.watch_cluster", lambda *_, **__: nullcontext())  # it would start a Ray
     monkeypatch.setattr(dry_run.dataclasses, "replace", lambda prepared, **_: prepared)
     recipe = SimpleNamespace(cluster=SimpleNamespace(grace_s=1.0))
     prepared: Any = SimpleNamespace(folder=tmp_path / "runs" / "mine", recipe=recipe, store=None)
