@@ -49,7 +49,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other_name(registered: Registered) -> Iterator[str]:
-    """A name for a model that no other test sees."""
+    """The name that a model for `city` gets; no other test sees it."""
     yield "m2can-city"
     registered.client.delete_registered_model("m2can-city")
 
@@ -58,7 +58,7 @@ def test_a_registered_model_gets_a_version_that_was_adapted(
     registered: Registered, tmp_path: Path, harmless: None, other_name: str
 ) -> None:
     out = tmp_path / "out"
-    told = command(registered, f"{NAME}:1", "--target", city(registered), "--out", str(out), "--register", other_name)
+    told = command(registered, f"{NAME}:1", "--target", city(registered), "--out", str(out))
     assert (told["kept"], told["model"], told["model_name"], told["model_version"]) == (
         False,
         str(out),

@@ -18,7 +18,7 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="New folder for the model; default: adapted/<target>.")] = None,
     register: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Register it in MLflow; default: as MODEL, if that is registered."),
+        typer.Option(metavar="NAME", help="Register it in MLflow; default: m2can-<target>, if MODEL is registered."),
     ] = None,
     data_root: DataRoot = None,
     tracking_uri: TrackingUri = None,
@@ -34,16 +34,21 @@ def adapt(
     from services.adaptation import adapt as adapted_to
     from services.adaptation import write_adapted
     from services.model_files import model_files
+    from trainers.model.card import load_card
     from trainers.tracking.run_sender import register_import, require_registrable
 
     use_data_root(data_root)
     named = _registered(model, tracking_uri, storage)
-    name = register or (named.name if named else None)
-    folder = out or Path("adapted") / load_manifest(target).name
+    domain = load_manifest(target).name
+    name = register or (f"m2can-{domain}" if named else None)
+    folder = out or Path("adapted") / domain
     if folder.exists():
         raise InputError("is there already", field="--out", value=str(folder), wanted="a new folder")
     source = f"{named.name}:{named.version}" if named else model
-    found = adapted_to(model_files(source, tracking_uri, storage), target, split, name=source)
+    files = model_files(source, tracking_uri, storage)
+    if name is not None:
+        require_registrable(name, load_card(files).recipe.tracking.experiment, tracking_uri, storage)
+    found = adapted_to(files, target, split, name=source)
     content: dict[str, Any] = {
         "event": "end",
         "kept": found.harm is not None,
@@ -73,8 +78,6 @@ def adapt(
             json_, content, *lines, f"adapting would harm: {found.harm}; the model stays as it is, nothing was written"
         )
         return
-    if name is not None:
-        require_registrable(name, found.card.recipe.tracking.experiment, tracking_uri, storage)
     write_adapted(folder, found)
     content["model"] = str(folder)
     lines.append(f"model  {folder}")
