@@ -112,8 +112,13 @@ class Run:
 
     def a_worker_s_node(self) -> str:
         """One that has a worker; where there are three hosts and two workers that do not fit on one of them, there is one."""
-        logs = "".join(file.read_text() for file in (self.folder / "runs").glob("*/logs/*"))
-        return next(name for name in NODES if f"cpu of {name}," in logs)
+
+        def found() -> list[str]:
+            logs = "".join(file.read_text() for file in (self.folder / "runs").glob("*/logs/*"))
+            return [name for name in NODES if f"cpu of {name}," in logs]
+
+        self.wait(found, "a worker's log names its node")
+        return found()[0]
 
     def require_losses_of_a_run_that_nothing_happened_to(self) -> None:
         loop, found = make_loop(prepare(self.recipe)), self.steps()
@@ -135,10 +140,11 @@ def train(hosts: Hosts, folder: Path, *settings: str) -> Run:
 
 
 def lose_node(hosts: Hosts, name: str) -> None:
-    """Kill the node and wait until it is back."""
+    """Kill the node, unless it has ended by itself, and wait until it is back."""
     log = hosts[name].home.parent / f"{name}.log"
     starts = log.read_text().count("runtime started")
-    os.kill(hosts[name].processes("/raylet")[0], signal.SIGKILL)
+    for process in hosts[name].processes("/raylet"):
+        os.kill(process, signal.SIGKILL)
     wait_until(lambda: log.read_text().count("runtime started") > starts, 150, f"{name} comes back")
 
 
