@@ -15,7 +15,7 @@ help:
 	@echo "make demo        train on the generated data set, register the model, predict"
 	@echo "make test        the tests of every change, in two processes (WORKERS=n: in n)"
 	@echo "make test-slow   the slow tests: worlds of 4, whole sweeps and jobs, the documents' commands, the wheel"
-	@echo "make test-stack  the tests that need a browser, or root's right to make network namespaces"
+	@echo "make test-stack  the tests that need a browser, root's right to make network namespaces, or five minutes each"
 	@echo "make lint        ruff, types, import rules, spelling, secrets"
 	@echo "make bench       how fast, as ratios against the published cost structure"
 	@echo "make docs        the documents as pages, in site/"

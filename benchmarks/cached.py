@@ -174,7 +174,13 @@ class CachedSource:
 
     def _take(self, rows: np.ndarray, views: np.ndarray) -> FeatureBatch:
         at = (torch.from_numpy(views), torch.from_numpy(np.tile(rows, len(views) // len(rows))))
-        return FeatureBatch(self.features.text_VNK[at].numpy(), self.features.picture_VNK[at].numpy(), rows, [])
+        text, picture = self.features.text_VNK[at].numpy(), self.features.picture_VNK[at].numpy()
+        return FeatureBatch(text, picture, rows, [], without_pictures(picture))
+
+
+def without_pictures(picture_NK: np.ndarray) -> np.ndarray:
+    """FeatureBatch.missing of rows that all have a text; without pictures features are zeros."""
+    return np.stack([np.zeros(len(picture_NK), bool), ~picture_NK.any(1)], 1)
 
 
 class CachedLoop(Loop):

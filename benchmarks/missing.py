@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cached import CachedFeatures, CachedLoop, cached_loop, view_features
+from benchmarks.cached import CachedFeatures, CachedLoop, cached_loop, view_features, without_pictures
 from benchmarks.small_data import recipe_tree
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.source import FeatureBatch
@@ -54,7 +54,7 @@ def accuracy(loop: CachedLoop, given: CachedFeatures, share: float) -> float:
     for draw in range(DRAWS):
         picture = given.picture_VNK[0, part.rows].numpy().copy()
         picture[np.random.default_rng(draw).permutation(len(part))[: round(share * len(part))]] = 0
-        host = FeatureBatch(given.text_VNK[0, part.rows].numpy(), picture, part.rows, [])
+        host = FeatureBatch(given.text_VNK[0, part.rows].numpy(), picture, part.rows, [], without_pictures(picture))
         batch = to_batch(host, np.full((1, len(part)), -1), device=loop.device, dtype=loop.dtype)
         label = network(batch).fused_logits_DBC[0].argmax(-1).numpy()
         found.append(100 * float((label == loop.corpus.labels[part.rows]).mean()))

@@ -116,8 +116,8 @@ def _cluster_faults(cluster: dict[str, Any], facts: Facts) -> Iterator[str]:
         if pod.get("terminationGracePeriodSeconds", 30) <= grace:
             yield f"group {name}: terminationGracePeriodSeconds leaves no time for cluster.grace_s, {grace:g} s"
         drains = _pre_stop(pod["containers"][0])
-        if drains[:1] != ["drain-node"]:
-            yield f"group {name}: preStop is not drain-node; training would end without a notice"
+        if drains[:1] != ["drain-node"] or len(drains) != 2:
+            yield f"group {name}: preStop is not `drain-node SECONDS`; training would end without a notice"
         elif not grace <= float(drains[1]) < pod.get("terminationGracePeriodSeconds", 30):
             yield f"group {name}: drain-node {drains[1]} is not between cluster.grace_s and terminationGracePeriodSeconds"
     groups = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]]

@@ -36,14 +36,14 @@ _KEYS = ("domain", "split", "id", "content")  # what names a record; `content`: 
 class Features:
     """Features of the rows of a table, in its order; V = views (weak, then the strong ones), N = rows.
 
-    text_VNK, picture_VNK: float32. bad: what was wrong with pictures that were skipped, by row. blank_N: whether a record
-    has no text; None: not known.
+    text_VNK, picture_VNK: float32. bad: what was wrong with pictures that were skipped, by row. missing_N2: whether a
+    record lacks texts, and whether it lacks pictures; None: nobody asked.
     """
 
     text_VNK: np.ndarray
     picture_VNK: np.ndarray
     bad: dict[int, list[str]]
-    blank_N: np.ndarray | None = None
+    missing_N2: np.ndarray | None = None
 
     @property
     def strong_views(self) -> int:

@@ -34,5 +34,7 @@ class FeatureStream:
             for array_VNK in (self.features.text_VNK, self.features.picture_VNK)
         )
         bad = [(int(row), message) for row in rows for message in self.features.bad.get(int(row), ())]
-        blank = self.features.blank_N
-        return FeatureBatch(text, picture, rows, bad, None if blank is None else np.tile(blank[rows], len(views)))
+        missing = self.features.missing_N2
+        return FeatureBatch(
+            text, picture, rows, bad, None if missing is None else np.tile(missing[rows], (len(views), 1))
+        )

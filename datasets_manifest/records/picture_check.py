@@ -119,8 +119,8 @@ def missing(files: Iterable[str], listed: dict[str, set[str]] | None = None) -> 
             known[folder] = _names(folder)
         gone.update(file for file in within if os.path.basename(file) not in known[folder])
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        exist = pool.map(_exist, [single[start::_AT_A_TIME] for start in range(min(_AT_A_TIME, len(single)))])
-        return gone.union(*exist)
+        absent = pool.map(_absent, [single[start::_AT_A_TIME] for start in range(min(_AT_A_TIME, len(single)))])
+        return gone.union(*absent)
 
 
 def _names(folder: str) -> set[str]:
@@ -132,7 +132,7 @@ def _names(folder: str) -> set[str]:
         return set()
 
 
-def _exist(files: Sequence[str]) -> list[str]:
+def _absent(files: Sequence[str]) -> list[str]:
     """Those of the files that do not exist."""
     gone = []
     for file in files:

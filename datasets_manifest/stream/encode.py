@@ -5,6 +5,7 @@ It runs in Ray Data tasks, and in plain loops where there is no Ray; so it knows
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,7 @@ class Encoding:
     Args:
         seed, epoch: with row and position they name a view's randomness.
         strong: whether the strong view is made too.
+        tells_missing: whether batches say which texts and pictures a row lacks.
     """
 
     pictures: PictureViews
@@ -64,6 +66,7 @@ class Encoding:
     seed: int = 0
     epoch: int = 0
     strong: bool = False
+    tells_missing: bool = False
 
 
 @dataclass
@@ -75,7 +78,7 @@ class HostBatch:
     rows: int64 [R], row numbers in the table.
     bad: (row, what was wrong) of every picture that was skipped.
     views: what the pictures were made by, which says how they are normalised.
-    blank: bool [V·R], whether a row has no text; None: not known.
+    missing: bool [V·R, 2], whether a row lacks texts, and whether it lacks pictures; None: nobody asked.
     """
 
     tokens: np.ndarray
@@ -85,7 +88,7 @@ class HostBatch:
     rows: np.ndarray
     bad: list[tuple[int, str]]
     views: PictureViews = field(default_factory=PictureViews)
-    blank: np.ndarray | None = None
+    missing: np.ndarray | None = None
 
 
 def index_table(step: Sequence[int] | np.ndarray, row: np.ndarray, position: np.ndarray) -> pa.Table:
@@ -251,6 +254,10 @@ def collate(encoded: pa.Table, encoding: Encoding, allocate: Allocate = np.empty
     pictures = allocate((len(owner) * len(views), crop, crop, 3), np.uint8)
     if pieces:
         np.concatenate(pieces, out=pictures)
+    missing = None
+    if encoding.tells_missing:
+        lengths = mask.sum(1)
+        missing = np.stack([lengths <= blank_tokens(encoding), np.tile(counts == 0, len(views))], 1)
     return HostBatch(
         tokens=tokens,
         mask=mask,
@@ -259,10 +266,11 @@ def collate(encoded: pa.Table, encoding: Encoding, allocate: Allocate = np.empty
         rows=rows,
         bad=[(int(row), message) for row, list_ in zip(rows, messages, strict=True) for message in list_],
         views=encoding.pictures,
-        blank=mask.sum(1) <= blank_tokens(encoding),
+        missing=missing,
     )
 
 
+@functools.lru_cache(maxsize=4)
 def blank_tokens(encoding: Encoding) -> int:
     """How many tokens the text of a record without text has: special ones."""
     return len(_tokenizer(encoding).encode(_joined([[]], encoding))[0])

@@ -16,14 +16,14 @@ from datasets_manifest.stream.plan import StepSlice
 class FeatureBatch:
     """In the place of encoded rows: features of frozen encoders; R = rows, V = views (weak, then strong).
 
-    text: [V·R, K]. picture: [V·R, K']. rows: int64 [R], row numbers in the table. bad, blank: as in HostBatch.
+    text: [V·R, K]. picture: [V·R, K']. rows: int64 [R], row numbers in the table. bad, missing: as in HostBatch.
     """
 
     text: np.ndarray
     picture: np.ndarray
     rows: np.ndarray
     bad: list[tuple[int, str]]
-    blank: np.ndarray | None = None
+    missing: np.ndarray | None = None
 
 
 class BatchSource(Protocol):

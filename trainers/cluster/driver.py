@@ -253,7 +253,7 @@ def start_workers(
         # The encoders of a run that goes on with another were trained already.
         floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
         store=prepared.store,
-        goes_on_in=start.store if start is not None else None,
+        goes_on_store=start.store if start is not None else None,
     )
     storage_filesystem, storage_path = None, str(prepared.folder.parent)
     if prepared.store is not None:

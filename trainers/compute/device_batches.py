@@ -38,6 +38,7 @@ def make_encoding(recipe: Recipe, vocabulary: Vocabulary, *, epoch: int = 0, str
         seed=recipe.train.seed,
         epoch=epoch,
         strong=strong,
+        tells_missing=recipe.network.modality_dropout is not None,
     )
 
 
@@ -68,7 +69,6 @@ def to_batch(
     content: dict[str, Any]
     if isinstance(host, FeatureBatch):
         num_views = len(host.text) // labels_DB.size
-        unseen = ~host.picture.any(1)
         content = {"text": send(host.text).to(dtype), "text_mask": None}
         content |= {"pictures": send(host.picture).to(dtype), "picture_owner": None}
     else:
@@ -80,14 +80,12 @@ def to_batch(
         content = {"text": send(host.tokens), "text_mask": send(host.mask)}
         content |= {"text_lengths": torch.from_numpy(host.mask.sum(1))}
         counts = np.bincount(owner, minlength=len(host.tokens) + 1)
-        unseen = counts[:-1] == 0
         planes = normalise(send(pixels), form.dtype, host.views, form.channels_last)
         content |= {"pictures": planes, "picture_owner": send(owner)}
         content |= {"picture_counts": torch.from_numpy(counts), "sent_counts": send(counts)}
-    blank = np.zeros_like(unseen) if host.blank is None else host.blank
     return Batch(
         **content,
-        missing_N2=torch.from_numpy(np.stack([blank, unseen], 1)),
+        missing_N2=None if host.missing is None else torch.from_numpy(host.missing),
         labels_DB=send(labels_DB),
         num_views=num_views,
         global_batch=global_batch or labels_DB.shape[1],
@@ -114,7 +112,8 @@ def step_batches(
     for slice_, host in zip(slices, hosts, strict=True):
         place = {"offset": slice_.offset, "global_batch": slice_.global_batch}
         batch = to_batch(host, slice_.labels_DB, device=device, dtype=dtype, pictures=pictures, **place)
-        if dropout is not None and batch.missing_N2 is not None:
+        if dropout is not None:
+            assert batch.missing_N2 is not None  # the encoding of a recipe with dropout has batches tell it
             batch = replace(batch, missing_N2=batch.missing_N2 | left_out(slice_, batch.missing_N2, *dropout))
         yield host, batch
 

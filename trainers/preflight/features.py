@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datasets_manifest.features.feature_files import FeatureFolder, Features, records_of
@@ -73,5 +74,8 @@ def _folder(recipe: Recipe) -> FeatureFolder:
 
 def read_features(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> Features:
     """The features of a corpus' records, in its table's order; see `require_features`."""
-    found = _folder(recipe).read(records_of(corpus))
-    return replace(found, blank_N=blank_texts(corpus.table["texts"].to_pylist(), make_encoding(recipe, vocabulary)))
+    found, encoding = _folder(recipe).read(records_of(corpus)), make_encoding(recipe, vocabulary)
+    if not encoding.tells_missing:
+        return found
+    blank_N = blank_texts(corpus.table["texts"].to_pylist(), encoding)
+    return replace(found, missing_N2=np.stack([blank_N, ~found.picture_VNK[0].any(1)], 1))

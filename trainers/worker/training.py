@@ -62,7 +62,7 @@ class WorkerConfig:
     corpus: without its table. table: reference of the table in the object store. cpu_part: of the cluster's
     CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
     whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
-    goes on. weights: those that the network begins with in the place of its own. goes_on_in: the store of that finished run,
+    goes on. weights: those that the network begins with in the place of its own. goes_on_store: the store of that finished run,
     if it lies in one. store: of the run, whose working copy `folder` is then; None: it lies in the folder. features:
     reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the run has
     one.
@@ -81,7 +81,7 @@ class WorkerConfig:
     features: ray.ObjectRef | None = None
     floor: bool = False
     store: RunStore | None = None
-    goes_on_in: RunStore | None = None
+    goes_on_store: RunStore | None = None
 
     def here(self) -> WorkerConfig:
         """On this machine: of a run in a store, `folder` is the working copy here, with the floor and this rank's log."""
@@ -162,7 +162,7 @@ def begin(loop: Loop, given: WorkerConfig) -> None:
     """With what `train.start_from` names."""
     if given.goes_on_from is not None:
         place = given.goes_on_from
-        go_on_from(loop, given.goes_on_in.bring_checkpoint(place.name, FROZEN) if given.goes_on_in else place)
+        go_on_from(loop, given.goes_on_store.bring_checkpoint(place.name, FROZEN) if given.goes_on_store else place)
         _log.info("goes on from %s, after epoch %d", given.goes_on_from, loop.epoch)
     if given.weights:
         loop.network.load_state_dict(given.weights, strict=False)  # what a warm start does not take is left out
