@@ -26,7 +26,7 @@ from benchmarks.labels import floor_of, views
 from benchmarks.variants import COMMON, SOURCES
 from services.adaptation import adapted_network, harm_of, standardised
 from trainers.m2can.encoders.given_features import GivenFeatures
-from trainers.m2can.floor import Floor, FloorNetwork, Network, fit_floor
+from trainers.m2can.floor import Floor, FloorHead, FloorNetwork, Network, fit_floor
 from trainers.m2can.source_free import predicted
 from trainers.recipe import apply_override, make_recipe
 from trainers.validators import ValidatorInputs, choose_candidate
@@ -68,13 +68,13 @@ def floor_of_sources(features: CachedFeatures) -> FloorNetwork:
 
 def network_of(features: CachedFeatures, floor: Floor) -> FloorNetwork:
     text, picture = (GivenFeatures(x.shape[-1]) for x in (features.text_VNK, features.picture_VNK))
-    network = FloorNetwork(text, picture, len(features.corpus.classes))
-    network.take(floor)
-    return network.eval()
+    head = FloorHead((text.width, picture.width), len(features.corpus.classes))
+    head.take(floor)
+    return FloorNetwork(text, picture, head).eval()
 
 
 @torch.no_grad()
-def labels_by(network: Any, text_NK: Tensor, picture_NK: Tensor) -> np.ndarray:
+def labels_by(network: Network, text_NK: Tensor, picture_NK: Tensor) -> np.ndarray:
     found: np.ndarray = predicted(network, text_NK, picture_NK).fused_logits_DBC[0].argmax(1).numpy()
     return found
 

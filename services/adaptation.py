@@ -22,15 +22,15 @@ from datasets_manifest.files import whole_folder
 from datasets_manifest.manifest.schema import load_manifest
 from services.assessment import records_for
 from trainers.encoders.weight_files import save_tensors
-from trainers.m2can.floor import FloorNetwork, Network
-from trainers.m2can.floor.network import FloorHead
-from trainers.m2can.source_free import adapt_network
+from trainers.m2can.batch import Outputs
+from trainers.m2can.floor import FloorHead, FloorNetwork, Network
+from trainers.m2can.source_free import adapt_network, predicted
 from trainers.model.card import ModelCard
 from trainers.model.checkpoint import save_model
 from trainers.model.inspection import Inspector
 from trainers.model.predictor import Predictions, Predictor
 from trainers.model.reference import MOST_RECORDS as OF_REFERENCE
-from trainers.model.reference import SEEN_FILE, SourceScores
+from trainers.model.reference import SEEN_FILE, Seen, SourceScores
 from trainers.validators.expected import ExpectedAccuracy
 from trainers.validators.inputs import spread
 from trainers.validators.structure import neighbour_consistency
@@ -89,9 +89,9 @@ def adapt(folder: Path, target: str, split: str = "train", *, name: str = "") ->
     recipe = model.card.recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"target": str(manifest.path)})})
     card = replace(model.card, recipe=recipe, target=manifest.name, started_from=name or str(folder))
-    other = Predictor(network, card, model.device)
-    first, last = (each.predict_usable(texts, images) for each in (model, other))
-    label_before_N, label_after_N = (each.probs[places].argmax(1) for each in (first, last))
+    with torch.no_grad():
+        first, last = (predicted(each, text_NK, picture_NK) for each in (model.network, network))
+    label_before_N, label_after_N = (each.fused_logits_DBC[0].argmax(1).cpu().numpy() for each in (first, last))
     compared = spread(np.arange(len(places)), MOST_COMPARED)
     features = standardised(text_NK, picture_NK)[compared]
     before, after = (neighbour_consistency(label_N[compared], features) for label_N in (label_before_N, label_after_N))
@@ -105,10 +105,10 @@ def adapt(folder: Path, target: str, split: str = "train", *, name: str = "") ->
         before=before,
         after=after,
         harm=harm_of(network, label_before_N, label_after_N, before, after),
-        expected=None if sources is None else sources.expected_accuracy(first.seen),
+        expected=None if sources is None else sources.expected_accuracy(_seen(first)),
         accuracy_before=_accuracy(label_before_N, true_N),
         accuracy_after=_accuracy(label_after_N, true_N),
-        predictions=other.predict_usable(*_reference(texts, images)),
+        predictions=Predictor(network, card, model.device).predict_usable(*_reference(texts, images)),
     )
 
 
@@ -122,15 +122,13 @@ def adapted_network(network: Network, text_NK: Tensor, picture_NK: Tensor, *, se
         if not isinstance(network.floor, FloorHead):
             wanted = "a trained network or a floor"
             raise InputError("is a zero-shot classifier: it has nothing that adapts", field="MODEL", wanted=wanted)
-        moved = copy.deepcopy(network)
-        head = moved.floor
-        assert isinstance(head, FloorHead)
+        head = copy.deepcopy(network.floor)
         x_NK = torch.cat([text_NK, picture_NK], 1).double()
         read_K = head.weight_CK.abs().sum(0) > 0
         head.mean_K.copy_(torch.where(read_K, x_NK.mean(0).to(head.mean_K), head.mean_K))
         deviation_K = x_NK.std(0, correction=0).clamp(min=1e-6).to(head.mean_K)
         head.deviation_K.copy_(torch.where(read_K, deviation_K, head.deviation_K))
-        return moved
+        return FloorNetwork(network.text_encoder, network.picture_encoder, head)
     trained = copy.deepcopy(network).train()
     adapt_network(trained, text_NK, picture_NK, seed=seed)
     return trained.eval()
@@ -172,6 +170,12 @@ def write_adapted(folder: Path, found: Adapted) -> None:
     with whole_folder(folder) as draft:
         save_model(draft, found.network, found.card)
         save_tensors(draft / SEEN_FILE, found.predictions.seen.tensors())
+
+
+def _seen(outputs: Outputs) -> Seen:
+    """What an estimate of the accuracy reads of a network's outputs."""
+    probs_NC, fused_NF = (x[0].float().cpu().numpy() for x in (outputs.fused_logits_DBC.softmax(-1), outputs.fused_DBK))
+    return Seen(probs_NC, fused_NF, np.empty((len(probs_NC), 0)))
 
 
 def _reference(texts: list[list[str]], images: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:

@@ -21,7 +21,7 @@ from tests.services.registered import NAME, Registered
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.floor import find_floor
 from trainers.m2can.encoders.given_features import GivenFeatures
-from trainers.m2can.floor import FloorNetwork
+from trainers.m2can.floor import FloorHead, FloorNetwork, ZeroShotHead
 from trainers.m2can.network import M2CAN
 from trainers.m2can.source_free import predicted
 from trainers.model.card import load_card
@@ -110,7 +110,7 @@ def test_a_model_that_would_be_harmed_is_kept(
 def test_what_speaks_against_it() -> None:
     two, one = np.array([0, 1, 1]), np.zeros(3, int)
     network = M2CAN(GivenFeatures(4), GivenFeatures(4), 1, 2)
-    floor = FloorNetwork(GivenFeatures(4), GivenFeatures(4), 2)
+    floor = FloorNetwork(GivenFeatures(4), GivenFeatures(4), FloorHead((4, 4), 2))
     for each in (network, floor):
         assert harm_of(each, two, one, 0.1, 0.9) == "all records would have one label"
         assert harm_of(each, one, one, 0.0, 0.0) is None and harm_of(each, two, two, 0.5, 0.495) is None
@@ -181,7 +181,7 @@ def test_what_cannot_be_adapted_is_refused(registered: Registered, tmp_path: Pat
         adapt(bundle, str(few / "manifest.yaml"))
     found = CliRunner().invoke(app, ["adapt", str(bundle), "--target", target, "--out", str(few)])
     assert "--out: is there already" in str(found.exception)
-    zero_shot = FloorNetwork(GivenFeatures(4), GivenFeatures(4), 2, zero_shot=4)
+    zero_shot = FloorNetwork(GivenFeatures(4), GivenFeatures(4), ZeroShotHead((4, 4), 4, 2))
     with pytest.raises(
         InputError, match="MODEL: is a zero-shot classifier: it has nothing that adapts; wanted a trained"
     ):

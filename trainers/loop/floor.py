@@ -25,7 +25,8 @@ from trainers.loop.reference_records import FactsCollector, reference_part, shuf
 from trainers.loop.scoring import COLUMNS
 from trainers.loop.validator_inputs import pairs, validator_rows
 from trainers.loop.zero_shot import joined, make_zero_shot
-from trainers.m2can.floor import Features, FloorNetwork, ZeroShotHead, fit_floor
+from trainers.m2can.floor import Features, FloorHead, FloorNetwork, ZeroShotHead, fit_floor
+from trainers.m2can.network import features_of
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
@@ -90,11 +91,11 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     prior = torch.from_numpy(loop.pseudo_labels.prior())
     labelled = _labelled(corpus.given, rows[id(scored[0])], loop.device)
     floor = fit_floor(taught, target, len(corpus.classes), prior=prior, labelled=labelled)
-    network = FloorNetwork(loop.network.text_encoder, loop.network.picture_encoder, len(corpus.classes))
-    network.to(loop.device, loop.dtype).take(floor)
+    head = FloorHead((loop.network.text_encoder.width, loop.network.picture_encoder.width), len(corpus.classes))
+    head.to(loop.device, loop.dtype).take(floor)
     own = {part.domain: floor.for_domain(of_part[id(part)]) for part in corpus.train}
 
-    def told(network: FloorNetwork, predicted: dict[int, tuple[Tensor, Tensor]]) -> FoundFloor:
+    def told(head: FloorHead | ZeroShotHead, predicted: dict[int, tuple[Tensor, Tensor]]) -> FoundFloor:
         evidence = _evidence(scored, rows, predicted, (targets, sources), labels)
         metrics = _metrics(scored, rows, predicted, labels)
         metrics |= _checked(corpus.given, rows[id(scored[0])], predicted[id(scored[0])][0])
@@ -108,13 +109,14 @@ def find_floor(loop: Loop) -> FoundFloor | None:
         logits, components = (x[places] for x in predicted[id(part)])
         seen = Seen(logits.softmax(1).float().numpy(), components.float().numpy(), of_reference)
         tensors |= shuffled(seen).tensors()
+        network = FloorNetwork(loop.network.text_encoder, loop.network.picture_encoder, head)
         return FoundFloor(network, {k: v for k, v in metrics.items() if math.isfinite(v)}, tensors)
 
     predicted = {}
     for part in scored:
         given = of_part[id(part)]
         predicted[id(part)] = own[part.domain].logits(given).cpu(), own[part.domain].projected(given).cpu()
-    found = told(network, predicted)
+    found = told(head, predicted)
     zero_shot = _zero_shot(loop, target, {id(part): of_part[id(part)] for part in scored}, told)
     more = (
         {f"zero_shot/{key}": zero_shot.metrics[key] for key in _SHOWN if key in zero_shot.metrics} if zero_shot else {}
@@ -128,19 +130,17 @@ def _zero_shot(
     loop: Loop,
     target: Features,
     scored: dict[int, Features],
-    told: Callable[[FloorNetwork, dict[int, tuple[Tensor, Tensor]]], FoundFloor],
+    told: Callable[[ZeroShotHead, dict[int, tuple[Tensor, Tensor]]], FoundFloor],
 ) -> FoundFloor | None:
     """The zero-shot classifier on the features of the parts that are scored. It has no score: it is not chosen."""
-    network = make_zero_shot(loop, target)
-    if network is None:
+    head = make_zero_shot(loop, target)
+    if head is None:
         return None
-    head = network.floor
-    assert isinstance(head, ZeroShotHead)
     predicted = {}
     for part, features in scored.items():
         logits, components = head(joined(head, features))
         predicted[part] = logits.cpu(), components.cpu()
-    found = told(network, predicted)
+    found = told(head, predicted)
     return replace(found, metrics={name: x for name, x in found.metrics.items() if name != "selection/score"})
 
 
@@ -189,7 +189,7 @@ def _encoded(loop: Loop, facts: FactsCollector, *groups: Sequence[np.ndarray]) -
         for host, batch in feed:
             facts.add(host)
             with loop.autocast():
-                features = dict(zip(("text", "picture"), network.features_of(batch), strict=True))
+                features = dict(zip(("text", "picture"), features_of(network, batch), strict=True))
             for name in names:
                 found[name].append(features[name])
     network.train(training)

@@ -9,13 +9,13 @@ from torch import Tensor
 from datasets_manifest.stream.encode import collate, encode_samples, index_table
 from trainers.compute.device_batches import make_encoding, to_batch
 from trainers.loop.loop import Loop
-from trainers.m2can.floor import Features, FloorNetwork, ZeroShotHead, class_features, principal_components
+from trainers.m2can.floor import Features, ZeroShotHead, class_features, principal_components
 
 _MODALITIES = ("text", "picture")
 
 
-def make_zero_shot(loop: Loop, target: Features) -> FloorNetwork | None:
-    """The network that classifies by the similarity to class names; None where the projections are not a dual encoder's own.
+def make_zero_shot(loop: Loop, target: Features) -> ZeroShotHead | None:
+    """The head that classifies by the similarity to class names; None where the projections are not a dual encoder's own.
 
     Args:
         target: features of the target's training rows, by modality, whose principal components are what `embed` gives.
@@ -23,14 +23,12 @@ def make_zero_shot(loop: Loop, target: Features) -> FloorNetwork | None:
     network, scale = loop.network, loop.network.similarity_scale
     if scale is None or loop.recipe.train.start_from is not None:
         return None
-    made = FloorNetwork(network.text_encoder, network.picture_encoder, network.num_classes, network.projected)
-    made.to(loop.device, loop.dtype)
-    head = made.floor
-    assert isinstance(head, ZeroShotHead)
+    widths = network.text_encoder.width, network.picture_encoder.width
+    head = ZeroShotHead(widths, network.projected, network.num_classes).to(loop.device, loop.dtype)
     head.take(network, encode_prompts(loop), scale)
     components = principal_components({"joint": head.joint(joined(head, target)).double()})["joint"]
     head.components_FA.copy_(components)
-    return made
+    return head
 
 
 @torch.no_grad()

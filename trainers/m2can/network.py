@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,21 @@ def single_modality_head(num_classes: int, projected: int = PROJECTED) -> nn.Seq
     return nn.Sequential(
         nn.Linear(projected, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, FUSED), nn.Linear(FUSED, num_classes)
     )
+
+
+class HasEncoders(Protocol):
+    """A network that has encoders."""
+
+    text_encoder: TextEncoder | GivenFeatures
+    picture_encoder: PictureEncoder | GivenFeatures
+
+
+def features_of(network: HasEncoders, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The encoders' features, [N, K] of texts and of pictures: the batch's own where it holds features."""
+    if batch.holds_features:
+        return batch.text, batch.pictures
+    text_NK = network.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
+    return text_NK, network.picture_encoder(batch.pictures, batch)
 
 
 class MissingModality(nn.Module):
@@ -128,20 +145,13 @@ class M2CAN(nn.Module):
         self.similarity_scale: float | None = None
 
     def forward(self, batch: Batch) -> Outputs:
-        text_NK, picture_NK = self.features_of(batch)
+        text_NK, picture_NK = features_of(self, batch)
         device, dtype = text_NK.device.type, self.fusion.U.weight.dtype
         if not torch.is_autocast_enabled(device):
             return self._heads_of(text_NK, picture_NK, batch)
         # What is left is small: in float32 it costs less than the casts of its weights.
         with torch.autocast(device, enabled=False):
             return self._heads_of(text_NK.to(dtype), picture_NK.to(dtype), batch)
-
-    def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The encoders' features, [N, K] of texts and of pictures: the batch's own where it holds features."""
-        if batch.holds_features:
-            return batch.text, batch.pictures
-        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
-        return text_NK, self.picture_encoder(batch.pictures, batch)
 
     def _heads_of(self, text_NK: Tensor, picture_NK: Tensor, batch: Batch) -> Outputs:
         if self.missing is not None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.m2can.batch import Batch, Outputs
+from trainers.m2can.floor import Network
 from trainers.m2can.network import M2CAN
 
 EPOCHS = 10
@@ -56,7 +57,7 @@ def adapt_network(network: M2CAN, text_NK: Tensor, picture_NK: Tensor, *, seed: 
             optimizer.step()
 
 
-def predicted(network: M2CAN, text_NK: Tensor, picture_NK: Tensor) -> Outputs:
+def predicted(network: Network, text_NK: Tensor, picture_NK: Tensor) -> Outputs:
     """Of features, as one batch of one view and one domain."""
     labels = torch.full((1, len(text_NK)), -1, device=text_NK.device)
     return network(

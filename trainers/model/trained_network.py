@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainers.encoders.adapters import merge_adapters
 from trainers.encoders.weight_files import REFERENCE, WEIGHTS, read_weights, save_tensors
-from trainers.m2can.floor import FloorNetwork, Network
+from trainers.m2can.floor import FloorHead, FloorNetwork, Network, ZeroShotHead
 from trainers.model.build import build_network
 from trainers.model.card import ModelCard, load_card
 from trainers.model.checkpoint import load_model_weights, save_model
@@ -35,8 +35,11 @@ def load_network(folder: Path) -> tuple[Network, ModelCard]:
     )
     network: Network = built
     if card.floor or card.zero_shot:
-        projected = built.projected if card.zero_shot else None
-        network = FloorNetwork(built.text_encoder, built.picture_encoder, len(card.classes), projected)
+        widths = built.text_encoder.width, built.picture_encoder.width
+        head: FloorHead | ZeroShotHead = FloorHead(widths, len(card.classes))
+        if card.zero_shot:
+            head = ZeroShotHead(widths, built.projected, len(card.classes))
+        network = FloorNetwork(built.text_encoder, built.picture_encoder, head)
     if card.recipe.train.precision == "fp64":
         network = network.double()
     load_model_weights(folder, network)

@@ -28,6 +28,7 @@ from trainers.compute.device_batches import make_encoding
 from trainers.features import compute
 from trainers.features.compute import compute_features
 from trainers.loop.loop import Loop
+from trainers.m2can.network import features_of
 from trainers.model.features import FIELD, FrozenEncoders
 from trainers.model.predictor import Predictor
 from trainers.preflight.features import read_features
@@ -118,7 +119,7 @@ def test_features_are_what_the_encoders_give_in_the_loop(computed: Computed) -> 
     with loop.batches.evaluate([rows]) as feed:
         _, batch = next(feed)
     with torch.no_grad():
-        text_NK, picture_NK = loop.network.features_of(batch)
+        text_NK, picture_NK = features_of(loop.network, batch)
     assert list(host.rows) == list(rows)
     np.testing.assert_allclose(features.text_VNK[0, rows], text_NK.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(features.picture_VNK[0, rows], picture_NK.numpy(), rtol=1e-4, atol=1e-6)
@@ -154,7 +155,7 @@ def test_strong_views_are_those_of_the_first_epochs_in_turn(monkeypatch: pytest.
     rows = slice_.rows_DB.ravel()
     for epoch in range(5):
         with torch.no_grad(), loop.batches.train([slice_], epoch) as feed:
-            wanted = [x.numpy() for x in loop.network.eval().features_of(next(feed)[1])]
+            wanted = [x.numpy() for x in features_of(loop.network.eval(), next(feed)[1])]
         batch = next(
             FeatureStream(features).train([slice_], make_encoding(run.recipe, run.card.vocabulary, epoch=epoch))
         )

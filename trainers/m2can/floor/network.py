@@ -12,14 +12,16 @@ from trainers.m2can.encoders.picture import PictureEncoder
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.floor.fit import Floor
 from trainers.m2can.floor.zero_shot import ZeroShotHead
-from trainers.m2can.network import FUSED, M2CAN
+from trainers.m2can.network import FUSED, M2CAN, features_of
 
 
 class FloorHead(nn.Module):
-    """Features of both modalities [N, K + K'] → logits [N, C], and 64 principal components of the standardised features;
-    with `of_modalities` the logits by text alone and by pictures alone.
+    """Features of both modalities [N, K + K'] → logits [N, C], and 64 principal components of the standardised features.
 
     A modality that the floor does not read has weights of zero.
+
+    Args:
+        widths: K and K'. num_classes: C.
     """
 
     mean_K: Tensor
@@ -28,70 +30,62 @@ class FloorHead(nn.Module):
     bias_C: Tensor
     components_FK: Tensor
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, widths: tuple[int, int], num_classes: int) -> None:
         super().__init__()
+        self.widths, width = widths, sum(widths)
         self.register_buffer("mean_K", torch.zeros(width))
         self.register_buffer("deviation_K", torch.ones(width))
         self.register_buffer("weight_CK", torch.zeros(num_classes, width))
         self.register_buffer("bias_C", torch.zeros(num_classes))
         self.register_buffer("components_FK", torch.zeros(FUSED, width))
 
+    @torch.no_grad()
+    def take(self, floor: Floor) -> None:
+        """Hold a fitted floor."""
+        start = 0
+        for name, width in zip(("text", "picture"), self.widths, strict=True):
+            columns = slice(start, start + width)
+            start += width
+            if name in floor.weight:
+                self.mean_K[columns] = floor.mean[name].to(self.mean_K)
+                self.deviation_K[columns] = floor.deviation[name].to(self.mean_K)
+                self.weight_CK[:, columns] = floor.weight[name].to(self.mean_K)
+                self.components_FK[:, columns] = floor.components[name].to(self.mean_K)
+        self.bias_C.copy_(floor.bias)
+
     def forward(self, features_NK: Tensor) -> tuple[Tensor, Tensor]:
         x_NK = (features_NK - self.mean_K) / self.deviation_K
         return x_NK @ self.weight_CK.T + self.bias_C, x_NK @ self.components_FK.T
 
-    def of_modalities(self, features_NK: Tensor, text_width: int) -> tuple[Tensor, Tensor]:
-        x_NK = (features_NK - self.mean_K) / self.deviation_K
-        parts = zip(x_NK.tensor_split((text_width,), 1), self.weight_CK.tensor_split((text_width,), 1), strict=True)
+    def of_modalities(self, features_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits by text alone and by pictures alone."""
+        x_NK, places = (features_NK - self.mean_K) / self.deviation_K, (self.widths[0],)
+        parts = zip(x_NK.tensor_split(places, 1), self.weight_CK.tensor_split(places, 1), strict=True)
         text_NC, picture_NC = (x @ weight.T + self.bias_C for x, weight in parts)
         return text_NC, picture_NC
 
 
 class FloorNetwork(nn.Module):
-    """Encoders and the floor or a zero-shot classifier above them, with the outputs of the M2CAN network. It has one head.
+    """Encoders and a head that was not trained above them, with the outputs of the M2CAN network. It has one head.
 
     Args:
         text_encoder, picture_encoder: modules with a `width`.
-        num_classes: C.
-        zero_shot: the width in which a dual encoder compares, for a zero-shot classifier; None: the floor.
+        head: the floor, or a zero-shot classifier.
     """
 
     def __init__(
         self,
         text_encoder: TextEncoder | GivenFeatures,
         picture_encoder: PictureEncoder | GivenFeatures,
-        num_classes: int,
-        zero_shot: int | None = None,
+        head: FloorHead | ZeroShotHead,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.picture_encoder = picture_encoder
-        widths = text_encoder.width, picture_encoder.width
-        self.floor: FloorHead | ZeroShotHead
-        if zero_shot is None:
-            self.floor = FloorHead(sum(widths), num_classes)
-        else:
-            self.floor = ZeroShotHead(widths, zero_shot, num_classes)
-        self.num_classes = num_classes
-
-    @torch.no_grad()
-    def take(self, floor: Floor) -> None:
-        """Hold a fitted floor."""
-        head, start = self.floor, 0
-        assert isinstance(head, FloorHead)
-        for name, width in (("text", self.text_encoder.width), ("picture", self.picture_encoder.width)):
-            columns = slice(start, start + width)
-            start += width
-            if name in floor.weight:
-                head.mean_K[columns] = floor.mean[name].to(head.mean_K)
-                head.deviation_K[columns] = floor.deviation[name].to(head.mean_K)
-                head.weight_CK[:, columns] = floor.weight[name].to(head.mean_K)
-                head.components_FK[:, columns] = floor.components[name].to(head.mean_K)
-        head.bias_C.copy_(floor.bias)
+        self.floor = head
 
     def forward(self, batch: Batch) -> Outputs:
-        text_NK = self.text_encoder(batch.text, batch.text_mask, batch.text_lengths)
-        picture_NK = self.picture_encoder(batch.pictures, batch)
+        text_NK, picture_NK = features_of(self, batch)
         device, dtype = text_NK.device.type, next(self.floor.buffers()).dtype
         if not torch.is_autocast_enabled(device):
             return self._outputs(text_NK, picture_NK, batch)
@@ -102,15 +96,12 @@ class FloorNetwork(nn.Module):
         shape = (batch.num_views, batch.num_domains, batch.size, -1)
         features_NK = torch.cat([text_NK, picture_NK], 1)
         logits_NC, fused_NF = self.floor(features_NK)
-        of_text_NC = of_picture_NC = logits_NC
-        if isinstance(self.floor, FloorHead):
-            of_text_NC, of_picture_NC = self.floor.of_modalities(features_NK, self.text_encoder.width)
-        logits_DBC = logits_NC.view(shape)[0]
+        of_text_NC, of_picture_NC = self.floor.of_modalities(features_NK)
         return Outputs(
             text_VDBK=F.normalize(text_NK, dim=-1).view(shape),
             picture_VDBK=F.normalize(picture_NK, dim=-1).view(shape),
             fused_DBK=fused_NF.view(shape)[0],
-            logits_HQDBC=logits_DBC[None, None],
+            logits_HQDBC=logits_NC.view(shape)[0][None, None],
             text_logits_DBC=of_text_NC.view(shape)[0],
             picture_logits_DBC=of_picture_NC.view(shape)[0],
         )

@@ -50,15 +50,19 @@ class ZeroShotHead(nn.Module):
         joint_NA = self.joint(features_NK)
         return self.scale * joint_NA @ self.classes_CA.T, joint_NA @ self.components_FA.T
 
+    def of_modalities(self, features_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits by text alone and by pictures alone."""
+        text_NC, picture_NC = (self.scale * part_NA @ self.classes_CA.T for part_NA in self._parts(features_NK))
+        return text_NC, picture_NC
+
     def joint(self, features_NK: Tensor) -> Tensor:
         """t + v, [N, A]."""
-        joint_NA = features_NK.new_zeros(len(features_NK), self.classes_CA.shape[1])
-        for x_NK, projection, read in zip(
-            features_NK.split(self.widths, 1), self.projections, self.read_M, strict=True
-        ):
-            there_N1 = x_NK.ne(0).any(1, keepdim=True)
-            joint_NA = joint_NA + read * there_N1 * projection(x_NK)
-        return joint_NA
+        text_NA, picture_NA = self._parts(features_NK)
+        return text_NA + picture_NA
+
+    def _parts(self, features_NK: Tensor) -> list[Tensor]:
+        parts = zip(features_NK.split(self.widths, 1), self.projections, self.read_M, strict=True)
+        return [read * x_NK.ne(0).any(1, keepdim=True) * projection(x_NK) for x_NK, projection, read in parts]
 
 
 def class_features(prompts_TCA: Tensor) -> Tensor:
