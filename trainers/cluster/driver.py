@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -33,7 +32,7 @@ from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of, floor_alone
 from trainers.loop.floor import has_floor
-from trainers.model.card import FLOOR, ZERO_SHOT
+from trainers.model.card import EVALUATION, FLOOR, ZERO_SHOT
 from trainers.model.floor_files import floor_metrics
 from trainers.preflight.disk import retention
 from trainers.preflight.features import read_features
@@ -41,7 +40,7 @@ from trainers.preflight.memory_hints import ended_by_memory, hints
 from trainers.preflight.preparation import Prepared, claim
 from trainers.preflight.run_lock import driver_lock
 from trainers.preflight.store_lock import store_lock
-from trainers.store.run_store import RunStore, store_told
+from trainers.store.run_store import store_told
 from trainers.worker.entrypoint import floor_worker, train_worker
 from trainers.worker.training import WorkerConfig
 
@@ -118,22 +117,18 @@ def train(
             f"{prepared.name}: stopped after the last epoch; run.name={prepared.name} goes on with its report"
         )
     kept = {int(m["epoch"]): Path(found.path) for found, m in result.best_checkpoints if not m.get("partial")}
-    if prepared.store is not None:
-        kept = bring_results(prepared.store, kept)
-    return choose_epoch_of(
+    store = prepared.store
+    if store is not None:
+        kept = {epoch: store.folder / path.name for epoch, path in kept.items()}
+        with store_told(store):
+            store.bring_part(FLOOR, ZERO_SHOT, *(f"{path.name}/{EVALUATION}" for path in kept.values()))
+    outcome = choose_epoch_of(
         prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
     )
-
-
-def bring_results(store: RunStore, kept: Mapping[int, Path] = MappingProxyType({})) -> dict[int, Path]:
-    """Bring the floor and the checkpoints that workers have sent; the folders of these, as `kept` has them, by epoch.
-
-    Raises:
-        InputError: the store does not answer.
-    """
-    with store_told(store):
-        store.bring_part(FLOOR, ZERO_SHOT, FROZEN)
-        return {epoch: store.bring_checkpoint(path.name, FROZEN) for epoch, path in kept.items()}
+    if store is not None:
+        with store_told(store):
+            store.bring_checkpoint(outcome.checkpoint.name, FROZEN)
+    return outcome
 
 
 def find_floor(
@@ -165,7 +160,8 @@ def find_floor(
     if stop is not None and stop.is_set():
         raise RunStopped(f"{prepared.name}: stopped; the same command finds the floor")
     if prepared.store is not None:
-        bring_results(prepared.store)
+        with store_told(prepared.store):
+            prepared.store.bring_part(FLOOR, ZERO_SHOT, FROZEN)
     metrics = floor_metrics(prepared.folder)
     if metrics is None:
         raise RunFailed(f"{prepared.name} found no floor; {prepared.folder / 'logs'} says what the workers did")

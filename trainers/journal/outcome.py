@@ -17,7 +17,7 @@ from trainers.encoders.weight_files import read_tensors
 from trainers.failures import RunFailed
 from trainers.journal.findings import Finding, after_run
 from trainers.journal.journal import EpochRecord
-from trainers.model.card import FLOOR, ZERO_SHOT, ModelCard
+from trainers.model.card import EVALUATION, FLOOR, ZERO_SHOT, ModelCard
 from trainers.model.floor_files import floor_metrics
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
@@ -163,7 +163,7 @@ def choose_epoch_of(
     floor = compare_floor(card.recipe, folder, inputs[position])
     if floor is not None and floor.chosen:
         chosen, checkpoints[0] = EpochRecord(0, 0, 0.0, floor.metrics), floor.folder
-    predicted = read_tensors(checkpoints[chosen.epoch] / "evaluation.safetensors")
+    predicted = read_tensors(checkpoints[chosen.epoch] / EVALUATION)
     target = corpus.train[-1]
     of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
     found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
@@ -253,5 +253,5 @@ def link_to(checkpoint: Path, link: Path) -> None:
 
 def read_validator_inputs(checkpoint: Path) -> ValidatorInputs:
     """What an epoch's model predicted for the rows set aside for choosing. Raises InputError: missing or damaged."""
-    tensors = read_tensors(checkpoint / "evaluation.safetensors")
+    tensors = read_tensors(checkpoint / EVALUATION)
     return ValidatorInputs.from_arrays({name: tensor.numpy() for name, tensor in tensors.items()})

@@ -14,6 +14,7 @@ from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.schema_versions import migrate
 
 FLOOR, ZERO_SHOT = "floor", "zero_shot"  # in a run's folder, see floor_files
+EVALUATION = "evaluation.safetensors"  # in a checkpoint, and in those two
 SCHEMA_VERSION = 2  # of model.json and of a checkpoint's training.json
 _VERSIONS = ("torch", "torchvision", "transformers", "ray", "numpy")
 

@@ -24,7 +24,7 @@ from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.encoders.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
 from trainers.m2can.floor import Network
 from trainers.m2can.network import M2CAN
-from trainers.model.card import SCHEMA_VERSION, ModelCard, card_files
+from trainers.model.card import EVALUATION, SCHEMA_VERSION, ModelCard, card_files
 from trainers.model.reference import SEEN_FILE, split_reference
 from trainers.recipe.schema_versions import Migration, migrate
 
@@ -79,7 +79,7 @@ class Snapshot:
             (draft / "state").mkdir()
             save_tensors(draft / "state" / "training.safetensors", self.training)
             (draft / "state" / "training.json").write_text(self.training_json, encoding="utf-8")
-            save_tensors(draft / "evaluation.safetensors", evaluation)
+            save_tensors(draft / EVALUATION, evaluation)
             _write_json(draft / "files.json", digests(draft))
 
 

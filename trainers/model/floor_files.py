@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.encoders.weight_files import REFERENCE, FrozenWeights, save_tensors
 from trainers.m2can.floor import FloorNetwork
-from trainers.model.card import FLOOR, ZERO_SHOT, ModelCard
+from trainers.model.card import EVALUATION, FLOOR, ZERO_SHOT, ModelCard
 from trainers.model.checkpoint import write_model
 from trainers.model.reference import SEEN_FILE, split_reference
 
@@ -53,7 +53,7 @@ def write_floor(
             (draft / "model" / REFERENCE).write_text(json_text(reference), encoding="utf-8")
         tensors, seen = split_reference(evaluation)
         save_tensors(draft / "model" / SEEN_FILE, seen)
-        save_tensors(draft / "evaluation.safetensors", tensors)
+        save_tensors(draft / EVALUATION, tensors)
         (draft / _METRICS).write_text(json_text(metrics), encoding="utf-8")
         (draft / "files.json").write_text(json_text(digests(draft)), encoding="utf-8")
     return folder

@@ -126,17 +126,43 @@ def driver_lock(
             problem = f"cannot be made or written ({error.strerror})"
             other = InputError(problem, field="run.storage", value=str(folder), wanted="a folder to write to")
             raise cannot_write(folder, error, needed=_LEAST_BYTES) or other from None
-        over = threading.Event()
-        beating = threading.Thread(target=_keep_beating, args=(file, own, over), daemon=True, name="m2can-heartbeat")
-        beating.start()
+
+        def beat() -> bool:
+            is_ours = _read(file) == own
+            if is_ours:
+                os.utime(file)
+            return is_ours
+
         try:
-            yield
+            with heart(beat):
+                yield
         finally:
-            over.set()
-            beating.join()
             with contextlib.suppress(OSError), _alone(file) as lock:
                 if _parsed(lock.read()) == own:
                     file.unlink()
+
+
+@contextmanager
+def heart(beat: Callable[[], bool]) -> Iterator[None]:
+    """Call `beat` every BEAT_S seconds, in a thread, until the context ends or it says that the lock is another's.
+
+    An OSError is let pass: the disk may be full, or the store away, for a moment.
+    """
+    over = threading.Event()
+
+    def keep_beating() -> None:
+        while not over.wait(BEAT_S):
+            with contextlib.suppress(OSError):
+                if not beat():
+                    return
+
+    thread = threading.Thread(target=keep_beating, daemon=True, name="m2can-heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _take(file: Path, own: Holder, dead: Holder | None, field: str) -> None:
@@ -154,14 +180,6 @@ def _take(file: Path, own: Holder, dead: Holder | None, field: str) -> None:
         except OSError:
             file.unlink()
             raise
-
-
-def _keep_beating(file: Path, own: Holder, over: threading.Event) -> None:
-    while not over.wait(BEAT_S):
-        with contextlib.suppress(OSError):  # the disk may be full, or away for a moment
-            if _read(file) != own:
-                return
-            os.utime(file)
 
 
 def taken(run: str, field: str, holder: Holder) -> InputError:

@@ -1,29 +1,28 @@
-"""The same for a run in an object store: an object beside its journal, written anew with every beat of its holder.
+"""The lock of a run that lies in an object store: an object in it, written anew with every beat of its holder.
 
-Stores have no locks: of two commands that begin in the same second, the one whose object stays goes on.
+Stores have no locks: two commands that begin within the same second may both go on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from datasets_manifest.manifest import storage
-from trainers.preflight.run_lock import LOCK_FILE, Holder, taken, this_process
+from trainers.preflight import run_lock
+from trainers.preflight.run_lock import LOCK_FILE, Holder, heart, taken, this_process
 from trainers.store.run_store import RunStore, store_told
 
-BEAT_S = 5.0
-DEAD_AFTER_S = 4 * BEAT_S
 FIELD = "run.name"
 
 
 def require_free_store(store: RunStore, on_wait: Callable[[str], None] = lambda words: None) -> None:
-    """Refuse a run that another command works on; of another machine's, the heartbeat is watched for DEAD_AFTER_S seconds.
+    """Refuse a run that another command works on; of another machine's, the heartbeat is watched as run_lock does.
 
     Args:
         on_wait: called with the reason before heartbeats are watched.
@@ -39,10 +38,10 @@ def require_free_store(store: RunStore, on_wait: Callable[[str], None] = lambda 
             if holder.is_running():
                 raise taken(store.name, FIELD, holder)
             return
-        on_wait(f"{store} belongs to {holder}; looking for {DEAD_AFTER_S:g} s whether that process is alive")
-        until = time.monotonic() + DEAD_AFTER_S
+        on_wait(f"{store} belongs to {holder}; looking for {run_lock.DEAD_AFTER_S:g} s whether that process is alive")
+        until = time.monotonic() + run_lock.DEAD_AFTER_S
         while time.monotonic() < until:
-            time.sleep(BEAT_S / 5)
+            time.sleep(run_lock.BEAT_S / 5)
             now, number = _read(store)
             if now is None:
                 return
@@ -58,33 +57,28 @@ def store_lock(store: RunStore, on_wait: Callable[[str], None] = lambda words: N
         InputError: another command holds it, or the store cannot be written.
     """
     require_free_store(store, on_wait)
-    own, over = this_process(), threading.Event()
+    own, numbers = this_process(), itertools.count()
     with store_told(store):
-        _write(store, own, 0)
+        _write(store, own, next(numbers))
         holder, _ = _read(store)
     if holder is not None and holder != own:
         raise taken(store.name, FIELD, holder)
-    beating = threading.Thread(target=_keep_beating, args=(store, own, over), daemon=True, name="m2can-store-heartbeat")
-    beating.start()
     try:
-        yield
+        with heart(lambda: _beat(store, own, next(numbers))):
+            yield
     finally:
-        over.set()
-        beating.join()
         with contextlib.suppress(OSError):
             if _read(store)[0] == own:
                 filesystem, path = store.filesystem()
                 filesystem.delete_file(f"{path}/{LOCK_FILE}")
 
 
-def _keep_beating(store: RunStore, own: Holder, over: threading.Event) -> None:
-    number = 0
-    while not over.wait(BEAT_S):
-        with contextlib.suppress(OSError):  # the store may be away for a moment
-            if _read(store)[0] not in (own, None):
-                return
-            number += 1
-            _write(store, own, number)
+def _beat(store: RunStore, own: Holder, number: int) -> bool:
+    """Write the lock anew; False: it is another's now."""
+    is_ours = _read(store)[0] in (own, None)
+    if is_ours:
+        _write(store, own, number)
+    return is_ours
 
 
 def _write(store: RunStore, own: Holder, beat: int) -> None:

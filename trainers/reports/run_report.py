@@ -10,6 +10,7 @@ from datasets_manifest.files import whole_folder
 from trainers.encoders.weight_files import read_tensors
 from trainers.journal.outcome import TARGET_ACCURACY, Outcome
 from trainers.loop.evaluation import calibration_error, confusion
+from trainers.model.card import EVALUATION
 from trainers.reports import figures, samples, sections
 from trainers.reports.charts import percent
 from trainers.reports.feature_map import feature_map
@@ -40,7 +41,7 @@ def draw_report(outcome: Outcome) -> Path:
 
 
 def _draw(outcome: Outcome, folder: Path) -> None:
-    found = read_tensors(outcome.checkpoint / "evaluation.safetensors")
+    found = read_tensors(outcome.checkpoint / EVALUATION)
     tensors = {name: tensor.numpy() for name, tensor in found.items()}
     numbers = outcome.numbers() | {"verdicts": outcome.verdicts}
     numbers["warnings"] = [asdict(finding) for finding in outcome.findings]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from datasets_manifest.manifest.store_faults import described_store
 from tests.object_store import object_store
 from trainers.cluster.journal_callback import JournalCallback
 from trainers.journal.journal import Journal
+from trainers.preflight import run_lock
 from trainers.preflight import store_lock as lock
 from trainers.preflight.run_lock import LOCK_FILE, this_process
 from trainers.preflight.stored_model import bring_model
@@ -121,18 +122,15 @@ def test_one_command_at_a_time(run: RunStore, monkeypatch: pytest.MonkeyPatch) -
         lock.require_free_store(run)
     lock.require_free_store(run)
     for name, value in (("BEAT_S", 0.1), ("DEAD_AFTER_S", 0.5)):
-        monkeypatch.setattr(lock, name, value)
+        monkeypatch.setattr(run_lock, name, value)
     elsewhere, told = dataclasses.replace(this_process(), host="another-host"), []
     lock._write(run, elsewhere, 0)
-    over = threading.Event()
-    beating = threading.Thread(target=lock._keep_beating, args=(run, elsewhere, over))
-    beating.start()
-    try:
-        with pytest.raises(InputError, match=r"at work on it: process \d+ on another-host"):
-            lock.require_free_store(run, told.append)
-    finally:
-        over.set()
-        beating.join()
+    numbers = itertools.count(1)
+    with (
+        run_lock.heart(lambda: lock._beat(run, elsewhere, next(numbers))),
+        pytest.raises(InputError, match=r"at work on it: process \d+ on another-host"),
+    ):
+        lock.require_free_store(run, told.append)
     assert "looking for 0.5 s" in told[0]
     with lock.store_lock(run):  # its heart has stopped
         assert lock._read(run)[0].host == this_process().host
