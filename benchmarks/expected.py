@@ -9,8 +9,6 @@ signals are fitted to all data sets but one and judged on that one. Runs that --
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -23,6 +21,7 @@ import torch
 
 from benchmarks.cached import CachedFeatures, cache_features, cached_loop
 from benchmarks.icons import write_icons
+from benchmarks.loops import KeptRuns, cases_parser
 from benchmarks.small_data import write_captions, write_shapes
 from benchmarks.variants import COMMON
 from datasets_manifest.postcards.generate import write_postcards
@@ -223,23 +222,15 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser = cases_parser(__doc__, DATA)
     parser.add_argument("--shifts", nargs="+", type=float, default=list(SHIFTS))
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs = json.loads(arguments.out.read_text())["runs"] if arguments.out and arguments.out.is_file() else []
-    done = {(run["data"], run["target"], run["shift"]) for run in runs}
-    for key in product(arguments.data, range(3), arguments.shifts):
-        if key in done:
-            continue
-        runs.append(run_one(*key, arguments.cache))
-        if arguments.out:
-            lines = ",\n".join(json.dumps(run) for run in runs)
-            arguments.out.write_text(f'{{"runs": [\n{lines}\n]}}\n')
-    print(table({"runs": runs}))
+    kept = KeptRuns(arguments.out)
+    for data, target, shift in product(arguments.data, range(3), arguments.shifts):
+        if not kept.has(data=data, target=target, shift=shift):
+            kept.add([run_one(data, target, shift, arguments.cache)])
+    print(table({"runs": kept.runs}))
 
 
 if __name__ == "__main__":

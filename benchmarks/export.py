@@ -18,16 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.cached import frozen_encoders
+from benchmarks.loops import one_worker
 from datasets_manifest.files import write_atomically
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
-from datasets_manifest.stream.local_stream import LocalStream
 from trainers.exported.export import Export, export_model
 from trainers.exported.graph import Form
-from trainers.loop.loop import Loop
-from trainers.loop.observer import Observer
-from trainers.m2can.collective import Collective
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import prepare
 from trainers.recipe import make_recipe
@@ -56,15 +53,7 @@ def benchmark(folder: Path) -> dict[str, Any]:
             }
         )
     )
-    loop = Loop(
-        prepared.card,
-        prepared.corpus,
-        labels=prepared.corpus.labels,
-        source=LocalStream(prepared.corpus.table),
-        collective=Collective(),
-        device=torch.device("cpu"),
-        observer=Observer(),
-    )
+    loop = one_worker(prepared)
     loop.run_epoch()
     predictor = Predictor(loop.network, loop.card, torch.device("cpu"))
     table = read_split(load_manifest(manifests[-1]), "val").table

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.cached import frozen_encoders
+from benchmarks.loops import one_worker
 from datasets_manifest.features.feature_stream import FeatureStream
 from datasets_manifest.features.feature_views import encode_views
 from datasets_manifest.postcards.generate import write_postcards
@@ -32,9 +33,6 @@ from datasets_manifest.stream.source import BatchSource
 from trainers.cluster.local_cluster import start_own_ray
 from trainers.compute.device_batches import make_encoding
 from trainers.features.compute import ROWS, STRONG_VIEWS, compute_features
-from trainers.loop.loop import Loop
-from trainers.loop.observer import Observer
-from trainers.m2can.collective import Collective
 from trainers.model.features import FrozenEncoders, encoder_weights
 from trainers.preflight.features import read_features, seeded_network
 from trainers.preflight.preparation import Prepared, prepare
@@ -113,15 +111,7 @@ def encoders_alone(prepared: Prepared) -> float:
 
 def epoch_seconds(prepared: Prepared, source: BatchSource) -> float:
     """Processor seconds of an epoch, its scoring included."""
-    loop = Loop(
-        replace(prepared.card, recipe=prepared.recipe),
-        prepared.corpus,
-        labels=prepared.corpus.labels,
-        source=source,
-        collective=Collective(),
-        device=torch.device("cpu"),
-        observer=Observer(),
-    )
+    loop = one_worker(replace(prepared, card=replace(prepared.card, recipe=prepared.recipe)), source)
     loop.run_epoch()
     started = time.process_time()
     for _ in range(EPOCHS):

@@ -9,8 +9,6 @@ repeated.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -22,6 +20,7 @@ import torch
 
 from benchmarks.cached import CachedFeatures, cached_loop
 from benchmarks.expected import DATA, features_of, with_target
+from benchmarks.loops import KeptRuns, cases_parser
 from benchmarks.variants import COMMON
 from datasets_manifest.records.target_labels import TargetLabels
 from services.labelling.suggest import most_worth, worth
@@ -102,7 +101,7 @@ def network_accuracy(features: CachedFeatures, given: TargetLabels | None, seed:
     return accuracy[choose_candidate(selection.validator, evidence, selection.gate)]
 
 
-def runs_of(data: str, target: int, cache: Path, networks: bool, done: set[tuple[Any, ...]]) -> list[dict[str, Any]]:
+def runs_of(data: str, target: int, cache: Path, networks: bool, kept: KeptRuns) -> list[dict[str, Any]]:
     features = with_target(features_of(data, cache), target, 0.0, seed=0)
     base = floor_of(features, None)
     rows = []
@@ -110,8 +109,8 @@ def runs_of(data: str, target: int, cache: Path, networks: bool, done: set[tuple
     for a_class in OF_NETWORKS if networks else A_CLASS:
         kinds = KINDS if a_class else KINDS[1:]
         for kind, seed in product(kinds, range(DRAWS if kinds == KINDS and not networks else 1)):
-            key = (data, target, model, a_class, kind, seed)
-            if key in done or (kind == "suggested" and seed > 0):
+            key = dict(zip(KEYS, (data, target, model, a_class, kind, seed), strict=True))
+            if kept.has(**key) or (kind == "suggested" and seed > 0):
                 continue
             given = labels_of(features, base, kind, a_class, seed)
             found = (
@@ -119,7 +118,7 @@ def runs_of(data: str, target: int, cache: Path, networks: bool, done: set[tuple
                 if networks
                 else floor_accuracy(features, floor_of(features, given))
             )
-            rows.append(dict(zip(KEYS, key, strict=True)) | {"accuracy": round(found, 4)})
+            rows.append(key | {"accuracy": round(found, 4)})
             print(*rows[-1].values(), flush=True)
     return rows
 
@@ -171,21 +170,14 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser = cases_parser(__doc__, DATA)
     parser.add_argument("--networks", action="store_true", help="train `recommended`, not the floor: minutes a target")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs = json.loads(arguments.out.read_text())["runs"] if arguments.out and arguments.out.is_file() else []
+    kept = KeptRuns(arguments.out)
     for data, target in product(arguments.data, range(3)):
-        done = {tuple(run[key] for key in KEYS) for run in runs}
-        runs += runs_of(data, target, arguments.cache, arguments.networks, done)
-        if arguments.out:
-            lines = ",\n".join(json.dumps(run) for run in runs)
-            arguments.out.write_text(f'{{"runs": [\n{lines}\n]}}\n')
-    print(table({"runs": runs}))
+        kept.add(runs_of(data, target, arguments.cache, arguments.networks, kept))
+    print(table({"runs": kept.runs}))
 
 
 if __name__ == "__main__":

@@ -32,14 +32,11 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks.loops import one_worker
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
-from datasets_manifest.stream.local_stream import LocalStream
 from services.promotion import promote
-from trainers.loop.loop import Loop
-from trainers.loop.observer import Observer
-from trainers.m2can.collective import Collective
 from trainers.model.card import model_folder
 from trainers.model.predictor import Predictor
 from trainers.preflight.preparation import prepare
@@ -55,15 +52,7 @@ def register_versions(folder: Path) -> tuple[list[Path], Path]:
     """Bundles of version 1 and 2 (one and two epochs), and a manifest to ask with."""
     manifests = write_postcards(folder / "postcards", train=60, val=60)
     prepared = prepare(demo_recipe(manifests, [f"run.storage={folder / 'runs'}", "train.epochs=2", "run.name=serving"]))
-    loop = Loop(
-        prepared.card,
-        prepared.corpus,
-        labels=prepared.corpus.labels,
-        source=LocalStream(prepared.corpus.table),
-        collective=Collective(),
-        device=torch.device("cpu"),
-        observer=Observer(),
-    )
+    loop = one_worker(prepared)
     uri, bundles = resolve_tracking_uri(None, folder / "runs"), []
     for epoch in (1, 2):
         loop.run_epoch()

@@ -9,9 +9,7 @@ them. Judged on the target's validation records. Runs that --out holds already a
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch import Tensor
 from benchmarks.cached import CachedFeatures, cached_loop
 from benchmarks.expected import DATA, features_of, with_target
 from benchmarks.labels import floor_of, views
+from benchmarks.loops import KeptRuns, cases_parser
 from benchmarks.variants import COMMON, SOURCES
 from services.adaptation import adapted_network, harm_of, standardised
 from trainers.m2can.encoders.given_features import GivenFeatures
@@ -154,22 +153,13 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = cases_parser(__doc__, DATA).parse_args()
     torch.set_num_threads(1)
-    runs = json.loads(arguments.out.read_text())["runs"] if arguments.out and arguments.out.is_file() else []
-    done = {(run["data"], run["target"], run["shift"]) for run in runs}
-    for key in product(arguments.data, range(3), SHIFTS):
-        if key in done:
-            continue
-        runs += run_one(*key, arguments.cache)
-        if arguments.out:
-            lines = ",\n".join(json.dumps(run) for run in runs)
-            arguments.out.write_text(f'{{"runs": [\n{lines}\n]}}\n')
-    print(table({"runs": runs}))
+    kept = KeptRuns(arguments.out)
+    for data, target, shift in product(arguments.data, range(3), SHIFTS):
+        if not kept.has(data=data, target=target, shift=shift):
+            kept.add(run_one(data, target, shift, arguments.cache))
+    print(table({"runs": kept.runs}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from benchmarks.speed_run import make_loop
+from benchmarks.loops import one_worker
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.stream.encode import Encoding, HostBatch
 from datasets_manifest.stream.local_stream import LocalStream
@@ -116,7 +116,7 @@ def bare_epochs(recipe: Recipe, epochs: int) -> dict[str, list[float]]:
         makes the batches meanwhile.
     """
     torch.set_num_threads(1)
-    loop = make_loop(prepare(recipe.model_copy(deep=True)), None)
+    loop = one_worker(prepare(recipe.model_copy(deep=True)), None)
     loop.batches.source = LocalStream(loop.corpus.table)
     times: dict[str, list[float]] = {"making": [], "ready": [], "beside": []}
     for _ in range(epochs):

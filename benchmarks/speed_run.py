@@ -16,19 +16,17 @@ import ray
 import torch
 
 from benchmarks.baseline import PaddedSamples, baseline_network, load, loaded_batch
+from benchmarks.loops import one_worker
 from benchmarks.sides import Runs, SideProcess, compare, interleaved
 from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
 from datasets_manifest.stream.encode import HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
-from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.ray_stream import CpuBudget, Stream, quiet
 from trainers.cluster.local_cluster import start_ray
 from trainers.compute.device_batches import make_encoding, normalise
 from trainers.loop.loop import Loop
-from trainers.loop.observer import Observer
-from trainers.m2can.collective import Collective
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.preflight.preparation import Prepared, prepare
 from trainers.recipe import Recipe, make_recipe
@@ -123,13 +121,6 @@ def small_recipe(manifests: list[Path], storage: Path) -> Recipe:
     )
 
 
-def make_loop(prepared: Prepared, source: Any) -> Loop:
-    return Loop(
-        prepared.card, prepared.corpus, labels=prepared.corpus.labels, source=source, collective=Collective(),
-        device=CPU, observer=Observer(),
-    )  # fmt: skip
-
-
 @contextlib.contextmanager
 def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     """Epochs after the first, which is one without the target; or pseudo-label passes, their weak views `kept` from the
@@ -140,7 +131,7 @@ def our_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
         start_ray("local")
         reading = Stream(ray.put(prepared.corpus.table), CpuBudget(cpus=cpus / 2))
         keeping = EvaluationCache(reading)
-        loop = make_loop(prepared, keeping)
+        loop = one_worker(prepared, keeping)
 
         def score(source: Any) -> int:
             loop.batches.source = source
@@ -164,7 +155,7 @@ def their_run(rows: int, cpus: int, *, scoring: bool) -> Iterator[Runs]:
     """The baseline's, on the same rows."""
     torch.set_num_threads(1)
     with reviews(rows) as prepared:
-        loop = make_loop(prepared, LocalStream(prepared.corpus.table))
+        loop = one_worker(prepared)
         network = baseline_network(loop.network)
         step = make_step(network, loop.recipe, CPU, ordinary=True)
 

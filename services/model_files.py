@@ -13,6 +13,11 @@ from trainers.store.run_store import store_of
 FORMS = "the folder of a run or a checkpoint, its address in an object store, or NAME, NAME:VERSION, NAME@alias of the registry"
 
 
+def is_folder(model: str) -> bool:
+    """Whether a model is called by a folder or an address, and not by its name in the registry."""
+    return not model.startswith("models:/") and ("/" in model or Path(model).is_dir())
+
+
 def model_files(model: str | Path, tracking_uri: str | None = None, storage: Path = Path("runs")) -> Path:
     """The folder that `trainers.model.predictor.Predictor.load` reads.
 
@@ -27,7 +32,7 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
         InputError: no such folder or model, or its files are not those that were registered.
     """
     text = str(model)
-    if not text.startswith("models:/") and (isinstance(model, Path) or "/" in text or Path(text).is_dir()):
+    if isinstance(model, Path) or is_folder(text):
         if isinstance(model, str) and is_uri(text):
             return bring_model(store_of(text, "read", "MODEL"))
         if not Path(text).is_dir():

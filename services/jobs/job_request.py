@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets_manifest.errors import InputError, from_validation_error
 from trainers.recipe import Recipe
+from trainers.recipe.loading import encoders_at
 from trainers.recipe.run_sections import Cluster
 from trainers.tracking.address import run_storage, run_store
 
@@ -20,7 +21,6 @@ VARIABLE = "M2CAN_JOB"
 MAX_BYTES = 100_000  # Linux limits one string of an environment to 128 KiB
 ID_PATTERN = r"^[a-z][a-z0-9-]{0,40}$"
 Kind = Literal["train", "tune", "data-check"]
-_WORDS = ("tiny", "pretrained", "random")  # not paths
 _PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 
 
@@ -100,19 +100,14 @@ def train_request(identity: str, recipe: Recipe, environment: dict[str, Any] | N
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths. A name that is no file or folder here stays: it may be a model's name on a hub."""
 
-    def resolve(name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.resolve()) if name.partition(":")[0] not in _WORDS and path.exists() else name
-
-    text, picture = recipe.encoders.text, recipe.encoders.picture
-    text = text.model_copy(update={"name": resolve(text.name), "weights": resolve(text.weights)})
-    picture = picture.model_copy(update={"weights": resolve(picture.weights)})
     features = recipe.encoders.features
     if features is not None and "://" not in features:
         features = str(Path(features).expanduser().resolve())
-    encoders = recipe.encoders.model_copy(update={"text": text, "picture": picture, "features": features})
+    encoders = encoders_at(recipe.encoders, Path.cwd()).model_copy(update={"features": features})
     start = recipe.train.start_from
-    train = recipe.train.model_copy(update={"start_from": resolve(start)}) if start and "/" in start else recipe.train
+    train = recipe.train
+    if start and "/" in start and (place := Path(start).expanduser()).exists():
+        train = train.model_copy(update={"start_from": str(place.resolve())})
     storage = str(run_store(recipe) or run_storage(recipe))
     return recipe.model_copy(
         update={

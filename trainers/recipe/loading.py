@@ -97,7 +97,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     placed = {"sources": [anchor(s) for s in data.sources], "target": anchor(data.target)}
-    encoders = _encoders_anchored(recipe.encoders, folder)
+    encoders = encoders_at(recipe.encoders, folder, Path.cwd())
     if encoders.features is not None:
         encoders = encoders.model_copy(update={"features": anchor(encoders.features)})
     train = recipe.train
@@ -106,14 +106,15 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=placed), "encoders": encoders, "train": train})
 
 
-def _encoders_anchored(encoders: Encoders, folder: Path) -> Encoders:
-    """Names and weights that are folders or files: workers have another working folder than the command."""
+def encoders_at(encoders: Encoders, *folders: Path) -> Encoders:
+    """With absolute paths for names and weights that are folders or files in one of `folders`: workers have another working
+    folder than the command. All others stay, as a model's name on a hub."""
 
     def anchor(named: str) -> str:
-        if named in ("pretrained", "random") or named.startswith("tiny"):
+        if named.partition(":")[0] in ("tiny", "pretrained", "random"):
             return named
         start = "hf:" if named.startswith("hf:") else ""
-        places = (place / Path(named.removeprefix(start)).expanduser() for place in (folder, Path.cwd()))
+        places = (folder / Path(named.removeprefix(start)).expanduser() for folder in folders)
         return next((f"{start}{place.resolve()}" for place in places if place.exists()), named)
 
     towers = {}

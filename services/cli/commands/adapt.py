@@ -94,7 +94,9 @@ def adapt(
 
 def _registered(model: str, tracking_uri: str | None, storage: Path) -> Any:
     """The version that a registered model's name means; None for a folder."""
-    if not model.startswith("models:/") and ("/" in model or Path(model).is_dir()):
+    from services.model_files import is_folder
+
+    if is_folder(model):
         return None
     from trainers.tracking.registered_models import client_for, find_model
 
