@@ -31,7 +31,7 @@ from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
 from trainers.validators import ValidatorInputs, epoch_score
-from trainers.validators.checked import checked_accuracy
+from trainers.validators.checked import checked_metrics
 from trainers.validators.expected import expected_accuracy
 from trainers.validators.inputs import spread
 from trainers.validators.mixing import SHARE
@@ -155,9 +155,7 @@ def _checked(given: TargetLabels | None, rows: np.ndarray, logits: Tensor) -> di
     """Metrics of the accuracy on the target's labels that were held out."""
     if given is None:
         return {}
-    predicted = logits.argmax(1).numpy()[np.searchsorted(rows, given.check_rows)]
-    found = checked_accuracy(predicted, given.check_labels)
-    return found.metrics() if found else {}
+    return checked_metrics(logits.argmax(1).numpy()[np.searchsorted(rows, given.check_rows)], given.check_labels)
 
 
 def rows_of(part: Part, wanted: np.ndarray, seed: int) -> np.ndarray:

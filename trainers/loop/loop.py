@@ -47,8 +47,6 @@ from trainers.step.loss_scale import LossScale
 from trainers.step.step import Step
 from trainers.step.step_clock import StepClock
 from trainers.validators import epoch_score
-from trainers.validators.checked import checked_accuracy
-from trainers.validators.expected import expected_accuracy
 
 
 class Loop:
@@ -159,13 +157,10 @@ class Loop:
         scored, waited_for_scores = self._score()
         metrics |= self.select_pseudo_labels(scored)
         score = epoch_score(self.recipe.selection.validator, scored.evidence)
-        expected = expected_accuracy(scored.evidence)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         self.patience.add(self.epoch, score, self.collective, self.device)
         self.ask_for_steps()
         metrics |= validation_metrics(scored, self.corpus, self.batches.labels) | {"selection/score": score}
-        metrics |= expected.metrics() if expected else {}
-        metrics |= self._checked(scored)
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
@@ -340,14 +335,6 @@ class Loop:
                 reference=ReferenceCollector(self.corpus, self.card.vocabulary, self.network),
             )
         return scored, feed.waited
-
-    def _checked(self, scored: Scored) -> dict[str, float]:
-        """Metrics of the target's accuracy on the labels that were held out."""
-        given, target = self.corpus.given, self.corpus.train[-1]
-        if given is None:
-            return {}
-        found = checked_accuracy(scored.of(target)["label"][given.check_rows - target.start], given.check_labels)
-        return found.metrics() if found else {}
 
     def _collector(self) -> ValidatorInputsCollector:
         return ValidatorInputsCollector(

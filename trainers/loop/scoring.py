@@ -20,6 +20,8 @@ from trainers.m2can.network import M2CAN
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.validators import ValidatorInputs
+from trainers.validators.checked import checked_metrics
+from trainers.validators.expected import expected_accuracy
 
 COLUMNS = ("label", "score", "prob", "variance")
 
@@ -119,7 +121,8 @@ def gather_columns(
 
 
 def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of every domain's validation part that has labels, by name, and the sources' mean.
+    """Metrics of every domain's validation part that has labels, by name, and the sources' mean; of the target also the
+    accuracy that is expected without its labels, and that on labels that were given and held out.
 
     Args:
         labels: of all rows, -1 where unlabelled.
@@ -137,4 +140,10 @@ def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> di
             of_sources.append(found)
     for key in ("accuracy", "macro_f1") if of_sources else ():
         metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
+    if (expected := expected_accuracy(scored.evidence)) is not None:
+        metrics |= expected.metrics()
+    if (given := corpus.given) is not None:
+        target = corpus.train[-1]
+        predicted = scored.of(target)["label"][given.check_rows - target.start]
+        metrics |= checked_metrics(predicted, given.check_labels)
     return metrics

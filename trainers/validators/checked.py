@@ -55,3 +55,9 @@ def checked_accuracy(predicted_M: np.ndarray, labels_M: np.ndarray) -> CheckedAc
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
     return CheckedAccuracy(share, max(middle - half, 0.0), min(middle + half, 1.0), number)
+
+
+def checked_metrics(predicted_M: np.ndarray, labels_M: np.ndarray) -> dict[str, float]:
+    """The same as an epoch's metrics; empty without held-out records."""
+    found = checked_accuracy(predicted_M, labels_M)
+    return found.metrics() if found else {}
