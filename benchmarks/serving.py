@@ -4,7 +4,8 @@
 
 Two versions of a small model are trained on the generated data set, registered and served by `m2can serve`, a process of
 its own, once with Ray Serve and once with `--local`. Every answer is compared with what the named version predicts in this
-process, to 1e-5; where there is a GPU, which answers in bf16, to 0.02 (never run there). In the middle of every level the served alias moves to the other version, by `m2can models`'s own function.
+process, to 1e-5; where there is a GPU, which answers in bf16, to 0.02 (that has never run). In the middle of every level the
+served alias moves to the other version, by `m2can models`'s own function.
 `cpu_ms`: processor time a request, of the command and all processes that it started.
 """
 
