@@ -25,8 +25,10 @@ from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.store.run_store import require_store, store_told
 from trainers.tracking.address import run_storage, run_store
 from trainers.tracking.look import require_tracking
+from trainers.tracking.provenance import data_hashes
 from trainers.validators import NEED_SOURCE_VALIDATION
 
+DATA = "data.json"  # in a run's folder: hashes of the data that it began with
 # What may differ when a run goes on under its name: where and on what it runs, not what is computed.
 _FREE = ("cluster.", "checkpoint.", "tracking.", "run.", "selection.")
 
@@ -67,6 +69,8 @@ def read_inputs(recipe: Recipe) -> Inputs:
         recipe, of_target["id"].to_pylist(), of_target["label"].to_numpy(), corpus.classes, target.start
     )
     corpus = replace(corpus, given=given)
+    if folder is not None:
+        require_same_data(corpus, folder)
     _check_against_data(recipe, corpus)
     start = find_start(recipe, runs, folder)
     before = recipe_of_run(folder) if folder is not None else None
@@ -151,6 +155,26 @@ def require_own_name(recipe: Recipe, folder: Path) -> None:
                 value=folder.name,
                 wanted=f"another name, or {changed[0]}={before.get(changed[0])}",
             )
+
+
+def require_same_data(corpus: Corpus, folder: Path) -> None:
+    """A run goes on with the records that it began with: its checkpoints name them by their row.
+
+    Raises:
+        InputError: records, labels or classes are others now.
+    """
+    file = folder / DATA
+    if not file.is_file():
+        return
+    before, now = read_json(file), data_hashes(corpus)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(
+            f"is the name of a run that began with other data ({', '.join(changed[:3])} changed since)",
+            field="run.name",
+            value=folder.name,
+            wanted="the data as they were, or another name",
+        )
 
 
 def _check_against_data(recipe: Recipe, corpus: Corpus) -> None:

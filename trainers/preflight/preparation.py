@@ -25,7 +25,7 @@ from trainers.model.trained_network import plain_weights
 from trainers.model.warm_start import require_same_encoders, taken_from
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.features import begin_encoders, require_features, seeded_network
-from trainers.preflight.inputs import Inputs, read_inputs, require_own_name
+from trainers.preflight.inputs import DATA, Inputs, read_inputs, require_own_name
 from trainers.preflight.network_checks import require_parts, require_size, require_statistics
 from trainers.preflight.sizes import state_sizes
 from trainers.preflight.start import STARTED, Start, model_of_started
@@ -34,6 +34,7 @@ from trainers.recipe.base import decided
 from trainers.recipe.data_sections import OF_THE_CARD
 from trainers.store.run_store import RunStore, store_told
 from trainers.tracking.address import run_storage, run_store
+from trainers.tracking.provenance import data_hashes
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,11 @@ def claim(prepared: Prepared) -> None:
     if prepared.start is not None and not (prepared.folder / STARTED).is_file():
         write_atomically(prepared.folder / STARTED, json_text({"name": prepared.start.name}))
     if not file.is_file():
+        write_atomically(prepared.folder / DATA, json_text(data_hashes(prepared.corpus)))
         write_atomically(file, json_text(shareable(prepared.recipe)))
     if prepared.store is not None:
         with store_told(prepared.store):
-            prepared.store.send(file.name, STARTED)
+            prepared.store.send(DATA, file.name, STARTED)
 
 
 @contextlib.contextmanager

@@ -53,15 +53,24 @@ def job_tags() -> dict[str, str]:
 
 def data_fingerprint(corpus: Corpus) -> str:
     """Hash of classes, splits and all records: ids, texts, labels and the pictures' file names, wherever they lie."""
-    digest = hashlib.sha256(json.dumps(corpus.classes).encode())
+    return _hash_of(data_hashes(corpus))
+
+
+def data_hashes(corpus: Corpus) -> dict[str, str]:
+    """The same in parts: of the classes, of each split of each domain, and of the target's labels that were given."""
+    hashes = {"classes": _hash_of(corpus.classes)}
     for part in [*corpus.train, *(part for part in corpus.val if part is not None)]:
-        digest.update(f"\0{part.domain}\0{part.split}\0{len(part)}".encode())
-    for batch in corpus.table.to_batches(max_chunksize=4096):
-        rows = batch.to_pydict()
-        names = [[os.path.basename(path) for path in paths] for paths in rows["images"]]
-        content = [rows["id"], rows["texts"], names, rows["label"]]
-        digest.update(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
-    return digest.hexdigest()[:_DIGITS]
+        digest = hashlib.sha256()
+        for batch in corpus.table.slice(part.start, len(part)).to_batches(max_chunksize=4096):
+            rows = batch.to_pydict()
+            names = [[os.path.basename(path) for path in paths] for paths in rows["images"]]
+            content = [rows["id"], rows["texts"], names, rows["label"]]
+            digest.update(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
+        hashes[f"{part.domain}, split {part.split}"] = digest.hexdigest()[:_DIGITS]
+    if (given := corpus.given) is not None:
+        arrays = given.rows, given.labels, given.check_rows, given.check_labels
+        hashes["train.target_labels"] = _hash_of([array.tolist() for array in arrays])
+    return hashes
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -81,3 +90,7 @@ def environment() -> dict[str, Any]:
             continue
     digest = hashlib.sha256("\n".join([platform.python_version(), *installed]).encode()).hexdigest()
     return {"hash": digest[:_DIGITS], "python": platform.python_version(), "packages": main}
+
+
+def _hash_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGITS]

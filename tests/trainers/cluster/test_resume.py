@@ -16,7 +16,7 @@ from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
-from trainers.preflight.preparation import Prepared, claim
+from trainers.preflight.preparation import Prepared, claim, prepare
 from trainers.step.finite_check import NonFiniteLoss
 
 
@@ -99,3 +99,25 @@ def test_a_name_belongs_to_one_recipe(run: Prepared, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.name.*'mine'.*train\.epochs=8") as caught:
         claim(prepared_run(folder, ["run.name=mine", "train.epochs=4"]))
     assert "differs in train.epochs" in str(caught.value)
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> None:
+    first = prepared_run(tmp_path, ["run.name=mine"])
+    target = Path(first.recipe.data.target)
+    rows = first.corpus.table.slice(first.corpus.train[-1].start, 4)
+    few = tmp_path / "few.csv"
+    few.write_text("id,label\n" + "".join(f"{row['id']},{first.corpus.classes[0]}\n" for row in rows.to_pylist()))
+    claim(first)
+    taught = prepared_run(tmp_path, ["run.name=taught", f"train.target_labels={few}"])
+    claim(taught)
+    prepared_run(tmp_path, ["run.name=taught", f"train.target_labels={few}"])
+
+    few.write_text(few.read_text().replace(first.corpus.classes[0], first.corpus.classes[1]))
+    with pytest.raises(InputError, match=r"began with other data \(train\.target_labels changed since\)"):
+        prepared_run(tmp_path, ["run.name=taught", f"train.target_labels={few}"])
+    prepared_run(tmp_path, ["run.name=another", f"train.target_labels={few}"])
+
+    split = target.parent / "train.jsonl"
+    split.write_text(split.read_text().replace("a ", "one ", 1))
+    with pytest.raises(InputError, match=rf"run\.name.*\({target.parent.name}, split train changed since\)"):
+        prepare(first.recipe)
