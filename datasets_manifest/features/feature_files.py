@@ -24,6 +24,7 @@ from datasets_manifest.disk import megabytes
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digest, json_text, read_json, whole_file, write_atomically
 from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.records.sharded_table import in_memory
 
 SCHEMA_VERSION = 1
 SHARD_ROWS = 512
@@ -64,7 +65,7 @@ def parts_of(corpus: Corpus) -> list[Part]:
 def records_of(corpus: Corpus) -> pa.Table:
     """Columns of `_KEYS` and `label`, a row for each row of the corpus' table."""
     parts = parts_of(corpus)
-    table = corpus.table
+    table = in_memory(corpus.table)
     contents = [content_of(*row) for row in zip(table["texts"].to_pylist(), table["images"].to_pylist(), strict=True)]
     return pa.table(
         {

@@ -22,6 +22,7 @@ from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.records.sharded_table import ShardedTable, some_rows
 
 MOST_ASKED = 10_000  # pictures of a domain in a store
 _AT_A_TIME = 64
@@ -44,13 +45,13 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
         number, first = _lacking(corpus.table, rows)
         if asked < len(part):
             notes.append(
-                f"{part.domain}, {part.split}: of {len(part):,} records with pictures in a store {asked:,} were looked at; "
+                f"{part.domain}, {part.split}: of {len(part):,} records {asked:,} were looked at for their pictures; "
                 "the first epoch finds what the others lack"
             )
         if first is None:
             continue
         row, path = first
-        identity = corpus.table["id"][row].as_py()
+        identity = corpus.table.select(["id"]).take([row])["id"][0].as_py()
         message = f"{number} of {asked} records lack a picture file, first record {identity}: {path}"
         if (similar := similar_file(path)) is not None:
             message += f" ({similar})"
@@ -62,7 +63,11 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
 
 
 def _rows_to_ask(corpus: Corpus, part: Part) -> tuple[np.ndarray, int]:
-    """Rows of the table, int64, in order, and their number: all of a part, or as many as may be asked for in a store."""
+    """Rows of the table, int64, in order, and their number: all of a part, or as many as may be asked for in a store, and of
+    shards."""
+    if isinstance(corpus.table, ShardedTable):
+        drawn = part.start + some_rows(corpus.table.slice(part.start, len(part)), MOST_ASKED)
+        return drawn, len(drawn)
     images = corpus.table["images"].slice(part.start, len(part))
     flat = pa.chunked_array([chunk.flatten() for chunk in images.chunks], pa.string())
     if len(flat) <= MOST_ASKED or not storage.is_uri(flat[0].as_py()):
@@ -77,13 +82,13 @@ def _allowed(fraction: float, asked: int, drawn: bool) -> float:
     return fraction * asked + (3 * math.sqrt(fraction * (1 - fraction) * asked) if drawn else 0.0)
 
 
-def _lacking(table: pa.Table, rows: np.ndarray) -> tuple[int, tuple[int, str] | None]:
+def _lacking(table: pa.Table | ShardedTable, rows: np.ndarray) -> tuple[int, tuple[int, str] | None]:
     """How many of the rows lack a file, and the first with the first path that it lacks."""
     number, first = 0, None
     listed: dict[str, set[str]] = {}
     for start in range(0, len(rows), _ROWS):
         chosen = rows[start : start + _ROWS]
-        images = table["images"].take(pa.array(chosen)).to_pylist()
+        images = table.select(["images"]).take(pa.array(chosen))["images"].to_pylist()
         gone = missing({packed.file_of(path) for paths in images for path in paths}, listed)
         for row, paths in zip(chosen, images, strict=True) if gone else ():
             lost = [path for path in paths if packed.file_of(path) in gone]

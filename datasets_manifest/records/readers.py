@@ -7,7 +7,7 @@ what was wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,14 +71,23 @@ class ReadResult:
     left_alone: tuple[str, ...] = ()
 
 
+Write = Callable[[pa.RecordBatch], None]
+
+
 def read_split(
-    manifest: LoadedManifest, split: str, *, keep_empty: bool = False, label_faults: LabelFaults | None = None
+    manifest: LoadedManifest,
+    split: str,
+    *,
+    keep_empty: bool = False,
+    label_faults: LabelFaults | None = None,
+    write: Write | None = None,
 ) -> ReadResult:
     """Reads all records of a split, in the order of its files.
 
     Args:
         keep_empty: keep records without content, as rows with two empty lists; they are counted either way.
         label_faults: takes the labels that are no class; their records count as unlabelled then.
+        write: takes the rows, some at a time; the result's table is empty then. Not of a split that the manifest divides.
 
     A record without an id gets `<split>-<n>`, where n counts all records of the split's files from 1.
 
@@ -88,7 +97,7 @@ def read_split(
     manifest.split(split)
     division = manifest.manifest.split
     if division is None:
-        return _read_files(manifest, split, keep_empty, label_faults)
+        return _read_files(manifest, split, keep_empty, label_faults, write)
     (stored,) = manifest.manifest.splits
     rest = split == stored
     whole = _read_files(manifest, stored, keep_empty, LabelFaults() if label_faults and not rest else label_faults)
@@ -116,7 +125,13 @@ def read_for_prediction(manifest: LoadedManifest, split: str) -> pa.Table:
     return pa.concat_tables(_read_files(manifest, name, True, None).table for name in manifest.manifest.splits)
 
 
-def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_faults: LabelFaults | None) -> ReadResult:
+def _read_files(
+    manifest: LoadedManifest,
+    split: str,
+    keep_empty: bool,
+    label_faults: LabelFaults | None,
+    write: Write | None = None,
+) -> ReadResult:
     settings = manifest.split(split)
     labels = LabelReader(manifest.classes, manifest.manifest.labels)
     faults = LabelFaults() if label_faults is None else label_faults
@@ -134,8 +149,7 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
         except OSError as error:
             raise InputError(f"the pictures' store cannot be reached ({with_store(file, error)})", file=file) from None
 
-    ids, rows = _UniqueIds(), _TableBuilder()
-    dropped: list[str] = []
+    rows = _TableBuilder(manifest.name, keep_empty, write)
     number = 0
     for file in manifest.record_paths(split):
         form = format_of(file) if settings.format == "auto" else settings.format
@@ -143,7 +157,7 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
         for record in read_records(file, settings, facts):
             number += 1
             try:
-                identity = ids.claim(read_id(record.id) or f"{split}-{number}")
+                identity = read_id(record.id) or f"{split}-{number}"
                 texts = read_texts(record.text)
                 images = read_images(file, split_paths(record.image, separator))
             except ValueFault as fault:
@@ -153,11 +167,9 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
             except ValueFault as fault:
                 faults.add(fault, file, record)
                 label = UNLABELLED
-            if not texts and not images:
-                dropped.append(identity)
-            if texts or images or keep_empty:
-                rows.add(identity, manifest.name, texts, images, label)
-    if len(dropped) == number:
+            rows.add(identity, texts, images, label)
+    table = rows.table()
+    if rows.without_content == number:
         found = f"{number} records, none with a text or an image" if number else "no record"
         raise InputError(f"the split is empty: {found}", file=manifest.path, field=f"splits.{split}")
     if label_faults is None:
@@ -165,10 +177,10 @@ def _read_files(manifest: LoadedManifest, split: str, keep_empty: bool, label_fa
     _, *columns = column_names(settings.columns)
     absent = {name: nearest(name, facts.columns) for name in columns if name not in facts.columns}
     return ReadResult(
-        rows.table(),
-        ids.repeated,
-        len(dropped),
-        tuple(dropped[:_NAMED_IDS]),
+        table,
+        rows.ids.repeated,
+        rows.without_content,
+        tuple(rows.without_content_ids),
         absent=absent,
         label_column=columns[-1],
         notes=tuple(facts.notes),
@@ -223,49 +235,99 @@ def remap_labels(table: pa.Table, from_classes: Sequence[str], to_classes: Seque
 
 
 class _UniqueIds:
-    """Makes ids unique: one that was used before gets a number appended."""
+    """Makes ids unique: one that was used before gets a number appended.
+
+    Which were used is known by their hashes of 64 bits, 8 bytes each. Two of 10⁸ different ids have the same one with a
+    probability of 1 in 3,700; the later one then gets a number that it does not need.
+    """
 
     def __init__(self) -> None:
         self.repeated = 0
-        self._uses: dict[str, int] = {}
+        self._used: list[np.ndarray] = []  # sorted hashes, each array at least twice as long as the next
+        self._numbers: dict[int, int] = {}  # of ids that were repeated, by hash: the last one appended
 
-    def claim(self, identity: str) -> str:
-        uses = self._uses
-        if identity not in uses:
-            uses[identity] = 1
-            return identity
+    def claim(self, ids: list[str]) -> list[str]:
+        """The ids, in their order, as they are used from now on."""
+        hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
+        used, different = self._is_used(hashes), np.unique(hashes)
+        if not used.any() and len(different) == len(ids):
+            self._add(different)
+            return ids
+        claimed: list[str] = []
+        new: set[int] = set()
+        for identity, number, before in zip(ids, hashes.tolist(), used.tolist(), strict=True):
+            if before or number in new:
+                identity = self._numbered(identity, new)
+            claimed.append(identity)
+            new.add(hash(identity))
+        self._add(np.sort(np.fromiter(new, np.int64, len(new))))
+        return claimed
+
+    def _numbered(self, identity: str, new: set[int]) -> str:
         self.repeated += 1
-        count = uses[identity] + 1
-        while f"{identity}#{count}" in uses:  # the user may have such an id, too
-            count += 1
-        uses[identity] = count
-        uses[f"{identity}#{count}"] = 1
+        count = self._numbers.get(hash(identity), 1) + 1
+        while (found := hash(f"{identity}#{count}")) in new or self._is_used(np.array([found])).any():
+            count += 1  # the user may have such an id, too
+        self._numbers[hash(identity)] = count
         return f"{identity}#{count}"
+
+    def _is_used(self, hashes: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(hashes), bool)
+        for used in self._used:
+            found |= used[np.searchsorted(used, hashes).clip(max=len(used) - 1)] == hashes
+        return found
+
+    def _add(self, hashes: np.ndarray) -> None:
+        if len(hashes):
+            self._used.append(hashes)
+        while len(self._used) > 1 and len(self._used[-2]) < 2 * len(self._used[-1]):
+            joined = np.concatenate([self._used.pop(), self._used.pop()])
+            joined.sort(kind="stable")  # of two sorted halves: a merge
+            self._used.append(joined)
 
 
 class _TableBuilder:
-    """Rows → table, in batches, so that only a batch of rows exists as Python objects."""
+    """Records of a domain → rows, in batches, so that only a batch of them exists as Python objects.
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[str, str, list[str], list[str], int]] = []
+    without_content, without_content_ids: records that have neither text nor picture, and the first ids of these.
+    """
+
+    def __init__(self, domain: str, keep_empty: bool, write: Write | None) -> None:
+        self.ids = _UniqueIds()
+        self.without_content = 0
+        self.without_content_ids: list[str] = []
+        self._domain, self._keep_empty = domain, keep_empty
+        self._rows: list[tuple[str, list[str], list[str], int]] = []
         self._characters = 0
         self._batches: list[pa.RecordBatch] = []
+        self._write = write or self._batches.append
 
-    def add(self, identity: str, domain: str, texts: list[str], images: list[str], label: int) -> None:
+    def add(self, identity: str, texts: list[str], images: list[str], label: int) -> None:
         """The values of TABLE_SCHEMA's columns."""
-        self._rows.append((identity, domain, texts, images, label))
+        self._rows.append((identity, texts, images, label))
         self._characters += sum(map(len, texts)) + sum(map(len, images))
         if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self._finish_batch()
 
     def table(self) -> pa.Table:
-        """The table of all rows; in one chunk, where look-ups are much faster, if Arrow can address it so."""
+        """The table of all rows that were not written; in one chunk, where look-ups are much faster, if Arrow can address
+        it so."""
         self._finish_batch()
         table = pa.Table.from_batches(self._batches, schema=TABLE_SCHEMA)
         return table.combine_chunks() if table.nbytes <= _MAX_CHUNK_BYTES else table
 
     def _finish_batch(self) -> None:
-        columns = zip(*self._rows, strict=True) if self._rows else [[]] * len(TABLE_SCHEMA)
+        ids = self.ids.claim([row[0] for row in self._rows])
+        rows = []
+        for identity, (_, texts, images, label) in zip(ids, self._rows, strict=True):
+            if not texts and not images:
+                self.without_content += 1
+                if len(self.without_content_ids) < _NAMED_IDS:
+                    self.without_content_ids.append(identity)
+                if not self._keep_empty:
+                    continue
+            rows.append((identity, self._domain, texts, images, label))
+        columns = zip(*rows, strict=True) if rows else [[]] * len(TABLE_SCHEMA)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, TABLE_SCHEMA, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=TABLE_SCHEMA))
+        self._write(pa.RecordBatch.from_arrays(arrays, schema=TABLE_SCHEMA))
         self._rows, self._characters = [], 0

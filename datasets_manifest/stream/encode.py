@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.manifest.storage import is_uri
+from datasets_manifest.records.sharded_table import ShardedTable
 from datasets_manifest.stream.images import PictureViews, decode_views, read_picture_bytes
 from datasets_manifest.stream.picture_files import BadPicture
 from datasets_manifest.stream.plan import view_rng
@@ -96,12 +97,12 @@ def index_table(step: Sequence[int] | np.ndarray, row: np.ndarray, position: np.
     return pa.table([np.asarray(column, dtype=np.int64) for column in (step, row, position)], schema=INDEX_SCHEMA)
 
 
-def encode_rows(index: pa.Table, table: pa.Table, encoding: Encoding) -> pa.Table:
+def encode_rows(index: pa.Table, table: pa.Table | ShardedTable, encoding: Encoding) -> pa.Table:
     """Look `index`'s rows up in `table`, read and encode them.
 
     Args:
         index: of INDEX_SCHEMA.
-        table: of readers.TABLE_SCHEMA, shared by all tasks of a node.
+        table: of readers.TABLE_SCHEMA, shared by all tasks of a node; of shards the row groups are read that hold the rows.
 
     Returns:
         index with the columns of `encode_samples`.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from datasets_manifest.records.sharded_table import ShardedTable
 from datasets_manifest.stream.encode import Encoding, HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.plan import StepSlice
 
@@ -16,7 +17,7 @@ from datasets_manifest.stream.plan import StepSlice
 class LocalStream:
     """Reads rows of a table of readers.TABLE_SCHEMA; gives the same batches as datasets_manifest.stream.ray_stream.Stream."""
 
-    table: pa.Table
+    table: pa.Table | ShardedTable
 
     def train(self, slices: list[StepSlice], encoding: Encoding) -> Iterator[HostBatch]:
         """The batches of `slices`, in order; a batch's rows are domain after domain."""

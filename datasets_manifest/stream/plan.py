@@ -9,38 +9,55 @@ of steps, a resumed run goes on at any step, and a run gives the same losses on 
 same plan again. So the order uses only what NumPy keeps stable between releases: SeedSequence, the raw 64-bit stream of
 Philox, and a stable sort. `Generator.permutation` and `shuffle` may change with a NumPy release and are not used.
 A test holds the digest of one small plan; changing it breaks the resume of every stored run.
+
+A pool of more than WHOLE_POOL rows is not shuffled as a whole: its order is one of blocks of neighbouring rows, and the rows of
+WINDOW_BLOCKS blocks are shuffled together. So rows that are drawn one after another lie in a few row groups of a sharded table
+(records.sharded_table), and a plan costs what its draws cost, whatever the pool's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+WHOLE_POOL = 2**24  # rows: the sort of so many keys takes a second and 128 MB
+BLOCK_ROWS, WINDOW_BLOCKS = 1024, 16
+
 
 @dataclass(frozen=True, eq=False)
 class DomainPool:
     """What one domain may be drawn from in this epoch.
 
-    rows: int64 [n], row numbers in the shared table.
-    labels: int64 [n], label or pseudo label of each row; -1 takes no part in the task loss.
+    rows: int64 [n], row numbers in the shared table; neighbouring rows may be a range, which takes no memory.
+    labels: integers [n], label or pseudo label of each row; -1 takes no part in the task loss. Numbers that nobody can write to,
+        as those mapped from shared memory, are not copied.
     """
 
-    rows: Ints
-    labels: Ints
+    rows: Ints | range
+    labels: NDArray[np.integer[Any]]
 
     def __post_init__(self) -> None:
         for name in ("rows", "labels"):
-            values = np.asarray(getattr(self, name))
+            given = getattr(self, name)
+            if isinstance(given, range):
+                continue
+            values = np.asarray(given)
             if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
                 raise ValueError(f"pool {name} must be one row of integers, not {values.dtype} of shape {values.shape}")
-            object.__setattr__(self, name, values.astype(np.int64))
+            object.__setattr__(self, name, values.astype(np.int64) if values.flags.writeable else values)
         if len(self.rows) != len(self.labels):
             raise ValueError(f"a pool has {len(self.rows)} rows but {len(self.labels)} labels")
+
+    def drawn(self, order: Ints) -> tuple[Ints, Ints]:
+        """Rows and labels of these places of the pool."""
+        rows = self.rows.start + order * self.rows.step if isinstance(self.rows, range) else self.rows[order]
+        return rows, np.asarray(self.labels)[order].astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +101,9 @@ class EpochPlan:
     ) -> EpochPlan:
         """Draws `samples_per_epoch` rows of every pool and cuts them into ceil(samples_per_epoch / batch_size) steps.
 
-        A domain's draws are full shuffles of its pool one after the other, cut to length, so a short pool is repeated
-        evenly. Step sizes are balanced (they differ by one at most): with batches of three or more, no step has a
-        single row unless the epoch has.
+        A domain's draws are full shuffles of its pool one after the other (by blocks, if it is large), cut to length, so a
+        short pool is repeated evenly. Step sizes are balanced (they differ by one at most): with batches of three or more,
+        no step has a single row unless the epoch has.
 
         Args:
             seed, epoch: 0 or more; with the domain's index they key the shuffles.
@@ -111,8 +128,8 @@ class EpochPlan:
             if not len(pool.rows):
                 raise ValueError(f"the pool of domain {domain} is empty: there is no row to draw")
         orders = [_draw_order(seed, epoch, domain, len(p.rows), samples_per_epoch) for domain, p in enumerate(pools)]
-        rows_DN = np.stack([pool.rows[order] for pool, order in zip(pools, orders, strict=True)])
-        labels_DN = np.stack([pool.labels[order] for pool, order in zip(pools, orders, strict=True)])
+        drawn = [pool.drawn(order) for pool, order in zip(pools, orders, strict=True)]
+        rows_DN, labels_DN = (np.stack(columns) for columns in zip(*drawn, strict=True))
         return cls(epoch, rows_DN, labels_DN, _split_bounds(samples_per_epoch, -(-samples_per_epoch // batch_size)))
 
     @property
@@ -222,9 +239,27 @@ def dropped_modality(seed: int, epoch: int, row: int, position: int, share: floa
 def _draw_order(seed: int, epoch: int, domain: int, pool_size: int, draws: int) -> Ints:
     """int64 [draws]: indexes into the pool, full shuffles one after the other, cut to length."""
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch, domain]))
-    shuffles = -(-draws // pool_size)
-    orders = [_shuffled(bits.random_raw(pool_size)) for _ in range(shuffles)]
+    orders: list[Ints] = []
+    left = draws
+    while left > 0:
+        for order in _full_shuffle(bits, pool_size):
+            orders.append(order)
+            left -= len(order)
+            if left <= 0:
+                break
     return np.concatenate(orders)[:draws]
+
+
+def _full_shuffle(bits: np.random.Philox, pool_size: int) -> Iterator[Ints]:
+    """All of 0 … pool_size − 1, in pieces: one, or the windows of a large pool."""
+    if pool_size <= WHOLE_POOL:
+        yield _shuffled(bits.random_raw(pool_size))
+        return
+    blocks = _shuffled(bits.random_raw(-(-pool_size // BLOCK_ROWS)))
+    for first in range(0, len(blocks), WINDOW_BLOCKS):
+        window = blocks[first : first + WINDOW_BLOCKS, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)
+        rows = window[window < pool_size]  # the last block may be short
+        yield rows[_shuffled(bits.random_raw(len(rows)))]
 
 
 def _shuffled(keys: np.ndarray) -> Ints:

@@ -1,7 +1,7 @@
 """Plan → Ray Data → batches: one ordered pipeline per worker and epoch.
 
-A worker's rows travel as numbers. Tasks anywhere in the cluster look them up in the shared table, read, decode and
-tokenize; the encoded rows come back in the plan's order. A step may span blocks.
+A worker's rows travel as numbers. Tasks anywhere in the cluster look them up in the shared table or its shards, read, decode
+and tokenize; the encoded rows come back in the plan's order. A step may span blocks.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Stream:
     tasks or such as reserve none: training never waits for a CPU that does not come. Rows do not change by that.
 
     Args:
-        table: reference of a table of readers.TABLE_SCHEMA.
+        table: reference of a table of readers.TABLE_SCHEMA, or of a ShardedTable.
         cpu_budget: this worker's part of the cluster, or what gives it for each pipeline, by the nodes that are there.
         allocate: makes the array for the pictures of a training batch.
         runner: what `start_runner` gave; None: the stream starts its own.

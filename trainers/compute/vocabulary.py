@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.records.sharded_table import some_rows
 from datasets_manifest.stream.encode import Vocabulary, count_cut
 from datasets_manifest.stream.text import build_tokenizer, clean, tokenizer_from_json
 from trainers.compute.device_batches import make_encoding
 from trainers.recipe import Recipe
 
-MOST_COUNTED = 20_000  # texts
+MOST_COUNTED = 20_000  # records
+MOST_LEARNED = 2**22  # from which the words of `tiny` are taken: the texts of so many take some GB
 
 
 def make_vocabulary(recipe: Recipe, corpus: Corpus) -> Vocabulary:
@@ -52,9 +52,7 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
 
 def count_cut_texts(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> tuple[int, int]:
     """How many training texts have more than `max_tokens` tokens, of how many looked at: at most MOST_COUNTED, evenly spread."""
-    parts = [corpus.table["texts"].slice(part.start, len(part)) for part in corpus.train]
-    every = max(1, -(-sum(map(len, parts)) // MOST_COUNTED))
-    samples = [texts for part in parts for texts in part.take(np.arange(0, len(part), every)).to_pylist() if texts]
+    samples = [texts for texts in _texts_of(corpus, MOST_COUNTED) if texts]
     return count_cut(samples, make_encoding(recipe, vocabulary)), len(samples)
 
 
@@ -64,9 +62,17 @@ def _vocabulary(recipe: Recipe, json: str, specials: dict[str, str]) -> Vocabula
 
 
 def _training_texts(recipe: Recipe, corpus: Corpus) -> list[str]:
-    """Of the sources and of the target: its texts are there, only its labels are not."""
-    texts = []
+    """Of the sources and of the target: its texts are there, only its labels are not. Of at most MOST_LEARNED records."""
+    cleaning = recipe.data.texts.cleaning
+    return [clean(sentence, cleaning) for sentences in _texts_of(corpus, MOST_LEARNED) for sentence in sentences]
+
+
+def _texts_of(corpus: Corpus, most: int) -> list[list[str]]:
+    """Of the training records, of each domain in proportion, evenly spread."""
+    rows = sum(map(len, corpus.train))
+    found: list[list[str]] = []
     for part in corpus.train:
-        for sentences in corpus.table["texts"].slice(part.start, len(part)).to_pylist():
-            texts += [clean(sentence, recipe.data.texts.cleaning) for sentence in sentences]
-    return texts
+        texts = corpus.table.select(["texts"]).slice(part.start, len(part))
+        every = max(1, -(-rows // most))
+        found += texts.take(some_rows(texts, -(-len(part) // every)))["texts"].to_pylist()
+    return found

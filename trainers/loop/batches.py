@@ -21,11 +21,11 @@ GIVEN_SHARE = 0.25  # of the target's draws: records whose labels were given
 
 def with_given(pool: DomainPool, given: TargetLabels) -> DomainPool:
     """The target's pool with given labels in the place of pseudo labels, drawn so often that they make GIVEN_SHARE of it."""
-    others = ~np.isin(pool.rows, given.rows)
+    others = ~np.isin(np.asarray(pool.rows), given.rows)
     if not len(given.rows):
         return pool
     times = max(1, round(GIVEN_SHARE / (1 - GIVEN_SHARE) * others.sum() / len(given.rows)))
-    rows = np.concatenate([pool.rows[others], np.tile(given.rows, times)])
+    rows = np.concatenate([np.asarray(pool.rows)[others], np.tile(given.rows, times)])
     return DomainPool(rows, np.concatenate([pool.labels[others], np.tile(given.labels, times)]))
 
 
@@ -68,17 +68,21 @@ class Batches:
     def _pools(self) -> list[DomainPool]:
         """The rows of each domain that steps are drawn from."""
         recipe, target = self.recipe, self.corpus.train[-1]
-        pools = [DomainPool(part.rows, self.labels[part.start : part.stop]) for part in self.corpus.train[:-1]]
+        pools = [self._pool(part) for part in self.corpus.train[:-1]]
         of_target = self.pseudo_labels.pools() if recipe.uacr.enabled else []
         if recipe.train.target_labels == "oracle":
-            of_target = [DomainPool(target.rows, self.labels[target.start : target.stop])]
+            of_target = [self._pool(target)]
         elif not of_target and (
             self.corpus.given is not None or (recipe.target_takes_part and not recipe.uacr.enabled)
         ):
-            of_target = [DomainPool(target.rows, np.full(len(target), -1))]
+            unlabelled = np.broadcast_to(np.int8(-1), len(target))  # of whatever length, it takes no memory
+            of_target = [DomainPool(range(target.start, target.stop), unlabelled)]
         if self.corpus.given is not None:
             of_target = [with_given(pool, self.corpus.given) for pool in of_target]
         return pools + of_target
+
+    def _pool(self, part: Part) -> DomainPool:
+        return DomainPool(range(part.start, part.stop), self.labels[part.start : part.stop])
 
     def train(self, slices: list[StepSlice], epoch: int = 0) -> Feed[Fed]:
         """The batches of `slices`, with the views of an epoch."""

@@ -84,7 +84,7 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     of_part = dict(zip(rows, features, strict=True))
     taught = []
     for part in corpus.train[:-1]:
-        known = torch.from_numpy(labels[rows[id(part)]])
+        known = torch.from_numpy(labels[rows[id(part)]].astype(np.int64))
         at = (known >= 0).nonzero().squeeze(1)
         taught.append(({name: x[at.to(x.device)] for name, x in of_part[id(part)].items()}, known[at].to(loop.device)))
     target = of_part[id(scored[0])]
@@ -226,7 +226,7 @@ def _evidence(
         target_features_NK=features[target].float().numpy(),
         source_probs_MC=logits[source].softmax(1).float().numpy(),
         source_features_MK=features[source].float().numpy(),
-        source_labels_M=labels[spread(looked_at[1])],
+        source_labels_M=labels[spread(looked_at[1])].astype(np.int64),
         mixed_probs_RC=mixed.softmax(1).float().numpy(),
         mixed_dominant_R=label[first],
         mixed_other_R=label[second],
@@ -263,7 +263,7 @@ def _columns(
             value = getattr(scores, column)
             tensors[f"{named}/{column}"] = value.to(torch.int32 if column == "label" else torch.float32)
         read = rows[id(part)]
-        tensors[f"{named}/true"] = torch.from_numpy(labels[read])
+        tensors[f"{named}/true"] = torch.from_numpy(labels[read].astype(np.int64))
         if len(read) < len(part):
             tensors[f"{named}/row"] = torch.from_numpy(read - part.start)
     return tensors

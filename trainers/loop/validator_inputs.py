@@ -34,7 +34,7 @@ class ValidatorInputsCollector:
     def __init__(self, target_rows: np.ndarray, source_rows: np.ndarray, labels: np.ndarray, network: M2CAN) -> None:
         self.network = network
         self.target_rows, self.source_rows = spread(target_rows), spread(source_rows)
-        self.source_labels = labels[self.source_rows]
+        self.source_labels = labels[self.source_rows].astype(np.int64)
         # Rows apart from the target's own may lie between its parts: one sorted list finds the place of each.
         self._rows = np.concatenate([self.target_rows, self.source_rows])
         self._order = np.argsort(self._rows, kind="stable")

@@ -10,6 +10,7 @@ import torch
 
 from datasets_manifest.features.feature_files import FeatureFolder, Features, records_of
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.records.sharded_table import in_memory
 from datasets_manifest.stream.encode import Vocabulary, blank_texts
 from trainers.compute.device_batches import make_encoding
 from trainers.m2can.network import M2CAN
@@ -77,5 +78,5 @@ def read_features(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> Fea
     found, encoding = _folder(recipe).read(records_of(corpus)), make_encoding(recipe, vocabulary)
     if not encoding.tells_missing:
         return found
-    blank_N = blank_texts(corpus.table["texts"].to_pylist(), encoding)
+    blank_N = blank_texts(in_memory(corpus.table.select(["texts"]))["texts"].to_pylist(), encoding)
     return replace(found, missing_N2=np.stack([blank_N, ~found.picture_VNK[0].any(1)], 1))

@@ -14,6 +14,7 @@ from datasets_manifest.files import read_json, require_folder
 from datasets_manifest.manifest import storage
 from datasets_manifest.records.corpus import Corpus, load_corpus
 from datasets_manifest.records.picture_check import require_pictures
+from datasets_manifest.records.sharded_table import in_memory, labels_of
 from datasets_manifest.records.target_labels import TargetLabels, own_target_labels, read_target_labels
 from trainers.journal.findings import before_start
 from trainers.preflight.run_lock import require_free
@@ -62,13 +63,16 @@ def read_inputs(recipe: Recipe) -> Inputs:
     if folder is not None:
         require_own_name(recipe, folder)
     require_tracking(recipe)
-    corpus = load_corpus(data.sources, data.target, data.train_split, data.val_split)
-    target = corpus.train[-1]
-    of_target = corpus.table.slice(target.start, len(target))
-    given = given_labels(
-        recipe, of_target["id"].to_pylist(), of_target["label"].to_numpy(), corpus.classes, target.start
+    stored = run_store(recipe)
+    corpus = load_corpus(
+        data.sources, data.target, data.train_split, data.val_split, runs if stored is None else stored.uri
     )
-    corpus = replace(corpus, given=given)
+    if recipe.train.has_few_labels:
+        target = corpus.train[-1]
+        of_target = corpus.table.slice(target.start, len(target))
+        ids = in_memory(of_target.select(["id"]))["id"].to_pylist()
+        given = given_labels(recipe, ids, labels_of(of_target), corpus.classes, target.start)
+        corpus = replace(corpus, given=given)
     if folder is not None:
         require_same_data(corpus, folder)
     _check_against_data(recipe, corpus)

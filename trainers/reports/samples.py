@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from datasets_manifest.records.corpus import Corpus, Part
+from datasets_manifest.records.sharded_table import in_memory, labels_of
 from trainers.reports.charts import percent
 from trainers.reports.data_check_page import with_unlabelled
 from trainers.reports.page import counted
@@ -72,8 +73,9 @@ def _findings(corpus: Corpus, parts: Sequence[Part]) -> list[tuple[str, str, str
         seen = corpus.table.slice(part.start, len(part))
         found = []
         for kind, name in (("texts", "text"), ("images", "picture")):
-            found.append((pc.sum(pc.equal(pc.list_value_length(seen[kind]), 0)).as_py(), f"without a {name}"))
-        label = seen["label"].to_numpy()
+            lengths = (pc.list_value_length(batch.column(0)) for batch in seen.select([kind]).to_batches())
+            found.append((sum(pc.sum(pc.equal(each, 0)).as_py() or 0 for each in lengths), f"without a {name}"))
+        label = labels_of(seen)
         absent = [one for c, one in enumerate(corpus.classes) if (label >= 0).any() and not (label == c).any()]
         rows += [_finding(part, count, "record", said) for count, said in found if count]
         if absent:
@@ -81,6 +83,7 @@ def _findings(corpus: Corpus, parts: Sequence[Part]) -> list[tuple[str, str, str
         if len(corpus.table) > _MOST_COMPARED:
             continue
         shared: dict[str, int] = {}
+        seen = in_memory(seen)
         for texts, images in zip(seen["texts"].to_pylist(), seen["images"].to_pylist(), strict=True):
             other = first.setdefault((*texts, None, *images), part)
             if other is not part:
@@ -98,18 +101,19 @@ def _finding(part: Part, count: int, noun: str, said: str) -> tuple[str, str, st
 
 def _counts(corpus: Corpus, part: Part) -> tuple[str, ...]:
     rows = corpus.table.slice(part.start, len(part))
-    some = rows.take(spread(np.arange(len(part))))
+    some = rows.select(["texts"]).take(spread(np.arange(len(part))))
     words = [sum(len(text.split()) for text in texts or []) for texts in some["texts"].to_pylist()]
-    pictures = pc.mean(pc.list_value_length(rows["images"])).as_py() or 0.0
+    counts = (pc.list_value_length(batch.column(0)) for batch in rows.select(["images"]).to_batches())
+    pictures = sum(pc.sum(each).as_py() or 0 for each in counts) / max(1, len(part))
     role = "target" if part.domain == corpus.target else "source"
-    labelled = pc.sum(pc.greater_equal(rows["label"], 0)).as_py() or 0
+    labelled = int((labels_of(rows) >= 0).sum())
     middle = f"{np.median(words):,.0f}" if words else "–"
     return (part.domain, role, part.split, f"{len(part):,}", f"{labelled:,}", middle, f"{pictures:.2f}")
 
 
 def _classes(corpus: Corpus, part: Part) -> dict[str, int]:
     """Records by class; of many classes the largest, the others together."""
-    label = corpus.table.slice(part.start, len(part))["label"].to_numpy()
+    label = labels_of(corpus.table.slice(part.start, len(part)))
     counts = np.bincount(label[label >= 0], minlength=len(corpus.classes))
     order: Sequence[int] = range(len(counts))
     if len(counts) > MOST_CLASSES:

@@ -16,6 +16,7 @@ import ray
 import ray.train
 import torch
 
+from datasets_manifest.records.sharded_table import ShardedTable
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.plan import EpochPlan
 from trainers.loop.loop import Loop
@@ -41,13 +42,14 @@ def dry_run_on_worker(given: WorkerConfig) -> None:
             ray.get(given.monitor.post.remote("measured", told))
 
 
-def _measure(loop: Loop, table: pa.Table) -> dict[str, Any]:
+def _measure(loop: Loop, table: pa.Table | ShardedTable) -> dict[str, Any]:
     target = loop.corpus.train[-1]
     # As in a late epoch, when all of the target has pseudo labels: before that a step has a domain less.
     loop.pseudo_labels.rows = target.rows
     loop.pseudo_labels.labels = np.arange(len(target)) % len(loop.corpus.classes)
     plan = loop.plan()
-    pictures = pc.list_value_length(table["images"]).to_numpy()
+    batches = table.select(["images"]).to_batches()
+    pictures = np.concatenate([pc.list_value_length(batch.column(0)).to_numpy() for batch in batches])
     steps = _timed_steps(loop, plan, pictures)
     batches, scored = _timed_batches(loop)
     size = _checkpoint_bytes(loop)

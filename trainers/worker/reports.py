@@ -6,9 +6,11 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
@@ -18,6 +20,7 @@ from ray.train import CheckpointUploadMode
 
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.records.sharded_table import ShardedTable
 from datasets_manifest.stream.plan import EpochPlan, StepSlice
 from trainers.encoders.weight_files import FROZEN
 from trainers.loop.loop import Loop
@@ -127,7 +130,9 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
     for part in scored.parts:
         for name, column in scored.of(part).items():
             tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)
-        tensors[f"{part.domain}/{part.split}/true"] = torch.from_numpy(loop.batches.labels[part.start : part.stop])
+        tensors[f"{part.domain}/{part.split}/true"] = torch.from_numpy(
+            loop.batches.labels[part.start : part.stop].astype(np.int64)
+        )
     return tensors
 
 
@@ -136,7 +141,7 @@ class Reporter(Observer):
 
     Args:
         monitor: handle of a Monitor.
-        ids: of all rows of the table.
+        ids: the table's column `id`.
         context: of this worker's log lines; follows the steps.
         every_steps: a checkpoint every so many steps; 0 or None for none within an epoch.
         precision: what the workers compute in.
@@ -150,7 +155,7 @@ class Reporter(Observer):
         monitor: Any,
         *,
         corpus: Corpus,
-        ids: pa.ChunkedArray,
+        ids: pa.Table | ShardedTable,
         collective: Collective,
         context: LogContext,
         every_steps: int | None,
@@ -222,9 +227,14 @@ class Reporter(Observer):
 
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
         for row, problem in bad:
-            _log.warning("record %s: %s", self.ids[row].as_py(), problem)
+            _log.warning("record %s: %s", self._ids([row])[0], problem)
         if bad:
-            self.monitor.post.remote("bad", [(self.ids[row].as_py(), problem) for row, problem in bad])
+            ids = self._ids([row for row, _ in bad])
+            self.monitor.post.remote("bad", [(name, problem) for name, (_, problem) in zip(ids, bad, strict=True)])
+
+    def _ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        names: list[str] = self.ids.take(np.asarray(rows, np.int64))["id"].to_pylist()
+        return names
 
     def compiled(self, seconds: float) -> None:
         if self.rank == 0:
@@ -232,7 +242,7 @@ class Reporter(Observer):
             self.monitor.post.remote("note", note)
 
     def not_finite(self, slice_: StepSlice) -> None:
-        ids = [[self.ids[int(row)].as_py() for row in rows] for rows in slice_.rows_DB]
+        ids = [self._ids(rows) for rows in slice_.rows_DB]
         content = {
             "epoch": slice_.epoch + 1,
             "step": slice_.step + 1,

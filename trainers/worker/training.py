@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -28,6 +27,7 @@ from ray.actor import ActorHandle
 from datasets_manifest.errors import InputError
 from datasets_manifest.features.feature_stream import FeatureStream
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.records.sharded_table import labels_of
 from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_of
 from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
@@ -59,13 +59,13 @@ LOGGED = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wa
 class WorkerConfig:
     """What the driver hands to every worker.
 
-    corpus: without its table. table: reference of the table in the object store. cpu_part: of the cluster's
-    CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses. profile:
-    whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose training
-    goes on. weights: those that the network begins with in the place of its own. goes_on_store: the store of that finished run,
-    if it lies in one. store: of the run, whose working copy `folder` is then; None: it lies in the folder. features:
-    reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the run has
-    one.
+    corpus: without its rows. table: reference of the table, or of its shards' index, in the object store. cpu_part: of the
+    cluster's CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses.
+    profile: whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose
+    training goes on. weights: those that the network begins with in the place of its own. goes_on_store: the store of that
+    finished run, if it lies in one. store: of the run, whose working copy `folder` is then; None: it lies in the folder.
+    features: reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the
+    run has one.
     """
 
     card: ModelCard
@@ -185,18 +185,18 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
     recipe = with_chosen_precision(given.card.recipe, device, collective)
     if collective.rank == 0:
         given.monitor.post.remote("note", f"{described(recipe, device)} (train.precision)")
-    table = ray.get(given.table)
+    table = ray.get(given.table)  # its numbers are mapped from shared memory, not copied
     return Loop(
         replace(given.card, recipe=recipe),
         given.corpus,
-        labels=table["label"].to_numpy().astype(np.int64),
+        labels=labels_of(table),
         source=make_source(given, device, runner, world_size),
         collective=collective,
         device=device,
         observer=Reporter(
             given.monitor,
             corpus=given.corpus,
-            ids=table["id"],
+            ids=table.select(["id"]),
             collective=collective,
             context=context,
             every_steps=recipe.checkpoint.every_steps,

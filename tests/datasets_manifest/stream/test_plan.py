@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_manifest.stream import plan as plan_module
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan, StepSlice, eval_shard, view_rng
 
 
@@ -135,6 +136,60 @@ def test_the_bytes_of_a_plan_never_change() -> None:
         digest.update(part.rows_DB.astype("<i8").tobytes() + part.labels_DB.astype("<i8").tobytes())
     assert digest.hexdigest() == "4287a206027e8dd89a89d1c0ca3f6e605b5e7debb893a0bb9eee90b100a16ae7"
     assert plan.global_step(0).rows_DB[1].tolist() == [1009, 1015, 1017, 1022, 1018, 1005, 1014, 1000]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of more than 20 rows count as large; 6 rows a block, 3 blocks a window."""
+    monkeypatch.setattr(plan_module, "WHOLE_POOL", 20)
+    monkeypatch.setattr(plan_module, "BLOCK_ROWS", 6)
+    monkeypatch.setattr(plan_module, "WINDOW_BLOCKS", 3)
+
+
+@pytest.mark.parametrize("size", [21, 54, 100])
+def test_a_large_pool_is_drawn_by_blocks(size: int, small_blocks: None) -> None:
+    plan = plan_of([size, 20], 3 * size, 8)
+    for start in range(0, 3 * size, size):  # each pass has every row once
+        rows = plan.rows_DN[0, start : start + size]
+        assert sorted(rows) == list(range(size))
+        for window in range(0, size, 18):
+            assert len(set(rows[window : window + 12] // 6)) <= (3 if size % 6 == 0 else 6)
+    np.testing.assert_array_equal(plan.labels_DN, plan.rows_DN % 7 - 1)
+    passes = plan.rows_DN[0].reshape(3, size)
+    assert len({tuple(rows) for rows in passes}) == 3
+    assert passes[0].tolist() != plan_of([size], size, 8, epoch=1).rows_DN[0].tolist()
+    assert any(np.diff(passes[0][:6]) != 1)  # shuffled within the window, too
+    np.testing.assert_array_equal(plan_of([size, 20], 3 * size, 8).rows_DN, plan.rows_DN)
+    np.testing.assert_array_equal(plan_of([size], 10, 8).rows_DN[0], passes[0][:10])
+
+
+def test_a_small_pool_beside_a_large_one_is_shuffled_as_ever(small_blocks: None) -> None:
+    with_large = plan_of([100, 20], 40, 8)
+    np.testing.assert_array_equal(with_large.rows_DN[1] - 1000, plan_of([20, 20], 40, 8).rows_DN[1] - 1000)
+
+
+def test_a_large_pool_costs_what_is_drawn_of_it() -> None:
+    """Row numbers as a range and labels nobody can write to take no memory of their own."""
+    labels = np.broadcast_to(np.int8(2), 10**9)
+    pool = DomainPool(range(5, 5 + 10**9), labels)
+    plan = EpochPlan.build(seed=0, epoch=0, pools=[pool], samples_per_epoch=50_000, batch_size=64)
+    rows = plan.rows_DN[0] - 5
+    assert len(set(rows.tolist())) == 50_000
+    assert rows.max() > 10**8
+    for start in range(0, 50_000 - 96, 96):  # of the blocks of two windows at most
+        assert len(set(rows[start : start + 96] // 1024)) <= 32
+    assert plan.labels_DN.dtype == np.int64 and set(plan.labels_DN[0]) == {2}
+    assert pool.labels is labels
+
+
+def test_a_range_is_drawn_as_its_numbers_are() -> None:
+    labels = np.arange(30) % 3
+    plans = [
+        EpochPlan.build(seed=1, epoch=2, pools=[DomainPool(rows, labels)], samples_per_epoch=70, batch_size=8)
+        for rows in (range(100, 130), np.arange(100, 130))
+    ]
+    np.testing.assert_array_equal(plans[0].rows_DN, plans[1].rows_DN)
+    np.testing.assert_array_equal(plans[0].labels_DN, plans[1].labels_DN)
 
 
 def test_writing_into_a_slice_or_a_pool_leaves_the_plan_alone() -> None:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import ray
 
+from datasets_manifest.records.sharded_table import ShardWriter
 from datasets_manifest.stream import ray_stream
 from datasets_manifest.stream.cpu_budget import CpuBudget
 from datasets_manifest.stream.encode import HostBatch, index_table
 from datasets_manifest.stream.local_stream import LocalStream
+from datasets_manifest.stream.plan import DomainPool, EpochPlan
 from datasets_manifest.stream.ray_stream import DataStalled, Stream, make_dataset
 from tests.trainers.tiny_run import prepared_run
 from trainers.compute.device_batches import make_encoding
@@ -37,6 +39,22 @@ def test_pipelines_give_the_batches_of_one_process(tmp_path: Path, ray_cluster: 
         for found, local in zip(stream.evaluate(batches, encoding), wanted, strict=True):
             require_equal(found, local)
     assert list(stream.evaluate([], encoding)) == []
+
+
+def test_rows_in_shards_make_the_same_batches(tmp_path: Path, ray_cluster: None) -> None:
+    run = prepared_run(tmp_path)
+    encoding = make_encoding(run.recipe, run.card.vocabulary, strong=True)
+    pools = [DomainPool(range(part.start, part.stop), np.zeros(len(part), np.int64)) for part in run.corpus.train]
+    plan = EpochPlan.build(seed=0, epoch=1, pools=pools, samples_per_epoch=50, batch_size=7)
+    (tmp_path / "shards").mkdir()
+    writer = ShardWriter(tmp_path / "shards")
+    for batch in run.corpus.table.to_batches(max_chunksize=20):
+        writer.write(batch)
+    stream = Stream(ray.put(writer.finish()), CpuBudget(cpus=1))
+    slices = list(plan.worker_steps(0, 1))
+    wanted = LocalStream(run.corpus.table).train(slices, encoding)
+    for found, local in zip(stream.train(slices, encoding), wanted, strict=True):
+        require_equal(found, local)
 
 
 def test_two_pipelines_go_side_by_side_and_one_left_early_ends(tmp_path: Path, ray_cluster: None) -> None:
