@@ -20,6 +20,7 @@ from benchmarks.loops import one_worker
 from benchmarks.sides import Runs, SideProcess, compare, interleaved
 from benchmarks.step_parts import make_step
 from benchmarks.streaming import encoding_of, table_of, write_pictures
+from datasets_manifest.records.sharded_table import in_memory
 from datasets_manifest.stream.encode import HostBatch, collate, encode_rows, index_table
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from datasets_manifest.stream.images import IMAGENET_STD, PictureViews
@@ -220,7 +221,7 @@ def measure_scoring_pass(rows: int, repeats: int) -> dict[str, Any]:
 
 def baseline_steps(loop: Loop, network: Any, step: Any, workers: int) -> None:
     """The steps of the loop's plan."""
-    table, plan = loop.corpus.table, loop.plan()
+    table, plan = in_memory(loop.corpus.table), loop.plan()
     slices = list(plan.worker_steps(0, 1))
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
     network.text_encoder.calls = 2 * plan.num_domains
@@ -232,7 +233,7 @@ def baseline_steps(loop: Loop, network: Any, step: Any, workers: int) -> None:
 
 def baseline_scores(loop: Loop, network: Any, workers: int) -> None:
     """The target's rows and those of validation scored."""
-    table = loop.corpus.table
+    table = in_memory(loop.corpus.table)
     texts, images = table["texts"].to_pylist(), table["images"].to_pylist()
     rows, size = loop.batches.eval_plan()[1].rows, loop.recipe.train.batch_size
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -26,6 +26,10 @@ from benchmarks.growth import line as growth_line
 from benchmarks.labels import table as labels_table
 from benchmarks.missing import HEAD as MISSING_HEAD
 from benchmarks.missing import line as missing_line
+from benchmarks.pipelines import HEAD as PIPELINES_HEAD
+from benchmarks.pipelines import line as pipelines_line
+from benchmarks.rows import HEAD as ROWS_HEAD
+from benchmarks.rows import line as rows_line
 from benchmarks.small_data import HEAD as SMALL_HEAD
 from benchmarks.small_data import VAL as SMALL_VAL
 from benchmarks.small_data import line as small_line
@@ -96,6 +100,38 @@ def streaming(content: dict[str, Any]) -> str:
     ]
     for row in content["memory"]:
         lines.append(f"| {row['records']:,} | {row['peak_mb']:.0f} | {row['object_store_mb']:.0f} |")
+    return "\n".join(lines)
+
+
+def pipelines(content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    return "\n".join(
+        [
+            f"Workers' pipelines at once on a simulated cluster: {machine['nodes']} nodes of {machine['node_cpus']} made-up CPUs "
+            f"each, whose processes shared the {machine['cpus']} real ones of this machine with other work, more or "
+            "less from row to row. Two epochs of "
+            f"{machine['rows']:,} small pictures, all pipelines together; the first batch counts the start of all processes, "
+            "rates and waits are of the second epoch, memory is private. The last row is what Ray does where it is not told "
+            "otherwise: on a node with more processes than CPUs those that wait for a task end after a second (`--ends-idle`). "
+            f"`python -m benchmarks.pipelines --out {_name('pipelines')}`\n",
+            PIPELINES_HEAD,
+            *map(pipelines_line, content["rows"]),
+        ]
+    )
+
+
+def rows(content: dict[str, Any]) -> str:
+    read, written = content["read"], content["write"]
+    lines = [
+        "Synthetic records of a text of 12 words and a picture's path, three domains; an epoch of 10⁶ samples a domain, looked "
+        f"up 96 at a time in the plan's order by one process; shards take {written['bytes_a_row']:.0f} bytes a row on the disk. "
+        f"`python -m benchmarks.rows --out {_name('rows')}`\n",
+        ROWS_HEAD,
+        *(rows_line(where, content[where]) for where in ("shards", "memory")),
+        f"\nReading the Parquet files of manifests, {read['rows']:,} rows: into shards {read['shards']['seconds']:.0f} s and "
+        f"{read['shards']['peak_mb']:.0f} MB at most, into a table {read['memory']['seconds']:.0f} s and "
+        f"{read['memory']['peak_mb']:.0f} MB.",
+    ]
     return "\n".join(lines)
 
 
@@ -244,6 +280,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "faults": ("What a fault costs", faults),
     "refinement": ("Pseudo labels at scale", refinement),
     "streaming": ("Streaming", streaming),
+    "pipelines": ("Many pipelines at once", pipelines),
+    "rows": ("Rows in shards", rows),
     "sweep": ("Sweeps on shared features", sweep),
     "speed": ("Speed", speed),
     "gpu_before": ("On one GPU", gpu_before),

@@ -44,8 +44,9 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
         rows, asked = _rows_to_ask(corpus, part)
         number, first = _lacking(corpus.table, rows)
         if asked < len(part):
+            kind = "in shards" if isinstance(corpus.table, ShardedTable) else "with pictures in a store"
             notes.append(
-                f"{part.domain}, {part.split}: of {len(part):,} records {asked:,} were looked at for their pictures; "
+                f"{part.domain}, {part.split}: of {len(part):,} records {kind} {asked:,} were looked at; "
                 "the first epoch finds what the others lack"
             )
         if first is None:

@@ -55,13 +55,22 @@ def start_ray(address: str | None) -> bool:
 
 def start_own_ray(**options: Any) -> None:
     """Start a Ray for this process alone; `options` are those of `ray.init`."""
-    for name, value in LOCAL_TRAIN.items():
+    for name, value in (LOCAL_TRAIN | kept_processes(options.get("num_cpus") or os.cpu_count() or 1)).items():
         os.environ.setdefault(name, value)
     with _signals_stay():
         _start_patiently(options)
     session = ray.get_runtime_context().get_session_name()
     _own_sessions.add(session)
     clean_up_after(ray_temp_folder() / "ray" / session)
+
+
+def kept_processes(node_cpus: float) -> dict[str, str]:
+    """The setting of a node of Ray with which processes that wait for a task stay.
+
+    Ray ends them after a second where a node has more processes than CPUs. Workers and their pipelines count, so that on a
+    node of few CPUs each data task would start a process, which takes longer than the task.
+    """
+    return {"RAY_num_workers_soft_limit": str(max(1, int(8 * node_cpus)))}
 
 
 def _start_patiently(options: dict[str, Any]) -> None:
