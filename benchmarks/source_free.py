@@ -29,6 +29,7 @@ from trainers.m2can.floor import Floor, FloorHead, FloorNetwork, Network, fit_fl
 from trainers.m2can.source_free import predicted
 from trainers.recipe import apply_override, make_recipe
 from trainers.validators import ValidatorInputs, choose_candidate
+from trainers.validators.expected import expected_accuracy
 from trainers.validators.structure import neighbour_consistency
 
 SHIFTS = (0.0, 0.5)  # of Dirichlet's distribution of the target's class shares; 0: as they are
@@ -91,10 +92,11 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> list[dict[str,
     for model in MODELS:
         start: Network
         if model == "network":
-            start = trained(features, "published", SOURCES)[0]
+            start, _, seen_by_validators = trained(features, "published", SOURCES)
+            expected = expected_accuracy(seen_by_validators)
             with_sources = round(trained(features, "recommended", [])[1], 4)
         else:
-            start = floor_of_sources(features)
+            start, expected = floor_of_sources(features), None
             with_sources = accuracy(network_of(features, floor_of(features, None)))
         adapted = adapted_network(start, *seen, seed=0)
         space = standardised(*seen)
@@ -104,7 +106,7 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> list[dict[str,
         found[-1] |= {"adapted": accuracy(adapted), "with_sources": with_sources}
         found[-1] |= {
             "consistency": [round(before, 4), round(after, 4)],
-            "harm": harm_of(adapted, first, last, before, after) is not None,
+            "harm": harm_of(adapted, first, last, before, after, expected) is not None,
         }
         print(*found[-1].values(), flush=True)
     return found
@@ -122,7 +124,8 @@ def table(content: dict[str, Any]) -> str:
     lines = [
         "Target validation accuracy in percent, mean over three targets a data set. The models never saw the target: a network "
         "trained on the sources alone, a floor standardised by a source. `m2can adapt` adapts them with the target's records and "
-        "no source; *kept or adapted* is what the command gives, which keeps the model where neighbours disagree more often. "
+        "no source; *kept or adapted* is what the command gives, which keeps the model where neighbours disagree more often or "
+        "little is to be gained. "
         "With sources: `recommended`, and the floor, of the same sources and that target. Resampled: class shares from "
         "Dirichlet's distribution of 0.5. `python -m benchmarks.source_free --cache FOLDER --out "
         "benchmarks/results/source_free.json`\n",

@@ -41,6 +41,8 @@ MOST_COMPARED = 4096  # whose neighbours are looked at
 # By how much oftener neighbours must have one label before than after for the adapted model to be given up, chosen by
 # benchmarks/source_free.py.
 TOLERANCE = 0.01
+# Of the model as it is: where no more than this share of errors is to be expected, adapting has lost as often as gained.
+LEAST_TO_GAIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def adapt(folder: Path, target: str, split: str = "train", *, name: str = "") ->
     features = standardised(text_NK, picture_NK)[compared]
     before, after = (neighbour_consistency(label_N[compared], features) for label_N in (label_before_N, label_after_N))
     sources = SourceScores.read(folder)
+    expected = None if sources is None else sources.expected_accuracy(_seen(first))
     true_N = table["label"].to_numpy()[places]
     return Adapted(
         network=network,
@@ -104,8 +107,8 @@ def adapt(folder: Path, target: str, split: str = "train", *, name: str = "") ->
         changed=float((label_before_N != label_after_N).mean()),
         before=before,
         after=after,
-        harm=harm_of(network, label_before_N, label_after_N, before, after),
-        expected=None if sources is None else sources.expected_accuracy(_seen(first)),
+        harm=harm_of(network, label_before_N, label_after_N, before, after, expected),
+        expected=expected,
         accuracy_before=_accuracy(label_before_N, true_N),
         accuracy_after=_accuracy(label_after_N, true_N),
         predictions=Predictor(network, card, model.device).predict_usable(*_reference(texts, images)),
@@ -135,13 +138,21 @@ def adapted_network(network: Network, text_NK: Tensor, picture_NK: Tensor, *, se
 
 
 def harm_of(
-    network: Network, label_before_N: np.ndarray, label_after_N: np.ndarray, before: float, after: float
+    network: Network,
+    label_before_N: np.ndarray,
+    label_after_N: np.ndarray,
+    before: float,
+    after: float,
+    expected: ExpectedAccuracy | None,
 ) -> str | None:
     """What speaks against an adapted network, in words. Of a floor neighbours said nothing where it was measured.
 
     Args:
         label_before_N, label_after_N: predicted classes. before, after: their neighbour_consistency.
+        expected: accuracy of the network before it was adapted; None: it is not known.
     """
+    if expected is not None and 1 - expected.accuracy < LEAST_TO_GAIN:
+        return f"as it is, the model is expected to be right on {expected}: there is little to gain"
     if len(np.unique(label_after_N)) == 1 < len(np.unique(label_before_N)):
         return "all records would have one label"
     if after < before - TOLERANCE and not isinstance(network, FloorNetwork):

@@ -29,6 +29,7 @@ from trainers.model.floor_files import write_floor
 from trainers.model.inspection import Inspector
 from trainers.model.predictor import Predictor
 from trainers.model.reference import SEEN_FILE, Seen
+from trainers.validators.expected import ExpectedAccuracy
 
 
 def command(registered: Registered, *arguments: str) -> Any:
@@ -100,7 +101,7 @@ def test_a_model_that_would_be_harmed_is_kept(
     arguments = ["adapt", NAME, "--target", city(registered), "--out", str(tmp_path / "out")]
     found = CliRunner().invoke(app, [*arguments, "--storage", str(registered.storage)])
     assert found.exit_code == 0
-    assert "adapting would harm: all records would have one label; the model stays as it is" in found.output
+    assert "not adapted: all records would have one label; the model stays as it is" in found.output
     assert not (tmp_path / "out").exists()
     assert len(registered.client.search_model_versions(f"name = '{NAME}'")) == before
     told = command(registered, NAME, "--target", city(registered), "--out", str(tmp_path / "out"))
@@ -112,12 +113,15 @@ def test_what_speaks_against_it() -> None:
     network = M2CAN(GivenFeatures(4), GivenFeatures(4), 1, 2)
     floor = FloorNetwork(GivenFeatures(4), GivenFeatures(4), FloorHead((4, 4), 2))
     for each in (network, floor):
-        assert harm_of(each, two, one, 0.1, 0.9) == "all records would have one label"
-        assert harm_of(each, one, one, 0.0, 0.0) is None and harm_of(each, two, two, 0.5, 0.495) is None
-    assert harm_of(network, two, two, 0.5, 0.4) == (
+        assert harm_of(each, two, one, 0.1, 0.9, None) == "all records would have one label"
+        assert harm_of(each, one, one, 0.0, 0.0, None) is None
+        assert harm_of(each, two, two, 0.5, 0.495, ExpectedAccuracy(0.96, 0.9, 1.0)) is None
+    assert harm_of(network, two, two, 0.5, 0.4, None) == (
         "records that are alike have the same label less often (0.500 before, 0.400 after, 0 by chance)"
     )
-    assert harm_of(floor, two, two, 0.5, 0.4) is None
+    assert harm_of(floor, two, two, 0.5, 0.4, None) is None
+    told = "as it is, the model is expected to be right on about 98 % (96-99): there is little to gain"
+    assert harm_of(network, two, two, 0.5, 0.6, ExpectedAccuracy(0.98, 0.96, 0.99)) == told
 
 
 def test_a_floor_is_standardised_by_the_new_target(tmp_path: Path) -> None:

@@ -74,9 +74,7 @@ def adapt(
         before, after = percent(found.accuracy_before), percent(found.accuracy_after)
         lines.append(f"accuracy: {before} as the model is, {after} adapted (its labels are not used)")
     if found.harm is not None:
-        show(
-            json_, content, *lines, f"adapting would harm: {found.harm}; the model stays as it is, nothing was written"
-        )
+        show(json_, content, *lines, f"not adapted: {found.harm}; the model stays as it is, nothing was written")
         return
     write_adapted(folder, found)
     content["model"] = str(folder)
