@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cached import CachedFeatures, cached_loop
+from benchmarks.cached import CachedFeatures, CachedLoop, cached_loop
 from benchmarks.expected import DATA, features_of, with_target
 from benchmarks.labels import floor_of, views
 from benchmarks.loops import KeptRuns, cases_parser
@@ -36,15 +36,20 @@ SHIFTS = (0.0, 0.5)  # of Dirichlet's distribution of the target's class shares;
 MODELS = ("network", "floor")
 
 
-def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tuple[Network, float, ValidatorInputs]:
-    """The network of the chosen epoch, its target validation accuracy, and its predictions."""
+def loop_of(features: CachedFeatures, preset: str, overrides: list[str]) -> CachedLoop:
+    """A loop whose target is the corpus's last domain."""
     tree: dict[str, Any] = {"preset": preset, "data": features.card.recipe.data.model_dump(mode="json")}
     place = {Path(path).parent.name: path for path in [*tree["data"]["sources"], tree["data"]["target"]]}
     *sources, last = (place[part.domain] for part in features.corpus.train)
     tree["data"] |= {"sources": sources, "target": last}
     for override in [*COMMON, *overrides, "train.seed=0"]:
         apply_override(tree, override)
-    loop = cached_loop(features, make_recipe(tree))
+    return cached_loop(features, make_recipe(tree))
+
+
+def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tuple[Network, float, ValidatorInputs]:
+    """The network of the chosen epoch, its target validation accuracy, and its predictions."""
+    loop = loop_of(features, preset, overrides)
     evidence, accuracy, weights = [], [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from benchmarks.cached import CachedFeatures
 from experiments.prior import estimate_prior
+from trainers.validators import choose_candidate
 
 DRAWS = 30  # of the bootstrap
 _LEAST = 1e-12
@@ -78,6 +80,32 @@ def estimates(probs_MC: np.ndarray, labels_M: np.ndarray, probs_NC: np.ndarray, 
     return found
 
 
+def accuracy_with_estimate(features: CachedFeatures, share: float) -> float:
+    """Of the epoch that is chosen without target labels, on all training records of the target, 0 to 1.
+
+    Args:
+        share: of the estimate in the shares that quotas follow; the rest is uniform. 0: the product as it is.
+    """
+    from benchmarks.source_free import loop_of
+
+    loop = loop_of(features, "recommended", [])
+    target = features.corpus.train[-1]
+    labels, classes = features.corpus.labels[target.rows], len(features.corpus.classes)
+    evidence, accuracy = [], []
+    while not loop.is_over:
+        _, scored = loop.run_epoch()
+        seen, pseudo = scored.evidence, loop.pseudo_labels
+        if share and pseudo.selects_after(loop.epoch) and pseudo.uacr.prior == "uniform":
+            found = estimates(seen.source_probs_MC, seen.source_labels_M, seen.target_probs_NC)["EM"]
+            prior = (share * found + (1 - share) / classes).tolist()
+            pseudo.uacr = pseudo.uacr.model_copy(update={"prior": prior})
+            pseudo.update(loop.epoch, scored.of(target), labels)
+        evidence.append(seen)
+        accuracy.append(float((scored.of(target)["label"] == labels).mean()))
+    selection = loop.recipe.selection
+    return accuracy[choose_candidate(selection.validator, evidence, selection.gate)]
+
+
 def main() -> None:
     from benchmarks.expected import DATA, features_of, with_target
     from benchmarks.source_free import trained
@@ -86,8 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="packages, data and features; outside the project")
     parser.add_argument("--shifts", nargs="+", type=float, default=[0.0, 0.5])
+    parser.add_argument("--train", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.train:
+        for shift, share in product(arguments.shifts, (0.0, 0.5)):
+            means = []
+            for data in DATA:
+                cases = (with_target(features_of(data, arguments.cache), target, shift, seed=0) for target in range(3))
+                means.append(100 * float(np.mean([accuracy_with_estimate(case, share) for case in cases])))
+            shown = " | ".join(f"{cell:.1f}" for cell in [*means, float(np.mean(means))])
+            print(f"| {'resampled' if shift else 'own'} | {'half way' if share else 'uniform'} | {shown} |", flush=True)
+        return
     errors: dict[tuple[float, str], dict[str, list[float]]] = {}
     for data, target, shift in product(DATA, range(3), arguments.shifts):
         features = with_target(features_of(data, arguments.cache), target, shift, seed=0)
