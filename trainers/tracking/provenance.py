@@ -13,10 +13,12 @@ from typing import Any
 import datasets_manifest
 import trainers
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.records.sharded_table import ShardedTable, some_rows
 from trainers.recipe import Recipe
 
 JOB_ID_VARIABLE = "M2CAN_JOB_ID"
 _DIGITS = 16
+_ROWS_OF_SHARDS = 65_536  # of a split
 # Packages whose version changes what a run computes or whether its parts understand each other.
 MAIN_PACKAGES = (
     "torch",
@@ -57,11 +59,18 @@ def data_fingerprint(corpus: Corpus) -> str:
 
 
 def data_hashes(corpus: Corpus) -> dict[str, str]:
-    """The same in parts: of the classes, of each split of each domain, and of the target's labels that were given."""
+    """The same in parts: of the classes, of each split of each domain, and of the target's labels that were given.
+
+    Of rows in shards, which are too many to be read once more, all labels count and the content of some rows.
+    """
     hashes = {"classes": _hash_of(corpus.classes)}
     for part in [*corpus.train, *(part for part in corpus.val if part is not None)]:
+        table = corpus.table.slice(part.start, len(part))
         digest = hashlib.sha256()
-        for batch in corpus.table.slice(part.start, len(part)).to_batches(max_chunksize=4096):
+        if isinstance(table, ShardedTable):
+            digest.update(table.labels.tobytes())
+            table = table.take(some_rows(table, _ROWS_OF_SHARDS))
+        for batch in table.to_batches(max_chunksize=4096):
             rows = batch.to_pydict()
             names = [[os.path.basename(path) for path in paths] for paths in rows["images"]]
             content = [rows["id"], rows["texts"], names, rows["label"]]
