@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from trainers.tracking.address import tracking_uri
 
 if TYPE_CHECKING:
     import threading
+
+    import torch
 
     from trainers.journal.findings import Finding
     from trainers.journal.journal import EpochRecord
@@ -205,45 +208,110 @@ def run(
         TrackingUnavailable: MLflow was away at the end; the run's folder holds everything.
     """
     observer = observer or RunObserver()
-    uri = tracking_uri(recipe) if recipe.tracking.enabled else None
     if trace is not None:
         require_file(trace, "--trace")
     prepared = prepare_and_start_ray(recipe)
     if floor_only:  # the name itself is that of a training, which would find this one ended
         named = f"{prepared.name}-floor"
         prepared = replace(prepared, name=named, folder=prepared.folder.with_name(named))
-    from trainers.cluster.driver import run_lock
+    from trainers.cluster import driver
 
-    with run_lock(prepared, cpu_fraction):
-        observer.on_start(prepared)
-        return _run_prepared(
-            prepared,
-            RunTracking(prepared, tags, candidate) if uri else None,
-            uri=uri,
-            observer=observer,
-            stop=stop or nullcontext(),
+    if floor_only:
+
+        def train(prepared: Prepared, *, on_step: Any, stop: threading.Event | None) -> Outcome:
+            return driver.find_floor(prepared, on_floor=observer.on_floor, stop=stop, cpu_fraction=cpu_fraction)
+
+    else:
+        train = partial(
+            driver.train,
+            on_epoch=observer.on_epoch,
+            on_floor=observer.on_floor,
             trace=trace,
             profile=profile,
             cpu_fraction=cpu_fraction,
             floor=floor,
-            floor_only=floor_only,
+        )
+    with driver.run_lock(prepared, cpu_fraction):
+        observer.on_start(prepared)
+        return _run_prepared(
+            prepared,
+            train,
+            RunTracking(prepared, tags, candidate) if recipe.tracking.enabled else None,
+            observer=observer,
+            stop=stop or nullcontext(),
             register=register,
         )
 
 
+def run_in_process(
+    recipe: Recipe,
+    device: torch.device,
+    cpus: float = 1.0,
+    *,
+    observer: RunObserver | None = None,
+    stop: Stop | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> Result:
+    """As `run`, in this process on one device, without Ray Train's: for a recipe with `encoders.features`, among many.
+
+    No model is registered, and no floor is found. Of the report there is the summary alone; `draw_finished` draws the rest.
+    A process that died is started again by its caller: the run goes on from its last checkpoint. Ray is not needed.
+
+    Args:
+        cpus: how many the training may use: a thread each.
+
+    Raises:
+        see `run`.
+    """
+    observer = observer or RunObserver()
+    from trainers.cluster.driver import run_lock
+    from trainers.cluster.in_process import train_in_process
+    from trainers.preflight.preparation import prepare
+
+    prepared = prepare(recipe)
+    with run_lock(prepared, None):
+        observer.on_start(prepared)
+        return _run_prepared(
+            prepared,
+            partial(train_in_process, device=device, cpus=cpus, on_epoch=observer.on_epoch, floor=False),
+            RunTracking(prepared, tags, "if-not-worse") if recipe.tracking.enabled else None,
+            observer=observer,
+            stop=stop or nullcontext(),
+            register=False,
+            pictures=False,
+        )
+
+
+def draw_finished(recipe: Recipe) -> Path:
+    """Draw the report of a run that `run_in_process` ended; returns its folder.
+
+    Raises:
+        InputError: the recipe, its data or a checkpoint are not right.
+        RunFailed: no epoch has a checkpoint.
+    """
+    from trainers.cluster.in_process import outcome_of
+    from trainers.preflight.preparation import prepare
+    from trainers.reports.run_report import draw_report
+
+    return draw_report(outcome_of(prepare(recipe)))
+
+
 def _run_prepared(
     prepared: Prepared,
+    train: Callable[..., Outcome],
     tracking: RunTracking | None,
     *,
-    uri: str | None,
     observer: RunObserver,
     stop: Stop,
     register: bool,
-    floor_only: bool,
-    **how: Any,
+    pictures: bool = True,
 ) -> Result:
-    """Train and publish; `how` goes to `trainers.cluster.driver.train`."""
-    from trainers.cluster.driver import find_floor, train
+    """Train and publish.
+
+    Args:
+        train: called with the prepared recipe, `on_step` and the event that asks it to `stop`.
+        pictures: whether the report has more than its summary.
+    """
 
     def on_step(content: dict[str, Any]) -> None:
         observer.on_step(content)
@@ -252,23 +320,11 @@ def _run_prepared(
 
     try:
         with observer, stop as stop_event:
-            if floor_only:
-                outcome = find_floor(
-                    prepared, on_floor=observer.on_floor, stop=stop_event, cpu_fraction=how["cpu_fraction"]
-                )
-            else:
-                outcome = train(
-                    prepared,
-                    on_step=on_step,
-                    on_epoch=observer.on_epoch,
-                    on_floor=observer.on_floor,
-                    stop=stop_event,
-                    **how,
-                )
+            outcome = train(prepared, on_step=on_step, stop=stop_event)
         from trainers.journal.outcome import link_best
         from trainers.reports.run_report import draw_report  # not before: training must not wait for its imports
 
-        report = draw_report(outcome)
+        report = draw_report(outcome, pictures=pictures)
         link_best(outcome)
         if prepared.store is not None:
             send_findings(prepared.store)
@@ -282,6 +338,7 @@ def _run_prepared(
             with contextlib.suppress(TrackingUnavailable):  # the first error is the one to report
                 tracking.close("KILLED" if asked else "FAILED")
         raise
+    uri = tracking_uri(prepared.recipe) if tracking else None
     result = _result(outcome, report, uri, tracked, tracking.sender().tags if tracking else {})
     return replace(result, stored=str(prepared.store)) if prepared.store is not None else result
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,12 +36,13 @@ from trainers.tracking.provenance import job_tags
 from trainers.tracking.run_sender import model_to_log
 from trainers.tracking.sender import CLOSED_WITHIN_S, Sender, TrackedRun
 from trainers.validators import choose_candidate
+from tuning.packing import DRIVER_CPUS, pack
 from tuning.progress import Progress, live_table, settings
 from tuning.report import draw_report, idle_lines, table
 from tuning.search import METRIC, scheduler, search_space
 from tuning.shared_features import share
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
-from tuning.trial import TRIAL_CPUS, TrialJob, placed_recipe, run_trial, train_run
+from tuning.trial import TrialJob, draw_report_of, placed_recipe, run_trial, train_run
 from tuning.trial_results import Trial, read_trials, result_tree
 
 
@@ -135,11 +135,11 @@ def _run_claimed(
 ) -> SweepResult:
     sweep = plan.sweep
     of_trials, shared = share(plan, base, folder)
-    concurrent = sweep.max_concurrent or trials_at_once(of_trials.recipe([]), most_resources())
-    cpus = most_resources().get("CPU", 1.0)
-    fraction = (1 - TRIAL_CPUS * concurrent / cpus) / concurrent
-    job = TrialJob(of_trials, folder / "trials", fraction, uri, parent)
-    errors = _run_trials(plan, job, folder, concurrent, epochs)
+    resources = most_resources()
+    packing = pack(of_trials.recipe([]), resources, sweep.max_concurrent)
+    fraction = (1 - DRIVER_CPUS * packing.concurrent / resources.get("CPU", 1.0)) / packing.concurrent
+    job = TrialJob(of_trials, folder / "trials", fraction, uri, parent, packing)
+    errors = _run_trials(plan, job, folder, epochs, base.cluster.max_failures)
     trials = read_trials(folder / "trials", sweep)
     finished = [trial for trial in trials if trial.finished]
     if not finished:
@@ -148,6 +148,7 @@ def _run_claimed(
     best_recipe = _write_best(plan, base, best, folder) if best else None
     if best is not None and "checkpoint" in best.content:  # leave_one_source_out has none of all sources
         link_to(Path(best.content["checkpoint"]), folder / "best")
+        draw_report_of(job, best)
     registered = None
     if uri:
         registered = _register(plan, job, best, storage) if best else None
@@ -157,16 +158,6 @@ def _run_claimed(
         _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
     shown = without_password(uri) if uri else None
     return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent, shared)
-
-
-def trials_at_once(recipe: Recipe, resources: Mapping[str, float]) -> int:
-    """How many trials the cluster holds side by side: by GPUs if it has enough for one, else two CPUs a worker, one of which
-    prepares data; on features nothing is prepared, and one CPU is enough."""
-    workers, gpus, cpus = recipe.cluster.most_workers, resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    if recipe.cluster.device != "cpu" and gpus >= workers:
-        return int(gpus // workers)
-    each = (recipe.cluster.cpus_per_worker or 1.0) * (1 if recipe.encoders.features is not None else 2)
-    return max(1, int(cpus // (each * workers)))
 
 
 def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:
@@ -206,17 +197,18 @@ def _description(plan: SweepPlan) -> dict[str, Any]:
     return dict(json.loads(json.dumps(tree, default=str)))
 
 
-def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int, epochs: int) -> dict[str, str]:
+def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, epochs: int, max_failures: int) -> dict[str, str]:
     """Errors by trial id."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # standard output is ours
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if the sweep had ended
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"cpu": TRIAL_CPUS})
+    needs = {"cpu": job.packing.cpus, "gpu": job.packing.gpus}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), needs)
     place = folder / "tune"
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable=trainable, resume_unfinished=True)
     else:
         sweep = plan.sweep
-        space, search = search_space(plan, concurrent)
+        space, search = search_space(plan, job.packing.concurrent)
         tuner = tune.Tuner(
             trainable,
             param_space=space,
@@ -225,10 +217,15 @@ def _run_trials(plan: SweepPlan, job: TrialJob, folder: Path, concurrent: int, e
                 mode="max",
                 search_alg=search,
                 scheduler=scheduler(plan, job.folder),
+                reuse_actors=True,  # imports take longer than many a trial
                 num_samples=1 if sweep.is_comparison or sweep.algorithm == "grid" else sweep.trials,
             ),
             run_config=tune.RunConfig(
-                name=place.name, storage_path=str(folder), verbose=0, callbacks=[Progress(plan, epochs)]
+                name=place.name,
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[Progress(plan, epochs)],
+                failure_config=tune.FailureConfig(max_failures=abs(max_failures)),  # of a trial's own process
             ),
         )
     with live_table():
@@ -280,4 +277,5 @@ def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> Tra
     model = model_to_log(checkpoint, epoch, numbers, name, tags, metrics=metrics)
     experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
     journal = Journal(str(job.folder / name / "journal"))
-    return Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage).finish("FINISHED", model=model)
+    sender = Sender(job.tracking_uri, experiment, name, journal, {}, {}, storage)
+    return sender.finish("FINISHED", artifacts=job.folder / name / "report", model=model)

@@ -1,4 +1,4 @@
-"""One trial: one Train run, started from a process of Ray Tune. Its result is written to `trial.json`."""
+"""One trial: one training run, in a process of Ray Tune's or started from it. Its result is written to `trial.json`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import read_validator_inputs
 from trainers.recipe import Recipe
 from trainers.tracking.mlflow_compat import PARENT_TAG
-from trainers.training_run import Result, RunObserver, Stop, run
+from trainers.training_run import Result, RunObserver, Stop, draw_finished, run, run_in_process
 from trainers.validators import choose_epoch, epoch_score
+from tuning.packing import Packing
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
-from tuning.trial_results import TRIAL_FILE
+from tuning.trial_results import TRIAL_FILE, Trial
 
-TRIAL_CPUS = 0.01  # of the process that drives a trial; the workers do the work
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -39,6 +39,7 @@ class TrialJob:
     """What all trials of a sweep share.
 
     folder: where their runs go. cpu_fraction: part of the cluster a trial may take, 0 to 1. parent: MLflow run of the sweep.
+    packing: what a trial takes, and where it trains.
     """
 
     plan: SweepPlan
@@ -46,6 +47,7 @@ class TrialJob:
     cpu_fraction: float
     tracking_uri: str | None
     parent: str | None
+    packing: Packing
 
 
 def run_trial(config: dict[str, Any], job: TrialJob) -> None:
@@ -56,22 +58,35 @@ def run_trial(config: dict[str, Any], job: TrialJob) -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     torch.set_num_threads(1)
     name = f"{job.plan.sweep.name}-{tune.get_context().get_trial_id()}"
-    file = job.folder / name / TRIAL_FILE
+    file, stop = job.folder / name / TRIAL_FILE, threading.Event()
+
+    def tell(report: dict[str, Any]) -> None:
+        tune.report(report)  # returns after the scheduler's decision
+        if stop_file(job.folder, name).is_file():
+            stop.set()
+
     if file.is_file():
-        tune.report(last_report(json.loads(file.read_text(encoding="utf-8"))))
-        return
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["status"] == "failed":  # Tune starts it again as if its process had died
+            raise RunFailed(content["error"])
+    elif job.packing.device is not None:
+        content = _work(config, job, name, tell, stop)
+    else:
+        content = _work_in_thread(config, job, name, tell, stop)
+    tune.report(last_report(content))
+
+
+def _work_in_thread(
+    config: dict[str, Any], job: TrialJob, name: str, tell: Report, stop: threading.Event
+) -> dict[str, Any]:
     reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix=name) as pool:
         # tune.report must be called from Tune's own thread, so another thread drives the run.
         work = pool.submit(_work, config, job, name, reports.put, stop)
         work.add_done_callback(lambda _: reports.put(None))
         while (report := reports.get()) is not None:
-            tune.report(report)  # returns after the scheduler's decision
-            if stop_file(job.folder, name).is_file():
-                stop.set()
-        content = work.result()
-    tune.report(last_report(content))
+            tell(report)
+        return work.result()
 
 
 def stop_file(folder: Path, name: str) -> Path:
@@ -164,6 +179,9 @@ def train_run(
         floor: whether a floor is found too. Trials are compared with each other: theirs would all be the same.
     """
     tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
+    if job.packing.device is not None and not floor:
+        device = torch.device(job.packing.device)
+        return run_in_process(recipe, device, job.packing.cpus, observer=observer, stop=stop, tags=tags)
     return run(
         recipe,
         observer=observer,
@@ -173,6 +191,12 @@ def train_run(
         register=False,
         floor=floor,
     )
+
+
+def draw_report_of(job: TrialJob, trial: Trial) -> None:
+    """Draw the report of a trial that trained in Tune's process, and left the summary alone."""
+    if job.packing.device is not None:
+        draw_finished(placed_recipe(job, trial.name, trial.overrides))
 
 
 def _journal(job: TrialJob, name: str) -> Journal:

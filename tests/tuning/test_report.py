@@ -11,7 +11,7 @@ from PIL import Image
 from datasets_manifest.files import read_json
 from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
-from tuning.driver import trials_at_once
+from tuning.packing import Packing, pack
 from tuning.report import draw_report, importances, table
 from tuning.search import planned_trials, search_space
 from tuning.trial_results import Trial
@@ -126,17 +126,24 @@ def test_grid_has_every_point(tmp_path):
 )
 def test_trials_side_by_side(tmp_path, resources, workers, count):
     plan = plan_of(tmp_path, {"space": SPACE})
-    assert trials_at_once(plan.recipe([f"cluster.workers={workers}"]), resources) == count
+    packing = pack(plan.recipe([f"cluster.workers={workers}"]), resources)
+    assert packing == Packing(count) and packing.device is None
 
 
-def test_trials_on_features_prepare_no_data_and_take_half_the_cpus(tmp_path):
+@pytest.mark.parametrize(
+    ("resources", "overrides", "most", "wanted"),
+    [
+        ({"CPU": 16}, [], None, Packing(16, 1.0, 0.0, "cpu")),
+        ({"CPU": 2}, [], 8, Packing(8, 0.25, 0.0, "cpu")),
+        ({"CPU": 16}, ["cluster.cpus_per_worker=4"], None, Packing(4, 4.0, 0.0, "cpu")),
+        ({"CPU": 16}, ["cluster.workers=2"], None, Packing(8)),  # several workers are Ray Train's
+        ({"CPU": 16, "GPU": 2}, [], None, Packing(8, 1.0, 0.25, "cuda")),
+        ({"CPU": 3, "GPU": 2}, [], None, Packing(2, 1.0, 1.0, "cuda")),
+        ({"CPU": 16, "GPU": 2}, [], 2, Packing(2, 1.0, 1.0, "cuda")),
+        ({"CPU": 16, "GPU": 2}, ["cluster.device=cpu"], None, Packing(16, 1.0, 0.0, "cpu")),
+    ],
+)
+def test_trials_on_features_train_in_tune_s_own_processes(tmp_path, resources, overrides, most, wanted):
     on_features = ["encoders.features=features", "encoders.text.freeze=all", "encoders.picture.freeze=all"]
-    recipe = plan_of(tmp_path, {"space": SPACE}).recipe(on_features)
-    assert trials_at_once(recipe, {"CPU": 16}) == 16
-    assert (
-        trials_at_once(
-            recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": 2})}), {"CPU": 16}
-        )
-        == 8
-    )
-    assert trials_at_once(recipe, {"CPU": 16, "GPU": 2}) == 2
+    recipe = plan_of(tmp_path, {"space": SPACE}).recipe([*on_features, *overrides])
+    assert pack(recipe, resources, most) == wanted

@@ -46,13 +46,17 @@ from trainers.worker.training import WorkerConfig
 
 
 @contextlib.contextmanager
-def run_lock(prepared: Prepared, cpu_fraction: float = 1.0) -> Iterator[None]:
+def run_lock(prepared: Prepared, cpu_fraction: float | None = 1.0) -> Iterator[None]:
     """Hold the run's folder as this command's alone; it is made after the cluster was found good. Ray must be running.
+
+    Args:
+        cpu_fraction: part of the cluster's CPUs that its workers may take, 0 to 1; None: it has none.
 
     Raises:
         InputError: the cluster lacks what the recipe asks for, or another command works on the run.
     """
-    worker_resources(prepared.recipe, cpu_fraction)
+    if cpu_fraction is not None:
+        worker_resources(prepared.recipe, cpu_fraction)
 
     def on_wait(words: str) -> None:
         print(f"note: {words}", file=sys.stderr, flush=True)
@@ -107,15 +111,7 @@ def train(
         result = fit(trainer, listener, prepared.recipe.cluster.grace_s)
     if result is None:
         raise RunStopped(f"{prepared.name}: stopped while no worker ran; run.name={prepared.name} goes on")
-    if listener.stopped is not None:
-        raise RunStopped(
-            f"{prepared.name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
-            f"run.name={prepared.name} goes on from there"
-        )
-    if stop is not None and stop.is_set():
-        raise RunStopped(
-            f"{prepared.name}: stopped after the last epoch; run.name={prepared.name} goes on with its report"
-        )
+    require_not_stopped(prepared.name, listener, stop)
     kept = {int(m["epoch"]): Path(found.path) for found, m in result.best_checkpoints if not m.get("partial")}
     store = prepared.store
     if store is not None:
@@ -129,6 +125,17 @@ def train(
         with store_told(store):
             store.bring_checkpoint(outcome.checkpoint.name, FROZEN)
     return outcome
+
+
+def require_not_stopped(name: str, listener: Listener, stop: threading.Event | None) -> None:
+    """Raises RunStopped: the run was asked to stop."""
+    if listener.stopped is not None:
+        raise RunStopped(
+            f"{name}: stopped in epoch {listener.stopped['epoch']} after step {listener.stopped['step']}; "
+            f"run.name={name} goes on from there"
+        )
+    if stop is not None and stop.is_set():
+        raise RunStopped(f"{name}: stopped after the last epoch; run.name={name} goes on with its report")
 
 
 def find_floor(
@@ -231,26 +238,7 @@ def start_workers(
     scaling = worker_resources(recipe, cpu_fraction)
     journal = Journal(str(prepared.folder / "journal"))
     monitor = start_monitor()
-    start = prepared.start
-    config = WorkerConfig(
-        card=prepared.card,
-        corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
-        table=ray.put(prepared.corpus.table),
-        cpu_part=cpu_fraction,
-        monitor=monitor,
-        trace=trace is not None,
-        profile=profile,
-        folder=prepared.folder,
-        goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
-        weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
-        features=None
-        if recipe.encoders.features is None
-        else ray.put(read_features(recipe, prepared.corpus, prepared.card.vocabulary)),
-        # The encoders of a run that goes on with another were trained already.
-        floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
-        store=prepared.store,
-        goes_on_store=start.store if start is not None else None,
-    )
+    config = worker_config(prepared, monitor, cpu_fraction, floor=floor, trace=trace is not None, profile=profile)
     storage_filesystem, storage_path = None, str(prepared.folder.parent)
     if prepared.store is not None:
         storage_filesystem, storage_path = prepared.store.parent.filesystem()
@@ -281,6 +269,48 @@ def start_workers(
         lacking=lambda: lacking(recipe.cluster.fewest_workers, scaling.resources_per_worker or {}),
     )
     return trainer, listener
+
+
+def worker_config(
+    prepared: Prepared,
+    monitor: Any = None,
+    cpu_fraction: float = 1.0,
+    *,
+    floor: bool,
+    trace: bool = False,
+    profile: bool = False,
+) -> WorkerConfig:
+    """What every worker gets.
+
+    Args:
+        monitor: see WorkerConfig; with one, the table and the features go through the object store.
+        floor: whether a floor is found first, if the recipe's runs have one.
+
+    Raises:
+        InputError: the features of `encoders.features` or the weights to start from are damaged.
+    """
+    recipe, start = prepared.recipe, prepared.start
+    hand_over = ray.put if monitor is not None else lambda given: given
+    features = None
+    if recipe.encoders.features is not None:
+        features = hand_over(read_features(recipe, prepared.corpus, prepared.card.vocabulary))
+    return WorkerConfig(
+        card=prepared.card,
+        corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
+        table=hand_over(prepared.corpus.table),
+        cpu_part=cpu_fraction,
+        monitor=monitor,
+        trace=trace,
+        profile=profile,
+        folder=prepared.folder,
+        goes_on_from=start.checkpoint if start is not None and start.epoch is not None else None,
+        weights=start.weights(prepared.taken) if start is not None and prepared.taken else {},
+        features=features,
+        # The encoders of a run that goes on with another were trained already.
+        floor=floor and has_floor(recipe) and (start is None or start.epoch is None),
+        store=prepared.store,
+        goes_on_store=start.store if start is not None else None,
+    )
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Listener:
     """Takes messages and new epoch records about once a second and hands them on.
 
     Args:
-        monitor: handle of a Monitor.
+        monitor: handle of a Monitor; None for a training in this process, which hands over its messages with `take`.
         journal: of the run.
         on_step: called with a step's message.
         on_epoch: called with each epoch's record, once.
@@ -154,15 +154,22 @@ class Listener:
         except RayError:
             messages = []  # the cluster is on its way out; the journal still speaks
         for kind, content in messages:
-            try:
-                getattr(self, f"_take_{kind}")(content)
-            except OSError as error:  # a list of bad pictures or a trace on a full disk; the run goes on
-                self._take_note(f"could not be written: {error}")
-        for record in self.journal.read():
-            if record.epoch not in self._seen:
-                self._seen.add(record.epoch)
-                self.on_epoch(record)
+            self.take(kind, content)
+        self.take_records()
         self._tell_waiting()
+
+    def take(self, kind: str, content: Any) -> None:
+        """Hand a message on."""
+        try:
+            getattr(self, f"_take_{kind}")(content)
+        except OSError as error:  # a list of bad pictures or a trace on a full disk; the run goes on
+            self._take_note(f"could not be written: {error}")
+
+    def take_records(self) -> None:
+        """Hand on what is new in the journal."""
+        for record in self.journal.read(known=self._seen):
+            self._seen.add(record.epoch)
+            self.on_epoch(record)
 
     def _tell_waiting(self) -> None:
         """Once for each time that workers are started: what the cluster lacks for them, and who has it."""

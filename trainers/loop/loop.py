@@ -314,7 +314,11 @@ class Loop:
     def _seed(self, step: int) -> None:
         """Dropout draws from what names the step and the rank: there is no generator to carry along."""
         sequence = np.random.SeedSequence([self.recipe.train.seed, self.epoch, step, self.rank])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        seed = int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        # torch.manual_seed would keep each call with its stack, where CUDA has not begun.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
 
     def score(self) -> Scored:
         return self._score()[0]

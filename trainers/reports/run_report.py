@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from datasets_manifest.files import whole_folder
 from trainers.encoders.weight_files import read_tensors
 from trainers.journal.outcome import TARGET_ACCURACY, Outcome
@@ -29,41 +31,53 @@ _CONTENTS = {
 }
 
 
-def draw_report(outcome: Outcome) -> Path:
-    """Write the run's page, pictures and summary into its folder `report`; the same run gives the same files."""
+def draw_report(outcome: Outcome, *, pictures: bool = True) -> Path:
+    """Write the run's page, pictures and summary into its folder `report`; the same run gives the same files.
+
+    Args:
+        pictures: False for the summary alone.
+    """
     report = outcome.folder / "report"
     with whole_folder(report, replace=True) as folder:
         if outcome.last.epoch > 0:
-            _draw(outcome, folder)
+            _draw(outcome, folder, pictures)
         else:  # of the floor alone there is nothing to draw
             (folder / "summary.json").write_text(json.dumps(outcome.numbers(), indent=1) + "\n", encoding="utf-8")
     return report
 
 
-def _draw(outcome: Outcome, folder: Path) -> None:
+def _draw(outcome: Outcome, folder: Path, pictures: bool) -> None:
     found = read_tensors(outcome.checkpoint / EVALUATION)
     tensors = {name: tensor.numpy() for name, tensor in found.items()}
     numbers = outcome.numbers() | {"verdicts": outcome.verdicts}
     numbers["warnings"] = [asdict(finding) for finding in outcome.findings]
     recipe, classes = outcome.card.recipe, outcome.card.classes
+    run = sections.Run(outcome, numbers, tensors)
+    val = run.of_target(recipe.data.val_split)
+    matrix = None
+    if val and (val["true"] >= 0).any():
+        matrix = confusion(val["true"], val["label"], len(classes))
+        error = calibration_error(val["true"], val["label"], val["prob"])
+        numbers |= {"target_confusion": matrix.tolist(), "target_calibration_error": error}
+    if pictures:
+        _draw_pictures(run, matrix, folder)
+        (folder / REPORT).write_text(_page(run), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def _draw_pictures(run: sections.Run, matrix: np.ndarray | None, folder: Path) -> None:
+    outcome, recipe = run.outcome, run.outcome.card.recipe
     figures.loss_curves(outcome.records, folder / "loss_curves.png")
     figures.accuracy_curves(outcome.records, outcome.chosen.epoch or None, folder / "accuracy_curves.png")
     if recipe.uacr.enabled:
         figures.selection_curves(outcome.records, folder / "selection_curves.png")
-    run = sections.Run(outcome, numbers, tensors)
-    val = run.of_target(recipe.data.val_split)
-    if val and (val["true"] >= 0).any():
-        matrix = confusion(val["true"], val["label"], len(classes))
-        figures.confusion_matrix(matrix, classes, folder / "confusion_matrix.png")
-        error = calibration_error(val["true"], val["label"], val["prob"])
-        numbers |= {"target_confusion": matrix.tolist(), "target_calibration_error": error}
+    if matrix is not None:
+        figures.confusion_matrix(matrix, outcome.card.classes, folder / "confusion_matrix.png")
     train = run.of_target(recipe.data.train_split)
     known = train["true"] >= 0
     if known.any():
         correct = (train["true"] == train["label"])[known]
         figures.pseudo_label_precision(train["score"][known], correct, folder / "pseudo_label_precision.png")
-    (folder / REPORT).write_text(_page(run), encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def _page(run: sections.Run) -> str:

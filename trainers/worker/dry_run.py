@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.train
 import torch
 
 from datasets_manifest.records.sharded_table import ShardedTable
@@ -23,23 +21,24 @@ from trainers.loop.loop import Loop
 from trainers.worker.batch_sizes import GpuMemory, find_batch_sizes
 from trainers.worker.log_context import LogContext
 from trainers.worker.reports import memory_metrics
+from trainers.worker.session import Session
 from trainers.worker.slices import fullest, most_of_all
-from trainers.worker.training import WorkerConfig, errors_told, make_loop
+from trainers.worker.training import WorkerConfig, errors_told, held, make_loop
 
 LEAST_STEPS, MOST_STEPS = 2, 20  # as many as fit into SECONDS, for the time's sake
 SECONDS = 5.0
 EVAL_BATCHES = 3
 
 
-def dry_run_on_worker(given: WorkerConfig) -> None:
+def dry_run_on_worker(given: WorkerConfig, session: Session) -> None:
     """What each Ray Train worker does; rank 0 tells the most of what any of them took."""
-    with errors_told(given):
-        loop = make_loop(given, LogContext(given.folder.name, ray.train.get_context().get_world_rank()))
-        found = _measure(loop, ray.get(given.table))
+    with errors_told(session):
+        loop = make_loop(given, LogContext(given.folder.name, session.rank), session)
+        found = _measure(loop, held(given.table))
         if loop.rank == 0:
             told = found | {"workers": loop.world_size, "device": str(loop.device)}
             told |= {"precision": loop.recipe.train.precision}
-            ray.get(given.monitor.post.remote("measured", told))
+            session.tell("measured", told)
 
 
 def _measure(loop: Loop, table: pa.Table | ShardedTable) -> dict[str, Any]:

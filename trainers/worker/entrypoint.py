@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
+
+if TYPE_CHECKING:
+    from trainers.worker.session import TrainSession
+    from trainers.worker.training import WorkerConfig
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -18,7 +22,7 @@ def train_worker(config: dict[str, Any]) -> None:
     runner = start_runner() if config["streams"] else None
     from trainers.worker import training
 
-    training.train_worker(ray.get(config["worker"]), runner)
+    training.train_worker(*_given(config), runner)
 
 
 def floor_worker(config: dict[str, Any]) -> None:
@@ -28,11 +32,18 @@ def floor_worker(config: dict[str, Any]) -> None:
     runner = start_runner() if config["streams"] else None
     from trainers.worker import training
 
-    training.floor_worker(ray.get(config["worker"]), runner)
+    training.floor_worker(*_given(config), runner)
 
 
 def dry_run_worker(config: dict[str, Any]) -> None:
     """The same for trainers.worker.dry_run.dry_run_on_worker."""
     from trainers.worker import dry_run
 
-    dry_run.dry_run_on_worker(ray.get(config["worker"]))
+    dry_run.dry_run_on_worker(*_given(config))
+
+
+def _given(config: dict[str, Any]) -> tuple[WorkerConfig, TrainSession]:
+    from trainers.worker.session import TrainSession
+
+    given = ray.get(config["worker"])
+    return given, TrainSession(given.monitor, given.store)

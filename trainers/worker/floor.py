@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainers.loop.floor import find_floor
 from trainers.loop.loop import Loop
 from trainers.model.floor_files import floor_metrics, write_floor
+from trainers.worker.session import Session
 
 _log = logging.getLogger(__name__)
 
 
-def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
+def make_floor(loop: Loop, run: Path, session: Session) -> None:
     """Find the floor and write it into the run's folder, unless workers before a restart did. All workers call it together.
 
     Training does not depend on it: what stands in its way is told, and the run goes on without it.
@@ -24,7 +24,7 @@ def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
     if not loop.collective.sum_(is_there).item():
         found = find_floor(loop)
         if loop.rank == 0 and found is None:
-            monitor.post.remote("note", "there is no floor: a feature of the encoders is not finite")
+            session.post("note", "there is no floor: a feature of the encoders is not finite")
         elif found is not None:
             try:
                 if (named := found.zero_shot) is not None:
@@ -33,10 +33,10 @@ def make_floor(loop: Loop, run: Path, monitor: Any) -> None:
                     )
                 write_floor(run, found.network, loop.frozen, loop.card, found.metrics, found.evaluation)
             except OSError as error:
-                monitor.post.remote("note", f"the floor could not be written: {error}")
+                session.post("note", f"the floor could not be written: {error}")
     if loop.rank == 0 and (metrics := floor_metrics(run)) is not None:
         _log.info("the floor: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        monitor.post.remote("floor", metrics)
+        session.post("floor", metrics)
 
 
 def of_first_epoch(loop: Loop, run: Path) -> dict[str, float]:

@@ -12,11 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.train
-import ray.train.torch
 import torch
-from ray.train import CheckpointUploadMode
 
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.records.corpus import Corpus
@@ -33,6 +29,7 @@ from trainers.step.finite_check import Passes
 from trainers.step.profiling import StepProfile
 from trainers.store.run_store import RunStore
 from trainers.worker.log_context import LogContext
+from trainers.worker.session import Session
 
 _log = logging.getLogger(__name__)
 
@@ -54,35 +51,30 @@ def report(
     loop: Loop,
     metrics: dict[str, float],
     evaluation: dict[str, torch.Tensor],
-    monitor: Any,
+    session: Session,
     store: RunStore | None = None,
 ) -> None:
-    """Report metrics to Ray Train, with a checkpoint of this moment that rank 0 writes. All workers call it together.
+    """Report metrics, with a checkpoint of this moment that rank 0 writes. All workers call it together.
 
-    Rank 0 copies what moves and goes on; a thread of Ray Train writes the copy, whole or not at all, into the run's storage,
-    and the controller hears of it then. A checkpoint that could not be written ends the run; the one before stays. Where the
-    run lies in an object store, the copy is written here and sent.
+    Rank 0 copies what moves; the copy is written whole or not at all, in Ray Train's worker by a thread of its own while
+    training goes on. A checkpoint that could not be written ends the run; the one before stays. Where the run lies in an
+    object store, the copy is written here and sent.
     """
     content: dict[str, Any] = metrics | {"epoch": loop.epoch, "step": loop.step.number}
     score = metrics.get("selection/score", NO_SCORE)
     content["retention"] = score if math.isfinite(score) else NO_SCORE
     state = loop.state()
     if loop.rank != 0:
-        ray.train.report(content, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        session.report(content, None)
         return
-    # Waits until the controller has taken the reports before this one and removed what need not stay: a single copy is
-    # held in memory, and a single checkpoint is written beside those on the disk.
-    ray.train.get_all_reported_checkpoints()
+    session.wait_for_reports()  # a single copy is held in memory, and a single checkpoint written beside those on the disk
     snapshot = loop.snapshot(evaluation, state)
     step, where = loop.step.number, f"epoch {loop.epoch}"
     if loop.steps_done:
         where = f"epoch {loop.epoch + 1} after step {loop.steps_done}"
-    place = ray.train.get_context().get_storage()
-    run = place.experiment_fs_path
-    filesystem = None if store is None else place.storage_filesystem
 
-    def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        folder = Path(run if store is None else store.folder) / name
+    def write(name: str) -> Path:
+        folder = Path(session.run if store is None else store.folder) / name
         try:
             snapshot.write(folder)
             if store is not None:
@@ -91,18 +83,12 @@ def report(
             problem = f"the checkpoint of {where} could not be written ({error}); the one before it stays"
             # A disk that is full stays full: nothing is gained by starting the workers again.
             kind = "fatal" if isinstance(error, CannotWrite) else "note"
-            ray.get(monitor.post.remote(kind, problem))
+            session.tell(kind, problem)
             raise
         _log.info("checkpoint of step %d since the run began", step)
-        return ray.train.Checkpoint(f"{run}/{name}", filesystem)
+        return folder
 
-    ray.train.report(
-        content,
-        checkpoint=ray.train.Checkpoint(run, filesystem),  # stands for the one that `write` makes
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=write,
-        delete_local_checkpoint_after_upload=False,
-    )
+    session.report(content, write)
 
 
 def send_checkpoint(store: RunStore, name: str) -> None:
@@ -137,10 +123,9 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
 
 
 class Reporter(Observer):
-    """Sends a worker's progress to the driver's monitor and asks it whether the run is to stop.
+    """Tells the driver a worker's progress and asks it whether the run is to stop.
 
     Args:
-        monitor: handle of a Monitor.
         ids: the table's column `id`.
         context: of this worker's log lines; follows the steps.
         every_steps: a checkpoint every so many steps; 0 or None for none within an epoch.
@@ -152,7 +137,7 @@ class Reporter(Observer):
 
     def __init__(
         self,
-        monitor: Any,
+        session: Session,
         *,
         corpus: Corpus,
         ids: pa.Table | ShardedTable,
@@ -164,11 +149,10 @@ class Reporter(Observer):
         profile: StepProfile | None,
         store: RunStore | None = None,
     ) -> None:
-        self.monitor, self.trace, self.rank = monitor, trace, collective.rank
+        self.session, self.trace, self.rank = session, trace, collective.rank
         self.collective, self.context, self.every_steps, self.profile = collective, context, every_steps, profile
         self.precision, self.store = precision, store
         self.domains, self.ids = [part.domain for part in corpus.train], ids
-        self._stop_answer: ray.ObjectRef | None = None  # the monitor's answer that has not come yet
         self._asked_to_stop = False
         self._checkpoints_asked = self._checkpoints_made = 0  # before a node is taken away
         self._last_message = self._last_line = 0.0  # seconds
@@ -182,8 +166,9 @@ class Reporter(Observer):
             self._last_line = now
             _log.info("of %d steps; loss %.5g", plan.num_steps, float(passes["second"]["total"]))
         due = now - self._last_message > SECONDS_BETWEEN_MESSAGES or slice_.step + 1 == plan.num_steps
-        if due and self._read_answer():
-            self._stop_answer = self.monitor.beat.remote(self.rank, slice_.epoch + 1, slice_.step + 1)
+        if due:
+            self._read_answer()
+            self.session.beat(slice_.epoch + 1, slice_.step + 1)
         if self.rank != 0 or not (self.trace or due):
             self._last_message = now if due else self._last_message
             return
@@ -196,41 +181,38 @@ class Reporter(Observer):
             "precision": self.precision,
             "passes": {number: {name: float(v) for name, v in terms.items()} for number, terms in passes.items()},
         }
-        self.monitor.post.remote("step", content)
+        self.session.post("step", content)
 
     def between_steps(self, loop: Loop) -> None:
-        stop, save = self._vote() if loop.steps_done % STEPS_BETWEEN_VOTES == 0 else (False, False)
+        due = self.collective.world_size == 1 or loop.steps_done % STEPS_BETWEEN_VOTES == 0
+        stop, save = self._vote() if due else (False, False)
         if stop or save or (self.every_steps and loop.steps_done % self.every_steps == 0):
-            report(loop, {"partial": 1.0}, {}, self.monitor, self.store)
+            report(loop, {"partial": 1.0}, {}, self.session, self.store)
         if stop:
             raise StopRequested(loop.epoch + 1, loop.steps_done)
 
     def _vote(self) -> tuple[bool, bool]:
         """Whether any worker was asked to stop, or to write a checkpoint: all of them do so after the same step."""
         self._read_answer()
-        asked = [float(self._asked_to_stop), float(self._checkpoints_asked > self._checkpoints_made)]
-        votes = self.collective.sum_(torch.tensor(asked, device=ray.train.torch.get_device()))
-        stop, save = (votes > 0).tolist()
+        stop, save = self._asked_to_stop, self._checkpoints_asked > self._checkpoints_made
+        if self.collective.world_size > 1:
+            votes = torch.tensor([float(stop), float(save)], device=self.session.device)
+            stop, save = (self.collective.sum_(votes) > 0).tolist()
         self._checkpoints_made += save
         return stop, save
 
-    def _read_answer(self) -> bool:
-        """Read the monitor's answer if it is there; True if there is none to wait for."""
-        if self._stop_answer is None:
-            return True
-        ready, _ = ray.wait([self._stop_answer], timeout=0)
-        if ready:
-            stop, self._checkpoints_asked = ray.get(ready[0])
-            self._asked_to_stop |= stop
-            self._stop_answer = None
-        return bool(ready)
+    def _read_answer(self) -> None:
+        answer = self.session.answer()
+        if answer is not None:
+            self._asked_to_stop |= answer[0]
+            self._checkpoints_asked = answer[1]
 
     def bad_pictures(self, bad: list[tuple[int, str]]) -> None:
         for row, problem in bad:
             _log.warning("record %s: %s", self._ids([row])[0], problem)
         if bad:
             ids = self._ids([row for row, _ in bad])
-            self.monitor.post.remote("bad", [(name, problem) for name, (_, problem) in zip(ids, bad, strict=True)])
+            self.session.post("bad", [(name, problem) for name, (_, problem) in zip(ids, bad, strict=True)])
 
     def _ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         names: list[str] = self.ids.take(np.asarray(rows, np.int64))["id"].to_pylist()
@@ -239,7 +221,7 @@ class Reporter(Observer):
     def compiled(self, seconds: float) -> None:
         if self.rank == 0:
             note = f"train.compile: the encoders' blocks were compiled in the first step, which took {seconds:,.1f} s"
-            self.monitor.post.remote("note", note)
+            self.session.post("note", note)
 
     def not_finite(self, slice_: StepSlice) -> None:
         ids = [self._ids(rows) for rows in slice_.rows_DB]
@@ -249,4 +231,4 @@ class Reporter(Observer):
             "rank": self.rank,
             "ids": dict(zip(self.domains, ids, strict=False)),  # without the target where it takes no part
         }
-        ray.get(self.monitor.post.remote("nonfinite", content))
+        self.session.tell("nonfinite", content)

@@ -13,21 +13,21 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
-import ray.train
-import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 
 from datasets_manifest.errors import InputError
+from datasets_manifest.features.feature_files import Features
 from datasets_manifest.features.feature_stream import FeatureStream
 from datasets_manifest.records.corpus import Corpus
-from datasets_manifest.records.sharded_table import labels_of
+from datasets_manifest.records.sharded_table import ShardedTable, labels_of
 from datasets_manifest.stream.cpu_budget import CpuBudget, present_nodes, share_of
 from datasets_manifest.stream.encode import Allocate
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
@@ -48,6 +48,7 @@ from trainers.worker.floor import make_floor, of_first_epoch
 from trainers.worker.log_context import LogContext, log_name, worker_log
 from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
 from trainers.worker.resume import resume
+from trainers.worker.session import Session
 
 _log = logging.getLogger(__name__)
 
@@ -59,18 +60,18 @@ LOGGED = ("loss/total", "selection/score", "speed/samples_per_s", "speed/data_wa
 class WorkerConfig:
     """What the driver hands to every worker.
 
-    corpus: without its rows. table: reference of the table, or of its shards' index, in the object store. cpu_part: of the
-    cluster's CPUs that the run may take, 0 to 1. monitor: handle of a Monitor. trace: whether to send every step's losses.
-    profile: whether rank 0 profiles a few steps. folder: of the run. goes_on_from: the checkpoint of a finished run whose
-    training goes on. weights: those that the network begins with in the place of its own. goes_on_store: the store of that
-    finished run, if it lies in one. store: of the run, whose working copy `folder` is then; None: it lies in the folder.
-    features: reference of the Features that are trained on, in the table's order; None: the encoders run. floor: whether the
-    run has one.
+    corpus: without its rows. table: the table, or a reference of it or of its shards' index in the object store. cpu_part: of
+    the cluster's CPUs that the run may take, 0 to 1. monitor: handle of a Monitor; None: the worker is in its driver's
+    process. trace: whether to send every step's losses. profile: whether rank 0 profiles a few steps. folder: of the run.
+    goes_on_from: the checkpoint of a finished run whose training goes on. weights: those that the network begins with in the
+    place of its own. goes_on_store: the store of that finished run, if it lies in one. store: of the run, whose working copy
+    `folder` is then; None: it lies in the folder. features: those that are trained on, in the table's order, or their
+    reference; None: the encoders run. floor: whether the run has one.
     """
 
     card: ModelCard
     corpus: Corpus
-    table: ray.ObjectRef
+    table: pa.Table | ShardedTable | ray.ObjectRef
     cpu_part: float
     monitor: Any
     trace: bool
@@ -78,16 +79,15 @@ class WorkerConfig:
     folder: Path
     goes_on_from: Path | None = None
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    features: ray.ObjectRef | None = None
+    features: Features | ray.ObjectRef | None = None
     floor: bool = False
     store: RunStore | None = None
     goes_on_store: RunStore | None = None
 
-    def here(self) -> WorkerConfig:
+    def here(self, rank: int) -> WorkerConfig:
         """On this machine: of a run in a store, `folder` is the working copy here, with the floor and this rank's log."""
         if self.store is None:
             return self
-        rank = ray.train.get_context().get_world_rank()
         self.store.bring_part(log_name(rank), *([FLOOR] if rank == 0 else []))
         return replace(self, folder=self.store.folder)
 
@@ -100,28 +100,22 @@ class WorkerConfig:
                 self.monitor.post.remote("note", f"{', '.join(names)} could not be sent to {self.store}: {error}")
 
 
-def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
+def train_worker(given: WorkerConfig, session: Session, runner: ActorHandle | None = None) -> None:
     """Train from the last checkpoint, if there is one, until it is over or asked to stop.
 
     Args:
         runner: of this worker's data pipelines, if it was started already.
     """
-    if ray.get(given.monitor.is_over.remote()):
+    if session.is_over():
         return  # Ray restarted the workers after an error that would come again
-    given = given.here()
-    context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
-    with (
-        log_sent(given, context.rank),
-        worker_log(given.folder, context),
-        errors_told(given),
-        contextlib.closing(make_loop(given, context, runner)) as loop,
-    ):
-        if not resume(loop, given.monitor, given.store):
+
+    def work(given: WorkerConfig, loop: Loop) -> None:
+        if not resume(loop, session, given.store):
             begin(loop, given)
             if given.floor:
                 loop.ask_for_steps()  # the first step's batches are made meanwhile
-                make_floor(loop, given.folder, given.monitor)
-                if context.rank == 0:
+                make_floor(loop, given.folder, session)
+                if session.rank == 0:
                     given.send(FROZEN, ZERO_SHOT, FLOOR)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
@@ -129,8 +123,40 @@ def train_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None
             if given.floor:
                 metrics |= of_first_epoch(loop, given.folder)
             _log.info("epoch %d done: %s", loop.epoch, _shown(metrics))
-            report(loop, metrics, evaluation_tensors(loop, scored), given.monitor, given.store)
-            given.send(log_name(context.rank))
+            report(loop, metrics, evaluation_tensors(loop, scored), session, given.store)
+            given.send(log_name(session.rank))
+
+    with_loop(given, session, runner, work)
+
+
+def floor_worker(given: WorkerConfig, session: Session, runner: ActorHandle | None = None) -> None:
+    """Find the floor and train nothing."""
+
+    def work(given: WorkerConfig, loop: Loop) -> None:
+        begin(loop, given)
+        make_floor(loop, given.folder, session)
+        if session.rank == 0:
+            given.send(FROZEN, ZERO_SHOT, FLOOR)
+
+    with_loop(given, session, runner, work)
+
+
+def with_loop(
+    given: WorkerConfig,
+    session: Session,
+    runner: ActorHandle | None,
+    work: Callable[[WorkerConfig, Loop], None],
+) -> None:
+    """Make the loop and work with it, with what was given as it is on this machine; errors are logged and told."""
+    given = given.here(session.rank)
+    context = LogContext(given.folder.name, session.rank)
+    with (
+        log_sent(given, session.rank),
+        worker_log(given.folder, context),
+        errors_told(session),
+        contextlib.closing(make_loop(given, context, session, runner)) as loop,
+    ):
+        work(given, loop)
 
 
 @contextlib.contextmanager
@@ -140,22 +166,6 @@ def log_sent(given: WorkerConfig, rank: int) -> Iterator[None]:
         yield
     finally:
         given.send(log_name(rank), *(["profile"] if rank == 0 and given.profile else []))
-
-
-def floor_worker(given: WorkerConfig, runner: ActorHandle | None = None) -> None:
-    """Find the floor and train nothing."""
-    given = given.here()
-    context = LogContext(given.folder.name, ray.train.get_context().get_world_rank())
-    with (
-        log_sent(given, context.rank),
-        worker_log(given.folder, context),
-        errors_told(given),
-        contextlib.closing(make_loop(given, context, runner)) as loop,
-    ):
-        begin(loop, given)
-        make_floor(loop, given.folder, given.monitor)
-        if context.rank == 0:
-            given.send(FROZEN, ZERO_SHOT, FLOOR)
 
 
 def begin(loop: Loop, given: WorkerConfig) -> None:
@@ -168,7 +178,7 @@ def begin(loop: Loop, given: WorkerConfig) -> None:
         loop.network.load_state_dict(given.weights, strict=False)  # what a warm start does not take is left out
 
 
-def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | None = None) -> Loop:
+def make_loop(given: WorkerConfig, context: LogContext, session: Session, runner: ActorHandle | None = None) -> Loop:
     """This worker's loop, before its first step.
 
     Raises:
@@ -176,25 +186,24 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
     """
     quiet()
     # Left alone, every worker on a node would start a thread for each of the node's cores.
-    torch.set_num_threads(max(1, int(worker_cpus())))
-    device = ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(session.cpus)))
+    device, world_size = session.device, session.world_size
     require_device(given.card.recipe, device)
-    world_size = ray.train.get_context().get_world_size()
     _log.info("%d workers, this one on %s of %s, process %d", world_size, device, platform.node(), os.getpid())
     collective = DistributedCollective() if world_size > 1 else Collective()
     recipe = with_chosen_precision(given.card.recipe, device, collective)
     if collective.rank == 0:
-        given.monitor.post.remote("note", f"{described(recipe, device)} (train.precision)")
-    table = ray.get(given.table)  # its numbers are mapped from shared memory, not copied
+        session.post("note", f"{described(recipe, device)} (train.precision)")
+    table = held(given.table)  # its numbers are mapped from shared memory, not copied
     return Loop(
         replace(given.card, recipe=recipe),
         given.corpus,
         labels=labels_of(table),
-        source=make_source(given, device, runner, world_size),
+        source=make_source(given, session, runner),
         collective=collective,
         device=device,
         observer=Reporter(
-            given.monitor,
+            session,
             corpus=given.corpus,
             ids=table.select(["id"]),
             collective=collective,
@@ -208,34 +217,34 @@ def make_loop(given: WorkerConfig, context: LogContext, runner: ActorHandle | No
     )
 
 
-def make_source(given: WorkerConfig, device: torch.device, runner: ActorHandle | None, world_size: int) -> BatchSource:
+def make_source(given: WorkerConfig, session: Session, runner: ActorHandle | None) -> BatchSource:
     """This worker's batches: of features, where the run has them, or of views that a pipeline makes."""
     if given.features is not None:
-        return FeatureStream(ray.get(given.features))  # mapped from shared memory, not copied
-    return EvaluationCache(make_stream(given, picture_memory(device), runner, world_size))
+        return FeatureStream(held(given.features))  # of another process: mapped from shared memory, not copied
+    return EvaluationCache(make_stream(given, picture_memory(session.device), session, runner))
 
 
-def make_stream(given: WorkerConfig, allocate: Allocate, runner: ActorHandle | None, workers: int) -> Stream:
+def held(given: Any) -> Any:
+    """What a reference stands for, or what was given itself."""
+    return ray.get(given) if isinstance(given, ray.ObjectRef) else given
+
+
+def make_stream(given: WorkerConfig, allocate: Allocate, session: Session, runner: ActorHandle | None) -> Stream:
     """This worker's data, by the nodes that are there when a pipeline begins; what a batch waits for is told."""
 
     def tell(words: str) -> None:
         _log.warning("%s", words)
-        given.monitor.post.remote("note", words)
+        session.post("note", words)
 
     def budget() -> CpuBudget:
-        return share_of(present_nodes(), worker_cpus(), workers, given.cpu_part)
+        return share_of(present_nodes(), session.cpus, session.world_size, given.cpu_part)
 
     timeout_s = given.card.recipe.cluster.timeout_s
     return Stream(given.table, budget, allocate, runner, tell=tell, timeout_s=timeout_s)
 
 
-def worker_cpus() -> float:
-    """CPUs that Ray holds for this worker."""
-    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
-
-
 @contextlib.contextmanager
-def errors_told(given: WorkerConfig) -> Iterator[None]:
+def errors_told(session: Session) -> Iterator[None]:
     """Log errors and tell the driver about those that no restart can mend.
 
     What all workers raise alike (bad input, a loss that is not finite, a request to stop) ends here: the workers return.
@@ -246,15 +255,14 @@ def errors_told(given: WorkerConfig) -> Iterator[None]:
         yield
     except StopRequested as stop:
         _log.info("asked to stop")
-        ray.get(given.monitor.post.remote("stopped", {"epoch": stop.epoch, "step": stop.step}))
+        session.tell("stopped", {"epoch": stop.epoch, "step": stop.step})
     except (InputError, NonFiniteLoss) as error:
         _log.exception("the worker ends")
-        ray.get(given.monitor.post.remote("fatal", f"{type(error).__name__}: {error}"))
+        session.tell("fatal", f"{type(error).__name__}: {error}")
     except Exception as error:
         _log.exception("the worker ends")
         if is_out_of_memory(error):
-            where = where_it_ran_out(error, ray.train.get_context().get_world_rank())
-            ray.get(given.monitor.post.remote("memory", where))
+            session.tell("memory", where_it_ran_out(error, session.rank))
         raise
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from trainers.cluster import restarts
 from trainers.cluster.monitor import Listener, Monitor
@@ -109,10 +108,9 @@ def test_the_monitor_asks_for_a_checkpoint() -> None:
 def test_workers_agree_on_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     monkeypatch.setattr(reports, "report", lambda loop, *_: written.append(loop.steps_done))
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     answers = iter([(False, 0), (False, 1), (False, 1), (True, 1)])
     reporter = Reporter(
-        None, corpus=SimpleNamespace(train=[]), ids=None, collective=Collective(), context=None,  # type: ignore[arg-type]
+        SimpleNamespace(), corpus=SimpleNamespace(train=[]), ids=None, collective=Collective(), context=None,  # type: ignore[arg-type]
         every_steps=None, precision="fp32", trace=False, profile=None,
     )  # fmt: skip
 
