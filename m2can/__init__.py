@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainers.failures import RunFailed as RunFailed
     from trainers.failures import TrackingUnavailable as TrackingUnavailable
     from trainers.recipe import Recipe as Recipe
-    from trainers.training_run import Result as Result
+    from trainers.run_result import Result as Result
     from tuning.driver import SweepResult as SweepResult
 
     __version__: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from trainers.recipe import Recipe
-    from trainers.training_run import Result
+    from trainers.run_result import Result
     from tuning.driver import SweepResult
 
 

@@ -24,8 +24,9 @@ from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import read_validator_inputs
 from trainers.recipe import Recipe
+from trainers.run_result import Result
 from trainers.tracking.mlflow_compat import PARENT_TAG
-from trainers.training_run import Result, RunObserver, Stop, draw_finished, run, run_in_process
+from trainers.training_run import RunObserver, Stop, draw_finished, run, run_in_process
 from trainers.validators import choose_epoch, epoch_score
 from tuning.packing import Packing
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan

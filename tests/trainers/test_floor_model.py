@@ -10,7 +10,8 @@ import m2can
 from services.model_files import model_files
 from tests.trainers.tiny_run import small_recipe
 from trainers.journal import outcome
-from trainers.training_run import Result, RunObserver, run
+from trainers.run_result import Result
+from trainers.training_run import RunObserver, run
 from trainers.validators.floor import Comparison
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import torch
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.features.feature_files import FeatureFolder
 from tests.trainers.tiny_run import make_loop
 from tests.tuning.sweeps import write_sweep
+from trainers.cluster.in_process import train_in_process, written_checkpoints
 from trainers.model.trained_network import plain_weights
 from trainers.preflight.preparation import prepare
-from trainers.recipe import load_recipe
+from trainers.preflight.run_lock import require_free
+from trainers.recipe import load_recipe, make_recipe
 from tuning.driver import _claim, _require_own_name, run_sweep
 from tuning.shared_features import FOLDER, why_not
 from tuning.sweep import SweepPlan, load_sweep
@@ -63,6 +71,71 @@ def test_a_sweep_of_before_is_gone_on_with_as_it_was(tmp_path: Path) -> None:
     _require_own_name(alone, tmp_path)
     with pytest.raises(InputError, match=r"differs in share_features"):
         _require_own_name(shared, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_on_shared_features_that_is_killed_goes_on_within_its_trials(tmp_path: Path, ray_cluster: None) -> None:
+    epochs = 15
+    overrides = [*FROZEN, "tracking.enabled=false", f"train.epochs={epochs}", "selection.gate=1"]
+    made = plan(tmp_path, GRID | {"max_concurrent": 1}, overrides)
+    command = [sys.executable, "-m", "services.cli.main", "tune", str(tmp_path / "sweep.yaml")]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    trials = tmp_path / "runs" / "trial" / "trials"
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(trials.glob("*/journal/epoch-00002.json")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    begun = {file: file.read_bytes() for file in trials.glob("*/journal/*.json")}
+    assert 2 <= len(begun) < epochs and not list(trials.glob("*/trial.json"))
+    (held,) = (file.parent for file in trials.glob("*/.driver.json"))
+    while require_dead(held) is None:  # Ray ends the trial's process after its driver
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    outcome = run_sweep(made)
+    assert [trial.status for trial in outcome.trials] == ["finished", "finished"]
+    kept = [file.read_bytes() == content for file, content in sorted(begun.items())]
+    assert all(kept[:-1])  # the last one's checkpoint may not have been written
+    for trial in outcome.trials:
+        tree = json.loads((trials / trial.name / "recipe.json").read_text())
+        tree["run"] |= {"name": f"whole-{trial.name}", "storage": str(tmp_path / "runs")}
+        whole = train_in_process(prepare(make_recipe(tree, "recipe")), torch.device("cpu"), floor=False)
+        assert len(trial.records) == epochs
+        for ours, theirs in zip(trial.records, whole.records, strict=True):
+            names = [name for name in theirs.metrics if name.startswith(("loss/", "selection/", "target/", "uacr/"))]
+            assert {name: ours.metrics[name] for name in names} == {name: theirs.metrics[name] for name in names}
+    best = outcome.best
+    assert best is not None and best.score == max(trial.score for trial in outcome.trials)
+    reports = {
+        trial.name: {path.name for path in (trials / trial.name / "report").iterdir()} for trial in outcome.trials
+    }
+    assert "report.html" in reports.pop(best.name) and list(reports.values()) == [{"summary.json"}]
+
+
+def require_dead(folder: Path) -> bool | None:
+    """None while the process that holds a run's folder lives."""
+    try:
+        require_free(folder)
+    except InputError:
+        return None
+    return True
+
+
+@pytest.mark.slow
+def test_asha_ends_a_trial_on_shared_features_at_the_epoch_in_which_it_is_asked(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    content = {"algorithm": "grid", "space": {"optimizer.lr.heads": {"choices": [1e-9, 1e-2]}}, "max_concurrent": 1,
+               "asha": {"grace_epochs": 2, "reduction": 2}}  # fmt: skip
+    outcome = run_sweep(plan(tmp_path, content, [*FROZEN, "tracking.enabled=false", "train.epochs=6"]))
+    found = {trial.status: trial for trial in outcome.trials}
+    assert set(found) == {"finished", "stopped"}
+    assert len(found["finished"].records) == 6 and len(found["stopped"].records) == 2
+    last = written_checkpoints(outcome.folder / "trials" / found["stopped"].name)[-1]
+    assert last.epoch is None and last.step == 2 * 5 + 1  # five steps an epoch; it could go on
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import typer
 from services.cli.output import percent
 
 if TYPE_CHECKING:
-    from trainers.training_run import Result
+    from trainers.run_result import Result
 
 SOURCE_ONLY = ["uacr.enabled=false", *(f"objective.{term}=0" for term in ("cmcfa", "cdcfa", "cdafa", "mcc"))]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainers.cluster.dry_run import DryRun
     from trainers.journal.outcome import FloorResult
     from trainers.recipe import Recipe
-    from trainers.training_run import Result
+    from trainers.run_result import Result
 
 
 def train(

@@ -13,7 +13,7 @@ from pytest import CaptureFixture
 from services.cli import output
 from services.cli.commands.train import print_result
 from trainers.journal.journal import EpochRecord
-from trainers.training_run import Result
+from trainers.run_result import Result
 from trainers.validators.checked import CheckedAccuracy
 from trainers.validators.expected import ExpectedAccuracy
 

@@ -11,7 +11,8 @@ from services.cli.commands.train import print_result
 from tests.trainers.made_run import made_floor, made_run
 from trainers.model.card import model_folder
 from trainers.reports.run_report import draw_report
-from trainers.training_run import Result, _result
+from trainers.run_result import Result
+from trainers.training_run import _result
 
 
 def result_of(folder: Path, *, better: bool, labelled: bool = True, **overrides: object) -> Result:
