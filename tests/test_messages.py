@@ -48,6 +48,7 @@ from trainers.tracking import registered_models
 from trainers.tracking.registration import ModelToLog
 from trainers.tracking.sender import Sender
 from tuning import driver, trial
+from tuning.packing import Packing
 from tuning.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -356,7 +357,7 @@ def test_messages_about_runs_that_end_with_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(
         InputError, match=r"has no labelled validation records, by which leave_one_source_out scores it"
     ):
-        trial._leave_each_source_out(trial.TrialJob(plan, tmp_path, 1.0, None, None), "t", [])
+        trial._leave_each_source_out(trial.TrialJob(plan, tmp_path, 1.0, None, None, Packing(1)), "t", [])
 
 
 def test_messages_about_what_ended_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_a_stop_while_the_report_is_drawn_or_the_model_registered_closes_the_mlf
     raised, sender = run(outcome, monkeypatch, stopped=True)
     assert isinstance(raised, RunStopped) and sender.statuses == ["FINISHED", "KILLED"]
 
-    def draw(_: Outcome) -> Path:
+    def draw(_: Outcome, *, pictures: bool) -> Path:
         raise RunStopped("asked")
 
     monkeypatch.setattr("trainers.reports.run_report.draw_report", draw)
