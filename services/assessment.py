@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 from sklearn.metrics import precision_recall_fscore_support
 
 from datasets_manifest.errors import InputError, composed
+from datasets_manifest.files import require_file, whole_file
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.records.readers import read_split, remap_labels
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
@@ -60,6 +63,49 @@ def assess(
             "accuracy": float((labels == predicted)[sure].mean()) if sure.any() else None,
         }
     return metrics
+
+
+_MEASURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "calibration_error": "calibration error"}
+
+
+def measures_by_model(found: dict[str, Any]) -> tuple[list[str], dict[str, list[float | None]]]:
+    """The measures of a model beside those of the ones before training: columns by name, and rows, None where there is none.
+
+    Args:
+        found: of `assess`, with `without_training`: the same by name, or `absent` and why.
+    """
+    models = {"model": found, **found["without_training"]}
+    rows = {said: [one.get(key) for one in models.values()] for key, said in _MEASURES.items()}
+    for name in found["per_class"]:
+        rows[f"F1 of {name}"] = [
+            one["per_class"][name]["f1"] if "per_class" in one else None for one in models.values()
+        ]
+    return [name.replace("_", "-") for name in models], rows
+
+
+def require_assessment_file(out: Path) -> None:
+    """Raises InputError: the file cannot be written, or has another suffix than .json and .csv."""
+    if out.suffix.lower() not in (".json", ".csv"):
+        problem = "what is found is not written in this form"
+        raise InputError(problem, field="--out", value=str(out), wanted="a file .json or .csv")
+    require_file(out, "--out")
+
+
+def write_assessment(found: dict[str, Any], out: Path) -> None:
+    """Write what `measures_by_model` takes: all of it as JSON, or its measures as CSV, a column a model.
+
+    Raises:
+        OSError: not writable or disk full; nothing is left behind.
+    """
+    with whole_file(out) as draft:
+        if out.suffix.lower() == ".json":
+            draft.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            return
+        columns, rows = measures_by_model(found)
+        with draft.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["measure", *columns])
+            writer.writerows([name, *("" if x is None else x for x in values)] for name, values in rows.items())
 
 
 def records_for(classes: list[str], manifest: LoadedManifest, split: str) -> pa.Table:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.storage import is_uri
+from trainers.model.card import FLOOR, ZERO_SHOT
 from trainers.preflight.start import model_of
 from trainers.preflight.stored_model import bring_model
-from trainers.store.run_store import store_of
+from trainers.store.run_store import RECIPE, store_of
 
 FORMS = "the folder of a run or a checkpoint, its address in an object store, or NAME, NAME:VERSION, NAME@alias of the registry"
 
@@ -47,3 +48,35 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
             raise
         problem = f"there is no such folder, and no such model in the registry ({error})"
         raise InputError(problem, field="MODEL", value=text, wanted=FORMS) from None
+
+
+def models_without_training(
+    model: str, files: Path, tracking_uri: str | None = None, storage: Path = Path("runs")
+) -> dict[str, Path | str]:
+    """What the run that trained a model found before its first step: `floor` and `zero_shot`.
+
+    Args:
+        model, tracking_uri, storage: see model_files.
+        files: what model_files found.
+
+    Returns:
+        for each the folder that `trainers.model.predictor.Predictor.load` reads, or in words why there is none.
+    """
+    run: Path | str
+    if is_uri(model):
+        run = "of a run in an object store it is not read; `m2can evaluate` takes its own address"
+    elif is_folder(model):
+        run = files.parent.parent
+        if not (run / RECIPE).is_file():
+            run = "a model folder alone brings none; that of its run has it"
+    else:
+        from trainers.tracking.registered_models import client_for, find_model
+
+        run = Path(find_model(client_for(tracking_uri, storage), model).tags.get("m2can.checkpoint", "")).parent
+        if not (run / RECIPE).is_file():
+            run = "the registry keeps none, and the folder of the model's run is not here"
+    if isinstance(run, str):
+        return dict.fromkeys((FLOOR, ZERO_SHOT), run)
+    absent = {FLOOR: "the run found no floor", ZERO_SHOT: "the run did not begin with a dual encoder's weights"}
+    places = {name: run / name / "model" for name in absent}
+    return {name: place if (place / "model.json").is_file() else absent[name] for name, place in places.items()}

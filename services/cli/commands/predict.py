@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -204,23 +204,51 @@ def evaluate(
     data: Annotated[str, typer.Option(help="A manifest with labels.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     abstain_below: AbstainBelow = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write what is found: .json has all of it, .csv a column a model."),
+    ] = None,
     tracking_uri: TrackingUri = None,
     storage: Storage = RUNS,
     json_: AsJson = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Accuracy, macro-F1, each class, confusion matrix and calibration on labelled records."""
-    from services.assessment import assess
+    """How good a model is on labelled records, beside what its run found before any training: floor and zero-shot."""
+    from services.assessment import assess, measures_by_model, require_assessment_file, write_assessment
+    from services.model_files import model_files, models_without_training
+    from trainers.exported.predictor import load_predictor as load
 
     use_data_root(data_root)
-    predictor = load_predictor(model, tracking_uri, storage)
+    if out is not None:
+        require_assessment_file(out)
+    files = model_files(model, tracking_uri, storage)
+    predictor = load(files)
     metrics = assess(predictor, data, split, abstain_below)
-    width = max(9, *map(len, predictor.classes)) + 2
-    lines = [
-        f"{metrics['records']} labelled records of {data}, {split}",
-        f"  accuracy {percent(metrics['accuracy'])}   macro-F1 {percent(metrics['macro_f1'])}",
-        f"  expected calibration error {percent(metrics['calibration_error'])}",
-    ]
+    metrics["without_training"] = {
+        name: {"absent": place} if isinstance(place, str) else assess(load(place), data, split, abstain_below)
+        for name, place in models_without_training(model, files, tracking_uri, storage).items()
+    }
+    if out is not None:
+        write_assessment(metrics, out)
+    columns, rows = measures_by_model(metrics)
+    first = max(map(len, rows)) + 2
+    lines = [f"{metrics['records']} labelled records of {data}, {split}"]
+    lines.append("  " + " " * first + "".join(f"{name:>{_COLUMN}}" for name in columns))
+    for name, values in rows.items():
+        lines.append(f"  {name:{first}}" + "".join(f"{percent(value):>{_COLUMN}}" for value in values))
+    for name, found in metrics["without_training"].items():
+        if "absent" in found:
+            lines.append(f"  no {name.replace('_', '-')}: {found['absent']}")
+    lines += _of_classes(metrics)
+    show(json_, metrics, *lines)
+
+
+_COLUMN = 12
+
+
+def _of_classes(metrics: dict[str, Any]) -> list[str]:
+    """Lines about the model alone."""
+    lines = []
     if (sure := metrics.get("abstaining")) is not None:
         lines.append(
             f"  confidence of {percent(sure['below'])} or more: {sure['records']} records, coverage "
@@ -231,12 +259,13 @@ def evaluate(
             f"  {metrics['with_bad_pictures']} records lack some pictures that cannot be read; {metrics['not_predicted']} "
             f"have nothing else and count as wrong"
         )
+    width = max(9, *map(len, metrics["per_class"])) + 2
     lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in ("precision", "recall", "F1", "records")))
     for name, row in metrics["per_class"].items():
         cells = [percent(row[key]) for key in ("precision", "recall", "f1")] + [str(row["records"])]
         lines.append(f"  {name:{width}}" + "".join(f"{cell:>{width}}" for cell in cells))
     lines.append("  confusion (rows: true, columns: predicted)")
-    lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in predictor.classes))
-    for name, row in zip(predictor.classes, metrics["confusion"], strict=True):
+    lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in metrics["per_class"]))
+    for name, row in zip(metrics["per_class"], metrics["confusion"], strict=True):
         lines.append(f"  {name:{width}}" + "".join(f"{count:{width}}" for count in row))
-    show(json_, metrics, *lines)
+    return lines
