@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from datasets_manifest.errors import InputError, first_line
+from datasets_manifest.files import whole_folder
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.manifest.storage import Location
@@ -100,17 +100,12 @@ def written(folder: Location) -> Iterator[Shards]:
             # An object is there when it is whole, and the index is the last one.
             yield Shards(folder)
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as own:
-            made = Path(own) / "rows"
-            made.mkdir()
-            yield Shards(made)
-            try:
-                made.rename(folder)
-            except OSError as error:
-                if not folder.is_dir():  # another command was not sooner, either
-                    problem = f"the rows of the data could not be moved to their folder ({first_line(error)})"
-                    raise InputError(problem, field="run.storage", value=str(folder)) from None
+        try:
+            with whole_folder(folder) as draft:
+                yield Shards(draft)
+        except OSError:
+            if not folder.is_dir():  # another command was not sooner, either
+                raise
     except OSError as error:
         problem = f"the rows of the data cannot be written ({first_line(error)})"
         raise InputError(problem, field="run.storage", value=str(folder)) from None

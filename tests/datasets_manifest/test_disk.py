@@ -114,7 +114,7 @@ def test_no_room_at_all(run: Prepared, tmp_path: Path) -> None:
         with driver_lock(disk / "run"):
             claim(moved)
             Journal(disk / "run" / "journal").append(record)
-        assert sorted(path.name for path in (disk / "run").iterdir()) == ["journal", "recipe.json"]
+        assert sorted(path.name for path in (disk / "run").iterdir()) == ["data.json", "journal", "recipe.json"]
 
 
 def test_the_one_before_stays_when_the_new_one_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from datasets_manifest.records import large_corpus
 from datasets_manifest.records.corpus import Corpus, load_corpus
 from datasets_manifest.records.readers import _UniqueIds
 from datasets_manifest.records.sharded_table import ShardedTable, in_memory
+from tests.object_store import object_store
 from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.preflight.preparation import prepare
 from trainers.tracking.provenance import data_hashes
@@ -104,7 +105,25 @@ def test_a_bad_record_leaves_nothing(
     pq.write_table(pa.Table.from_pylist([record(0, "awful")]), tmp_path / "sea" / "1.parquet")
     with pytest.raises(InputError, match="awful"):
         load_corpus(*manifests, runs=tmp_path / "runs")
-    assert list((tmp_path / "runs" / ".rows").iterdir()) == []
+    assert not (tmp_path / "runs" / ".rows").exists()
+
+
+def test_shards_beside_runs_in_an_object_store(
+    manifests: tuple[list[str], str], tmp_path: Path, everything_is_large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = as_read(load_corpus(*manifests))
+    with object_store("runs") as client:
+        shards = load_corpus(*manifests, runs="s3://runs/all")
+        assert as_read(shards) == wanted
+        assert shards.table.take([20, 3]).equals(wanted[0].take([20, 3]).combine_chunks())
+        with monkeypatch.context() as patch:
+            patch.setattr(corpus_module, "read_split", None)
+            assert as_read(load_corpus(*manifests, runs="s3://runs/all")) == wanted
+        names = {item["Key"] for item in client.list_objects_v2(Bucket="runs")["Contents"]}
+        pq.write_table(pa.Table.from_pylist([record(0, "awful")]), tmp_path / "sea" / "1.parquet")
+        with pytest.raises(InputError, match="awful"):
+            load_corpus(*manifests, runs="s3://runs/all")
+        assert {item["Key"] for item in client.list_objects_v2(Bucket="runs")["Contents"]} - names <= {"all/.rows/"}
 
 
 def test_where_shards_cannot_be_written(
@@ -113,9 +132,10 @@ def test_where_shards_cannot_be_written(
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="the rows of the data cannot be written"):
         load_corpus(*manifests, runs=tmp_path / "file")
-    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("refused")))
-    with pytest.raises(InputError, match="the rows of the data could not be moved to their folder"):
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("refused")))
+    with pytest.raises(InputError, match=r"the rows of the data cannot be written \(.*refused"):
         load_corpus(*manifests, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
     monkeypatch.undo()
     monkeypatch.setattr(large_corpus, "MOST_ROWS", 5)
     monkeypatch.setattr(corpus_module, "read_shards", lambda folder: None)
