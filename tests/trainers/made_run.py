@@ -132,9 +132,14 @@ def made_floor(outcome: Outcome, *, better: bool) -> Outcome:
     tensors = load_file(outcome.folder / "floor" / "evaluation.safetensors")
     sure = np.eye(len(outcome.card.classes), dtype=np.float32)
     targets = len(tensors["evidence/target_probs_NC"])
-    if better:  # sure of the target, all classes alike, and right on the sources
-        tensors["evidence/target_probs_NC"] = sure[np.arange(targets) % len(sure)]
-        tensors["evidence/source_probs_MC"] = sure[tensors["evidence/source_labels_M"]]
+    if (
+        better
+    ):  # surer of the target than of the sources, which it has right; the predicted classes are the chosen epoch's
+        chosen = load_file(outcome.checkpoint / "evaluation.safetensors")["evidence/target_probs_NC"]
+        tensors["evidence/target_probs_NC"] = sure[chosen.argmax(1)]
+        tensors["evidence/source_probs_MC"] = 0.7 * sure[tensors["evidence/source_labels_M"]] + np.float32(
+            0.3 / len(sure)
+        )
     else:
         tensors["evidence/target_probs_NC"] = np.full((targets, len(sure)), 1 / len(sure), np.float32)
     save_file(tensors, outcome.folder / "floor" / "evaluation.safetensors")

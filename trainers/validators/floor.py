@@ -9,6 +9,9 @@ import numpy as np
 from trainers.validators.choice import Validator, choose_candidate, epoch_score
 from trainers.validators.inputs import ValidatorInputs
 
+# By how much the predicted class shares may differ (sum of absolute differences, 0 to 2); chosen on benchmarks/choose_preset.py's
+# data sets and on those of benchmarks/expected.py.
+SAME_SHARES = 0.15
 _SHARPEST, _STEPS = 1e4, 60  # of the factor of logits, and halvings of the interval that holds it
 
 
@@ -26,11 +29,16 @@ def compare_with_floor(validator: Validator, floor: ValidatorInputs, epoch: Vali
     Validators read how sure predictions are, and those of a probe with strong decay are unsure whatever they know. So the
     floor's logits are first multiplied by the number that makes it as sure of the sources' validation rows as the epoch is:
     of the same mean entropy. No predicted class changes by that. Without such rows there is no measure, and the epoch stays.
+
+    It stays, too, where the two predict other class shares (by more than SAME_SHARES): the floor's are drawn towards the assumed
+    ones, and a validator that takes classes of equal shares for a good sign cannot judge between them.
     """
     if not len(epoch.source_labels_M):
         return Comparison(False, epoch_score(validator, floor))
     scaled = as_sure_as(floor, epoch)
-    return Comparison(choose_candidate(validator, [scaled, epoch], gate) == 0, epoch_score(validator, scaled))
+    is_better = choose_candidate(validator, [scaled, epoch], gate) == 0
+    apart = np.abs(_class_shares(floor.target_probs_NC) - _class_shares(epoch.target_probs_NC)).sum()
+    return Comparison(is_better and bool(apart <= SAME_SHARES), epoch_score(validator, scaled))
 
 
 def as_sure_as(floor: ValidatorInputs, epoch: ValidatorInputs) -> ValidatorInputs:
@@ -49,6 +57,11 @@ def _scaled(probs_NC: np.ndarray, factor: float) -> np.ndarray:
     logits_NC = factor * np.log(probs_NC.astype(float).clip(1e-30))
     exponentials_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
     return exponentials_NC / exponentials_NC.sum(1, keepdims=True)
+
+
+def _class_shares(probs_NC: np.ndarray) -> np.ndarray:
+    """Of the predicted classes, [C]."""
+    return np.bincount(probs_NC.argmax(1), minlength=probs_NC.shape[1]) / max(len(probs_NC), 1)
 
 
 def _mean_entropy(probs_NC: np.ndarray) -> float:

@@ -52,6 +52,15 @@ def test_the_gate_is_both_sides(floor: float, epoch: float, chosen: bool) -> Non
     assert found.prefers_floor == chosen
 
 
+def test_a_floor_that_predicts_other_class_shares_is_no_choice() -> None:
+    """It wins by its score; were half of its predictions of one class, the score would say nothing."""
+    floor, epoch = candidate(0.8, 0.36), candidate(0.8, 0.95, target_sure=0.6)
+    assert compare_with_floor("infomax", floor, epoch, gate=0.1).prefers_floor
+    turned = epoch.target_probs_NC.copy()
+    turned[: ROWS // 4] = [0.6, 0.2, 0.2]
+    assert not compare_with_floor("infomax", floor, replace(epoch, target_probs_NC=turned), gate=0.1).prefers_floor
+
+
 def test_without_labelled_validation_rows_of_the_sources_the_epoch_stays() -> None:
     def without(inputs: ValidatorInputs) -> ValidatorInputs:
         names = ("source_probs_MC", "source_features_MK", "source_labels_M")
