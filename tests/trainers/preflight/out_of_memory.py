@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-import ray.train
 import torch
 
 from trainers.loop.loop import Loop
-from trainers.worker import training
+from trainers.worker import entrypoint
 
 
 def gpu_full(config: dict[str, ray.ObjectRef]) -> None:
@@ -22,6 +21,6 @@ def gpu_full(config: dict[str, ray.ObjectRef]) -> None:
 
     Loop.run_step = failing  # type: ignore[method-assign]
     try:
-        training.train_worker(ray.get(config["worker"]))
+        entrypoint.train_worker(config)
     finally:
         Loop.run_step = run_step  # type: ignore[method-assign]
