@@ -19,16 +19,20 @@ from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.compute.device_batches import make_encoding, to_batch
+from trainers.loop.floor import FoundFloor, find_floor, labels_by_floor, start_from_floor
+from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
+from trainers.m2can.floor import FloorHead
 from trainers.m2can.network import M2CAN
 from trainers.model.card import ModelCard
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe, make_recipe
 from trainers.recipe.training_rule import decide
+from trainers.validators.inputs import PREFIX
 
 PICTURE_WIDTH = 256  # principal components that are kept
 STRONG_VIEWS = 2  # of each row; a draw takes one of them
@@ -105,6 +109,34 @@ def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFe
             save_file(tensors, draft)
     tensors = load_file(file)
     return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"])
+
+
+def whole_pictures(features: CachedFeatures, file: Path) -> Tensor:
+    """What the picture encoder gives for the weak views of all rows, [N, K] as it is, kept in `file`.
+
+    A floor standardises each feature: principal components of small variance would weigh as much as those of large.
+    """
+    if not file.is_file():
+        picture = _weak_pictures(features.card, features.corpus)
+        with whole_file(file) as draft:
+            save_file({"picture": picture}, draft)
+    return load_file(file)["picture"]
+
+
+@torch.inference_mode()
+def _weak_pictures(card: ModelCard, corpus: Corpus) -> Tensor:
+    from trainers.model.build import build_network
+
+    network = build_network(
+        card.recipe, card.text_config, len(corpus.classes), load_weights=True, pictures=card.picture_config
+    ).eval()
+    stream, number, parts = LocalStream(corpus.table), corpus.table.num_rows, []
+    encoding = make_encoding(card.recipe, card.vocabulary)
+    for rows in np.array_split(np.arange(number), -(-number // 32)):
+        host = next(iter(stream.evaluate([rows], encoding)))
+        batch = to_batch(host, np.full((1, len(rows)), -1), device=torch.device("cpu"), dtype=torch.float32)
+        parts.append(network.picture_encoder(batch.pictures, batch))
+    return torch.cat(parts)
 
 
 @torch.inference_mode()
@@ -199,13 +231,37 @@ def with_all_values(features: CachedFeatures, recipe: Recipe) -> Recipe:
     return decide(recipe, max(len(part) for part in features.corpus.train[:-1]))[0]
 
 
-def cached_loop(features: CachedFeatures, recipe: Recipe) -> CachedLoop:
-    """A loop on one worker; sources of the corpus that the recipe does not name are left out."""
+@dataclass(frozen=True)
+class FloorOnWhole(FloorLabels):
+    """A floor of other features than those that the network learns from: the table's rows, [N, K] text and pictures."""
+
+    whole_NK: Tensor | None = None
+
+    def with_features(self, network: M2CAN, rows: np.ndarray, batch: Batch) -> tuple[Batch, Tensor]:
+        assert self.whole_NK is not None
+        return batch, self.head(self.whole_NK[torch.from_numpy(rows)])[0]
+
+
+def floor_labels(found: FoundFloor, whole: CachedFeatures | None = None) -> FloorLabels:
+    """A floor that labels the target. whole: the features that it was fitted to, if they are not the network's."""
+    head, source = found.network.floor, found.evaluation[f"{PREFIX}source_probs_MC"].double().numpy()
+    assert isinstance(head, FloorHead)
+    if whole is None:
+        return FloorLabels(head, source)
+    return FloorOnWhole(head, source, whole_NK=torch.cat([whole.text_VNK[0], whole.picture_VNK[0]], 1))
+
+
+def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FloorLabels | None = None) -> CachedLoop:
+    """A loop on one worker; sources of the corpus that the recipe does not name are left out.
+
+    Args:
+        floor: labels the target where the recipe asks for a floor; None: that of these features.
+    """
     recipe = with_all_values(features, recipe)
     corpus, domains = features.corpus, [Path(path).parent.name for path in [*recipe.data.sources, recipe.data.target]]
     kept = [index for index, part in enumerate(corpus.train) if part.domain in domains]
     corpus = replace(corpus, train=[corpus.train[i] for i in kept], val=[corpus.val[i] for i in kept])
-    return CachedLoop(
+    loop = CachedLoop(
         replace(features.card, recipe=recipe),
         corpus,
         labels=corpus.labels,
@@ -214,3 +270,10 @@ def cached_loop(features: CachedFeatures, recipe: Recipe) -> CachedLoop:
         device=torch.device("cpu"),
         observer=Observer(),
     )
+    if labels_by_floor(recipe):
+        if floor is None:
+            found = find_floor(loop)
+            assert found is not None
+            floor = floor_labels(found)
+        start_from_floor(loop, floor)
+    return loop

@@ -108,7 +108,7 @@ def _write_domain(folder: Path, domain: str, icons: list[Icon], seed: int) -> Pa
         if len(labels) != 1:
             continue
         cv2.imwrite(str(folder / "images" / f"{icon.name}.png"), draw(icon))
-        split = "val" if _number(f"{seed}/{icon.name.split('-')[0]}") < VAL_SHARE else "train"
+        split = "val" if number_of(f"{seed}/{icon.name.split('-')[0]}") < VAL_SHARE else "train"
         name = icon.name.replace("-", " ")
         words = [word for word in dict.fromkeys(icon.words) if word.replace("-", " ") != name]
         text = ", ".join([name, *words[:MOST_WORDS]])
@@ -122,13 +122,13 @@ def _write_domain(folder: Path, domain: str, icons: list[Icon], seed: int) -> Pa
     return folder / "manifest.yaml"
 
 
-def _number(text: str) -> float:
+def number_of(text: str) -> float:
     """0 to 1, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def _pick(choices: list[str], text: str) -> str:
-    return choices[int(_number(text) * len(choices))]
+    return choices[int(number_of(text) * len(choices))]
 
 
 class _Outline(BasePen):
@@ -197,30 +197,30 @@ def _fontawesome(cache: Path) -> list[Icon]:
 
 def _mdi(cache: Path) -> list[Icon]:
     icons = []
-    with tarfile.open(_package(cache, "mdi")) as archive:
-        facts = {fact["name"]: fact for fact in json.loads(_member(archive, "meta.json"))}
+    with tarfile.open(package_archive(cache, "mdi")) as archive:
+        facts = {fact["name"]: fact for fact in json.loads(member_of(archive, "meta.json"))}
         for member in archive.getmembers():
             name = Path(member.name).stem
             if member.name.endswith(".svg") and name in facts:
-                path = _member(archive, f"svg/{name}.svg").split(' d="')[1].split('"')[0]
+                path = member_of(archive, f"svg/{name}.svg").split(' d="')[1].split('"')[0]
                 words = [alias.replace("-", " ") for alias in facts[name]["aliases"]]
                 icons.append(Icon(name, words, facts[name]["tags"], [path], 24, False))
     return icons
 
 
 def _read(cache: Path, package: str, member: str) -> str:
-    with tarfile.open(_package(cache, package)) as archive:
-        return _member(archive, member)
+    with tarfile.open(package_archive(cache, package)) as archive:
+        return member_of(archive, member)
 
 
-def _member(archive: tarfile.TarFile, member: str) -> str:
+def member_of(archive: tarfile.TarFile, member: str) -> str:
     content = archive.extractfile(f"package/{member}")
     if content is None:
         raise InputError("the package has no such file", file=archive.name and Path(str(archive.name)), value=member)
     return content.read().decode()
 
 
-def _package(cache: Path, package: str) -> Path:
+def package_archive(cache: Path, package: str, packages: dict[str, str] = PACKAGES) -> Path:
     """The package's archive, fetched once."""
     folder = cache / package
     found = list(folder.glob("*.tgz"))
@@ -230,7 +230,7 @@ def _package(cache: Path, package: str) -> Path:
     if npm is None:
         raise InputError("npm is missing", value="npm", wanted="npm, which fetches the icon packages")
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([npm, "pack", "--silent", PACKAGES[package]], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([npm, "pack", "--silent", packages[package]], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise InputError("npm does not give the package", value=PACKAGES[package], wanted="a reachable npm registry")
+        raise InputError("npm does not give the package", value=packages[package], wanted="a reachable npm registry")
     return next(folder.glob("*.tgz"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adaptation import table as adaptation_table
+from benchmarks.choose_preset import table as choose_preset_table
 from benchmarks.comparison_page import table as comparison_table
 from benchmarks.expected import table as expected_table
 from benchmarks.export import HEAD as EXPORT_HEAD
@@ -273,6 +274,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "adaptation": ("It adapts", adaptation),
     "small_data": ("Little data", small_data),
     "comparison": ("Baselines, ablations and options", comparison_table),
+    "choose_preset": ("Presets on seven data sets", choose_preset_table),
     "expected": ("The expected accuracy", expected_table),
     "missing": ("Missing pictures", missing),
     "labels": ("A few labels", labels_table),

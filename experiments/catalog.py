@@ -11,6 +11,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from datasets_manifest.stream.plan import DomainPool, StepSlice
+from experiments.floor_labels import floor_labels
 from experiments.gate import GatedFusion
 from experiments.terms import cross_modal_of, proximity, task_of_soft_labels
 from experiments.uacr import ExperimentalUacr, UacrOptions
@@ -132,6 +133,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "larger-discriminators": _larger_discriminators,
     "gate": _gate,
     "sam-every-second-step": _sam_every_second_step,
+    "floor-labels-at-first": lambda: floor_labels(soft=False),
+    "floor-labels-soft": lambda: floor_labels(soft=True),
 }
 NAMES = (*UACR, *OTHERS)
 

@@ -1,10 +1,10 @@
-"""The tables of benchmarks.labels and benchmarks.source_free: means over targets, then data sets; what is said below them."""
+"""The tables of benchmarks.labels, source_free and choose_preset: means over targets, then data sets; what is said below them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import labels, source_free
+from benchmarks import choose_preset, labels, source_free
 
 
 def test_labels_are_averaged_over_draws_then_targets() -> None:
@@ -40,3 +40,29 @@ def test_a_model_that_is_kept_counts_as_it_is() -> None:
     assert "| network | own | adapted | 60.0 | 90.0 | 75.0 |" in told
     assert "| floor | resampled | kept or adapted | 70.0 | 90.0 | 80.0 |" in told
     assert "Network: of 4 cases 2 lose more than a point by adapting; the command says so in 2 of them" in told
+
+
+def test_a_preset_is_judged_on_what_did_not_choose_it() -> None:
+    def run(
+        data: str, candidate: str, epochs: list[float], *, floor: float = 0.6, prefers: bool = False
+    ) -> dict[str, Any]:
+        found = {"data": data, "variant": "own", "target": 0, "seed": 0, "candidate": candidate, "chosen": 1}
+        return found | {"all": epochs, "floor_all": floor, "prefers_floor": prefers}
+
+    runs = []
+    for data, better in (("icons", 0.8), ("shapes", 0.9)):
+        runs += [
+            run(data, "source-only", [0.5, 0.6]),
+            run(data, "MCC", [0.6, 0.65]),
+            run(data, "published", [0.6, 0.7]),
+        ]
+        runs.append(run(data, "recommended", [0.5, better], prefers=data == "shapes"))
+    told = choose_preset.table({"runs": runs})
+    # chosen: 80 and 90; given: 80 and the floor's 60; the best is 80 and 90
+    assert "| recommended (1) | 90.0 | 80.0 | **85.0** |" in told and "| 70.0 | 15.0 | +20.0, +20.0 |" in told
+    assert "| best on the other data sets | 90.0 | 80.0 | **85.0** |" in told
+    assert "shapes recommended, icons recommended" in told
+    assert "alone and `published` is published: 70.0." in told
+    assert (
+        "| published (1) | 70.0 | 70.0 | **70.0** |" in told and "| 70.0 | 0.0 | +10.0, +10.0 |" in told
+    )  # it has no floor

@@ -179,7 +179,7 @@ def draw_finished(recipe: Recipe) -> Path:
     from trainers.preflight.preparation import prepare
     from trainers.reports.run_report import draw_report
 
-    return draw_report(outcome_of(prepare(recipe)))
+    return draw_report(outcome_of(prepare(recipe), floor=False))
 
 
 def _run_prepared(

@@ -31,7 +31,7 @@ from trainers.encoders.weight_files import FROZEN
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of, floor_alone
-from trainers.loop.floor import has_floor
+from trainers.loop.floor import has_floor, labels_by_floor
 from trainers.model.card import EVALUATION, FLOOR, ZERO_SHOT
 from trainers.model.floor_files import floor_metrics
 from trainers.preflight.disk import retention
@@ -86,7 +86,8 @@ def train(
         cpu_fraction: part of the cluster's CPUs that this run may take, 0 to 1.
         profile: write a profile of a few steps of the first worker to the run's folder, `profile/`.
         stop: once it is set, the workers leave a checkpoint between two steps and the run ends.
-        floor: whether a floor is found first, if the recipe's runs have one.
+        floor: whether a floor is found first, if the recipe's runs have one, and may be chosen. One that gives the first pseudo
+            labels is found in any case.
 
     Raises:
         InputError: the cluster lacks what the recipe asks for.
@@ -105,7 +106,7 @@ def train(
         profile=profile,
         stop=stop,
         cpu_fraction=cpu_fraction,
-        floor=floor,
+        floor=floor or labels_by_floor(prepared.recipe),
     )
     with ended_with(listener, prepared), listener:
         result = fit(trainer, listener, prepared.recipe.cluster.grace_s)
@@ -119,7 +120,7 @@ def train(
         with store_told(store):
             store.bring_part(FLOOR, ZERO_SHOT, *(f"{path.name}/{EVALUATION}" for path in kept.values()))
     outcome = choose_epoch_of(
-        prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept
+        prepared.name, prepared.folder, prepared.card, prepared.corpus, listener.journal.read(), kept, floor=floor
     )
     if store is not None:
         with store_told(store):

@@ -25,6 +25,7 @@ from trainers.cluster.monitor import Listener
 from trainers.failures import RunFailed
 from trainers.journal.journal import EpochRecord, Journal
 from trainers.journal.outcome import Outcome, choose_epoch_of
+from trainers.loop.floor import labels_by_floor
 from trainers.preflight.disk import retention
 from trainers.preflight.preparation import Prepared, claim
 from trainers.worker.session import Write
@@ -52,8 +53,11 @@ def written_checkpoints(run: Path) -> list[Written]:
     return sorted(found, key=lambda one: (one.step, one.folder.name))
 
 
-def outcome_of(prepared: Prepared) -> Outcome:
+def outcome_of(prepared: Prepared, *, floor: bool) -> Outcome:
     """The outcome of a run whose epochs are done, from its folder.
+
+    Args:
+        floor: whether the floor may be chosen.
 
     Raises:
         RunFailed: no epoch has a checkpoint.
@@ -61,7 +65,7 @@ def outcome_of(prepared: Prepared) -> Outcome:
     """
     kept = {one.epoch: one.folder for one in written_checkpoints(prepared.folder) if one.epoch is not None}
     records = Journal(str(prepared.folder / "journal")).read()
-    return choose_epoch_of(prepared.name, prepared.folder, prepared.card, prepared.corpus, records, kept)
+    return choose_epoch_of(prepared.name, prepared.folder, prepared.card, prepared.corpus, records, kept, floor)
 
 
 class InProcessSession:
@@ -171,7 +175,7 @@ def train_in_process(
     )
     keep = retention(recipe, prepared.checkpoint_bytes, prepared.frozen_bytes).num_to_keep
     session = InProcessSession(prepared, device, cpus, listener, stop, keep)
-    config = worker_config(prepared, floor=floor)
+    config = worker_config(prepared, floor=floor or labels_by_floor(recipe))
     left = recipe.cluster.max_failures
     with ended_with(listener, prepared):
         while True:
@@ -187,4 +191,4 @@ def train_in_process(
                 left -= 1
                 print(f"note: {said}, it goes on from its last checkpoint", file=sys.stderr, flush=True)
     require_not_stopped(prepared.name, listener, stop)
-    return outcome_of(prepared)
+    return outcome_of(prepared, floor=floor)

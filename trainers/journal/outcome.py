@@ -138,13 +138,20 @@ class Outcome:
 
 
 def choose_epoch_of(
-    name: str, folder: Path, card: ModelCard, corpus: Corpus, records: list[EpochRecord], kept: Mapping[int, Path]
+    name: str,
+    folder: Path,
+    card: ModelCard,
+    corpus: Corpus,
+    records: list[EpochRecord],
+    kept: Mapping[int, Path],
+    floor: bool = True,
 ) -> Outcome:
     """Choose among the epochs whose checkpoints were kept, by the recipe's validator, and then between that epoch and the
     floor.
 
     Args:
         kept: epoch → checkpoint.
+        floor: whether the floor may be chosen.
 
     Raises:
         RunFailed: no epoch has a checkpoint.
@@ -160,9 +167,9 @@ def choose_epoch_of(
     selection = card.recipe.selection
     position = choose_candidate(selection.validator, inputs, selection.gate)
     chosen, checkpoints = candidates[position], dict(kept)
-    floor = compare_floor(card.recipe, folder, inputs[position])
-    if floor is not None and floor.chosen:
-        chosen, checkpoints[0] = EpochRecord(0, 0, 0.0, floor.metrics), floor.folder
+    found_floor = compare_floor(card.recipe, folder, inputs[position]) if floor else None
+    if found_floor is not None and found_floor.chosen:
+        chosen, checkpoints[0] = EpochRecord(0, 0, 0.0, found_floor.metrics), found_floor.folder
     predicted = read_tensors(checkpoints[chosen.epoch] / EVALUATION)
     target = corpus.train[-1]
     of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
@@ -188,7 +195,7 @@ def choose_epoch_of(
             source_labels_N=np.concatenate(of_sources) if of_sources else np.empty(0, np.int64),
             predicted_N=predicted[f"{target.domain}/{target.split}/label"].numpy(),
         ),
-        floor=floor,
+        floor=found_floor,
     )
 
 

@@ -20,6 +20,7 @@ from datasets_manifest.records.target_labels import TargetLabels
 from datasets_manifest.stream.plan import DomainPool, EpochPlan, EvalPlan
 from trainers.compute.precision import eval_batch_size
 from trainers.loop.evaluation import classification_metrics
+from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.loop import Loop
 from trainers.loop.reference_records import FactsCollector, reference_part, shuffled
 from trainers.loop.scoring import COLUMNS
@@ -30,6 +31,7 @@ from trainers.m2can.network import features_of
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
 from trainers.recipe import Recipe
+from trainers.recipe.training_rule import what_is_trained
 from trainers.validators import ValidatorInputs, epoch_score
 from trainers.validators.checked import checked_metrics
 from trainers.validators.expected import expected_accuracy
@@ -64,6 +66,24 @@ def has_floor(recipe: Recipe) -> bool:
     return recipe.preset != "published" and recipe.target_takes_part and recipe.train.target_labels != "oracle"
 
 
+def start_from_floor(loop: Loop, floor: FloorLabels) -> None:
+    """Let the floor label the target: before the first step alone, then together with the network.
+
+    All workers call it together, after a checkpoint was loaded, and before the first batches are asked for.
+    """
+    loop.floor_labels = floor
+    if not (loop.epoch or loop.steps_done):
+        target = loop.corpus.train[-1]
+        columns = loop.score(replace(floor, alone=True)).votes(target)
+        loop.pseudo_labels.update(0, columns, loop.batches.labels[target.start : target.stop])
+
+
+def labels_by_floor(recipe: Recipe) -> bool:
+    """Whether pseudo labels begin with the floor's: `uacr.warmup` is 0, and the floor was fitted to features that stay."""
+    frozen = what_is_trained(recipe) == "heads on frozen encoders"
+    return has_floor(recipe) and recipe.uacr.enabled and recipe.uacr.warmup == 0 and frozen
+
+
 def find_floor(loop: Loop) -> FoundFloor | None:
     """Read, encode and fit, before the first step. All workers call it together; None but for the first of them, and
     where a feature is not finite."""
@@ -88,7 +108,8 @@ def find_floor(loop: Loop) -> FoundFloor | None:
         at = (known >= 0).nonzero().squeeze(1)
         taught.append(({name: x[at.to(x.device)] for name, x in of_part[id(part)].items()}, known[at].to(loop.device)))
     target = of_part[id(scored[0])]
-    prior = torch.from_numpy(loop.pseudo_labels.prior())
+    is_known = loop.recipe.uacr.prior != "uniform"
+    prior = torch.from_numpy(loop.pseudo_labels.prior()) if is_known else None
     labelled = _labelled(corpus.given, rows[id(scored[0])], loop.device)
     floor = fit_floor(taught, target, len(corpus.classes), prior=prior, labelled=labelled)
     head = FloorHead((loop.network.text_encoder.width, loop.network.picture_encoder.width), len(corpus.classes))

@@ -25,6 +25,7 @@ from trainers.compute.precision import autocast_of, choose_kernels, choose_layou
 from trainers.encoders.weight_files import FrozenWeights
 from trainers.loop.bad_pictures import BadPictures
 from trainers.loop.batches import Batches
+from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.observer import Observer
 from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
@@ -79,7 +80,7 @@ class Loop:
         self.autocast = autocast_of(self.recipe, device)
         self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
-        warmup = decided(self.recipe.uacr.warmup) if self._uses_pseudo_labels else 0
+        warmup = decided(self.recipe.uacr.warmup) if self.uses_pseudo_labels else 0
         self.patience = Patience(self.recipe.train.patience, warmup)
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
         self.batches = Batches(card, corpus, labels, source, self.pseudo_labels, device)
@@ -90,6 +91,7 @@ class Loop:
         # Rows of the last two steps, by number: whether a step was finite is known one step later.
         self._slices: dict[int, StepSlice] = {}
         self.totals: dict[str, torch.Tensor] = {}  # sums of its terms over those steps
+        self.floor_labels: FloorLabels | None = None  # see trainers.loop.floor.start_from_floor
         self._compiles = self.recipe.train.compile  # in the first step
         self._next: tuple[EpochPlan, Feed[Fed]] | None = None  # of the next epoch, asked for before it begins
         self._build()
@@ -136,7 +138,7 @@ class Loop:
         return self.epoch >= self.epochs or self.patience.is_over(self.epoch)
 
     @property
-    def _uses_pseudo_labels(self) -> bool:
+    def uses_pseudo_labels(self) -> bool:
         return self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
 
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
@@ -232,7 +234,7 @@ class Loop:
         return self.batches.plan(self.epoch + ahead)
 
     def _next_plan_needs_scores(self) -> bool:
-        return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
+        return self.uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
 
     def ask_for_steps(self) -> None:
         """Have the first batches of the running epoch made, ahead of `run_epoch`."""
@@ -320,10 +322,10 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
 
-    def score(self) -> Scored:
-        return self._score()[0]
+    def score(self, floor: FloorLabels | None = None) -> Scored:
+        return self._score(floor)[0]
 
-    def _score(self) -> tuple[Scored, float]:
+    def _score(self, floor: FloorLabels | None = None) -> tuple[Scored, float]:
         """What the network says of the rows of `eval_plan`, and the seconds for which it lacked data."""
         parts, plan = self.batches.eval_plan()
         with self.batches.evaluate(list(plan.worker_batches(self.rank, self.world_size))) as feed:
@@ -337,6 +339,7 @@ class Loop:
                 autocast=self.autocast,
                 collector=self._collector(),
                 reference=ReferenceCollector(self.corpus, self.card.vocabulary, self.network),
+                floor=floor or self.floor_labels,
             )
         return scored, feed.waited
 
@@ -347,9 +350,9 @@ class Loop:
 
     def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
         """UACR after an epoch; its metrics."""
-        if not self._uses_pseudo_labels:
+        if not self.uses_pseudo_labels:
             return {}
         target = self.corpus.train[-1]
         return self.pseudo_labels.update(
-            self.epoch + 1, scored.of(target), self.batches.labels[target.start : target.stop]
+            self.epoch + 1, scored.votes(target), self.batches.labels[target.start : target.stop]
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets_manifest.records.corpus import Corpus, Part
 from trainers.compute.device_batches import Fed
 from trainers.loop.evaluation import classification_metrics
+from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.reference_records import ReferenceCollector
 from trainers.loop.validator_inputs import ValidatorInputsCollector
 from trainers.m2can.collective import Collective
@@ -24,13 +25,14 @@ from trainers.validators.checked import checked_metrics
 from trainers.validators.expected import expected_accuracy
 
 COLUMNS = ("label", "score", "prob", "variance")
+VOTES = ("voted_label", "voted_prob")  # by floor and network together, of the target's training rows; elsewhere zeros
 
 
 @dataclass(frozen=True)
 class Scored:
     """Of the rows of some parts, on every worker the same.
 
-    columns: COLUMNS by name, [rows of all parts]; 16 bytes a row in float32.
+    columns: COLUMNS by name, [rows of all parts]; 16 bytes a row in float32, 24 where the floor labels too (VOTES).
     parts: in the order of the columns' rows.
     target_mean_probs_C, target_mean_entropy: over the target's training rows.
     evidence: what the validators read.
@@ -46,6 +48,15 @@ class Scored:
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
         """The columns of one part."""
+        return {name: column for name, column in self._of(part).items() if name in COLUMNS}
+
+    def votes(self, part: Part) -> dict[str, np.ndarray]:
+        """The same of the target's training part, with labels and probabilities by floor and network where both vote."""
+        columns = self._of(part)
+        voted = dict(zip(("label", "prob"), VOTES, strict=True)) if VOTES[0] in columns else {}
+        return self.of(part) | {name: columns[vote] for name, vote in voted.items()}
+
+    def _of(self, part: Part) -> dict[str, np.ndarray]:
         start = 0
         for other in self.parts:
             if other is part:
@@ -66,6 +77,7 @@ def score_parts(
     autocast: Callable[[], AbstractContextManager[None]],
     collector: ValidatorInputsCollector,
     reference: ReferenceCollector,
+    floor: FloorLabels | None = None,
 ) -> Scored:
     """Score this worker's share of the rows of `parts` and exchange the results.
 
@@ -77,21 +89,30 @@ def score_parts(
         autocast: makes the context of a forward pass, as in training.
         collector: takes what the validators read.
         reference: takes what later records are compared with.
+        floor: labels the target's training rows too. None: the network alone does.
     """
     training = network.training
     network.eval()
     target_stop = parts[0].stop
     scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+    both: list[tuple[Tensor, Tensor]] = []  # logits of the floor and of the network
+    number = 0  # of this worker's rows
     sums = torch.zeros(network.num_classes + 2, dtype=torch.float64, device=device)
     for host, batch in batches:
+        floor_BC = None
         with autocast():
+            if floor is not None:
+                batch, floor_BC = floor.with_features(network, host.rows, batch)
             outputs = network(batch).single()
+        number += len(host.rows)
         collector.add(host.rows, outputs)
         reference.add(host, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
         # The target's rows come first, so that those of a batch stand at its beginning.
         in_target = int(((host.rows >= parts[0].start) & (host.rows < target_stop)).sum())
         if in_target:
+            if floor_BC is not None:
+                both.append((floor_BC[:in_target], logits_HBC.mean(0)[:in_target]))
             probs_BC = logits_HBC.mean(0).softmax(-1).double()[:in_target]
             entropy = torch.special.entr(probs_BC).sum()
             sums += torch.cat([probs_BC.sum(0), entropy[None], probs_BC.new_full((1,), in_target)])
@@ -101,6 +122,14 @@ def score_parts(
             column.append(value.to(torch.int32 if name == "label" else dtype))
     evidence, seen = collector.finish(collective), reference.finish(collective)
     network.train(training)
+    if floor is not None:
+        label_N = torch.zeros(number, dtype=torch.int32, device=device)
+        prob_N = torch.zeros(number, dtype=dtype, device=device)
+        if both:
+            floor_NC, network_NC = (torch.cat(same) for same in zip(*both, strict=True))
+            label, prob = floor.vote(floor_NC, network_NC, evidence)
+            label_N[: len(label)], prob_N[: len(label)] = label.to(torch.int32), prob.to(dtype)
+        scored |= {"voted_label": [label_N], "voted_prob": [prob_N]}
 
     mean = collective.sum_(sums).cpu().numpy()
     mean = mean[:-1] / max(mean[-1], 1.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+
+LEAST_KEPT = 0.1  # of a class's quota, whatever the threshold: no class with predictions stays empty
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,16 @@ def selection_rate(epoch: int, start: float, update: float) -> float:
 def select(
     label_N: np.ndarray, score_N: np.ndarray, rate: float, prior_C: np.ndarray, threshold: float = 0.0
 ) -> np.ndarray:
-    """Keep, of each predicted class c, the floor(rate·N·prior_c) highest scores.
+    """Keep, of each predicted class c, the floor(rate·N·prior_c) highest scores, its quota.
 
-    With the uniform prior 1/C this is the published rule. A pure function: ties go to the lower row.
+    With the uniform prior 1/C and no threshold this is the published rule. A pure function: ties go to the lower row.
 
     Args:
         label_N: predicted classes.
         score_N: higher is surer.
         rate: 0 to 1.
         prior_C: the classes' shares of the target, summing to 1.
-        threshold: rows with a lower score are left out.
+        threshold: rows with a lower score are left out, but for the best LEAST_KEPT of a class's quota.
 
     Returns:
         row numbers kept, ascending.
@@ -74,11 +77,18 @@ def select(
             continue
         # What is not a number comes last. A partition finds the last score that is kept, without sorting the others.
         below = np.nan_to_num(-score_N[rows], copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
-        last = np.partition(below, quota - 1)[quota - 1]
-        surer, equal = rows[below < last], rows[below == last]
-        best = np.concatenate([surer, equal[: quota - len(surer)]])
-        kept_N[best[score_N[best] >= threshold]] = True
+        best = rows[_smallest(below, quota)]
+        sure = best[score_N[best] >= threshold]
+        least = math.ceil(LEAST_KEPT * quota)
+        kept_N[sure if len(sure) >= least else rows[_smallest(below, least)]] = True
     return np.flatnonzero(kept_N)
+
+
+def _smallest(values_N: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` ≥ 1 smallest values; ties go to the lower place."""
+    last = np.partition(values_N, count - 1)[count - 1]
+    smaller, equal = np.flatnonzero(values_N < last), np.flatnonzero(values_N == last)
+    return np.concatenate([smaller, equal[: count - len(smaller)]])
 
 
 def uniform_prior(num_classes: int) -> np.ndarray:

@@ -62,10 +62,14 @@ class Uacr(Section):
     enabled: bool = Field(True, description="Without it the target has no pseudo labels.")
     threshold: Fraction = Field(
         0.0,
-        description="Lowest score of a pseudo label. Target samples with a lower score are left out, whatever the rate.",
+        description="Lowest score of a pseudo label. Target samples with a lower score are left out, whatever the rate, but for "
+        "a tenth of each class's part.",
     )
-    warmup: Count | None = Field(
-        1, description="Epochs before the first pseudo labels. `null`: three tenths of `train.epochs`."
+    warmup: Annotated[int, Field(ge=0)] | None = Field(
+        1,
+        description="Epochs before the first pseudo labels. 0: the floor gives the first ones, before the first epoch, and votes "
+        "in the later ones; with encoders that are trained, or without a floor, they begin after the first epoch. `null`: 0 "
+        "on frozen encoders if `uacr.prior` states shares, else three tenths of `train.epochs`.",
     )
     start: Fraction = Field(
         0.3,

@@ -4,7 +4,8 @@
    encoders, or pretrained encoders as a whole. A modality that is not read does not count. Of two encoders that are trained in
    different ways the later one in this list decides.
 2. As many epochs as make LEAST_STEPS steps, at least LEAST_EPOCHS and at most MOST_EPOCHS.
-3. Pseudo labels begin after three tenths of the epochs and grow to all of the target but a part by the last one.
+3. On frozen encoders, and where the target's class shares are stated, pseudo labels begin with the floor's, before the first
+   epoch; else after three tenths of the epochs. They grow to all of the target over seven tenths of the epochs.
 """
 
 from __future__ import annotations
@@ -81,10 +82,15 @@ def decide(recipe: Recipe, rows: int, before: Recipe | None = None) -> tuple[Rec
     trained = what_is_trained(recipe)
     steps = -(-(recipe.data.samples_per_epoch or rows) // recipe.train.batch_size)
     epochs = recipe.train.epochs or (before.train.epochs if before else None) or _epochs(LEAST_STEPS[trained], steps)
-    warmup = recipe.uacr.warmup or max(1, round(WARMUP_SHARE * epochs))
+    later = max(1, round(WARMUP_SHARE * epochs))  # where the network alone gives the first pseudo labels
+    from_floor = (
+        trained == "heads on frozen encoders" and recipe.uacr.prior != "uniform" and recipe.preset != "published"
+    )
+    stated = recipe.uacr.warmup
+    warmup = stated if stated is not None else 0 if from_floor else later
     found: dict[str, Any] = {f"optimizer.lr.{part}": rate for part, rate in RATES[trained].items()}
     found |= {"train.epochs": epochs, "uacr.warmup": warmup}
-    found |= {"uacr.update": min(1.0, round(GROWTH / max(1, epochs - warmup), 4))}
+    found |= {"uacr.update": min(1.0, round(GROWTH / max(1, epochs - (warmup or later)), 4))}
     if before is not None:
         found |= {key: value for key, value in before.flat().items() if key in found and value is not None}
     chosen: Tree = {}

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import torch
 
-from trainers.loop.floor import find_floor
+from trainers.loop.floor import find_floor, labels_by_floor, start_from_floor
+from trainers.loop.floor_labels import make_floor_labels, read_floor
 from trainers.loop.loop import Loop
+from trainers.loop.validator_inputs import validator_rows
+from trainers.m2can.floor import FloorHead
+from trainers.model.card import FLOOR
 from trainers.model.floor_files import floor_metrics, write_floor
+from trainers.store.run_store import RunStore
+from trainers.validators.inputs import spread
 from trainers.worker.session import Session
 
 _log = logging.getLogger(__name__)
@@ -37,6 +43,26 @@ def make_floor(loop: Loop, run: Path, session: Session) -> None:
     if loop.rank == 0 and (metrics := floor_metrics(run)) is not None:
         _log.info("the floor: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         session.post("floor", metrics)
+
+
+def take_floor(loop: Loop, run: Path, store: RunStore | None = None) -> None:
+    """Let the run's floor label the target, where the recipe asks for it. All workers call it together.
+
+    Args:
+        store: where the run lies, if not in a folder: the first worker brings the floor if this machine lacks it.
+    """
+    if not labels_by_floor(loop.recipe):
+        return
+    if store is not None and loop.rank == 0 and not (run / FLOOR).is_dir():
+        store.bring_part(FLOOR)
+    like = FloorHead((loop.network.text_encoder.width, loop.network.picture_encoder.width), len(loop.corpus.classes))
+    like.to(loop.device, loop.dtype)
+    found = read_floor(run, like) if loop.rank == 0 else None
+    rows = len(spread(validator_rows(loop.corpus, loop.batches.labels)[1]))
+    floor = make_floor_labels(found, loop.collective, like, rows)
+    if floor is not None:
+        loop.close()  # the first batches were asked for without the target
+        start_from_floor(loop, floor)
 
 
 def of_first_epoch(loop: Loop, run: Path) -> dict[str, float]:

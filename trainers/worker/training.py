@@ -44,7 +44,7 @@ from trainers.preflight.memory_hints import is_out_of_memory, where_it_ran_out
 from trainers.step.finite_check import NonFiniteLoss
 from trainers.step.profiling import StepProfile
 from trainers.store.run_store import RunStore
-from trainers.worker.floor import make_floor, of_first_epoch
+from trainers.worker.floor import make_floor, of_first_epoch, take_floor
 from trainers.worker.log_context import LogContext, log_name, worker_log
 from trainers.worker.reports import Reporter, StopRequested, evaluation_tensors, memory_metrics, report
 from trainers.worker.resume import resume
@@ -117,6 +117,8 @@ def train_worker(given: WorkerConfig, session: Session, runner: ActorHandle | No
                 make_floor(loop, given.folder, session)
                 if session.rank == 0:
                     given.send(FROZEN, ZERO_SHOT, FLOOR)
+        if given.floor:
+            take_floor(loop, given.folder, given.store)
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
             metrics |= memory_metrics(loop.device)

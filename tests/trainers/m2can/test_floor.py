@@ -57,6 +57,21 @@ def test_the_mean_prediction_is_the_prior(domains: list[Domain], shares: list[in
     assert mean.tolist() == pytest.approx((prior / prior.sum()).tolist(), abs=1e-6)
 
 
+def test_shares_that_are_not_known_shift_half_as_far(domains: list[Domain]) -> None:
+    *sources, (features, _) = domains
+    text = features["text"][torch.cat([torch.arange(60), torch.arange(1, 300, CLASSES)])]  # most are of one class
+    target = {"text": text, "picture": torch.zeros(len(text), 10)}
+    biases = []
+    for prior in (None, torch.ones(CLASSES)):
+        floor = fit_floor(sources, target, CLASSES, prior=prior, self_training=False)
+        biases.append(floor.bias)
+    logits = floor.logits(target) - floor.bias
+    start = 2 * biases[0] - biases[1]  # without a shift
+    shift = prior_shift(logits + start, torch.ones(CLASSES).double().log() - torch.tensor(CLASSES).log())
+    assert shift.abs().max() > 0.05
+    assert torch.allclose(biases[1] - start - (biases[1] - start).mean(), shift - shift.mean(), atol=1e-4)
+
+
 def test_a_single_source_gives_a_floor(domains: list[Domain]) -> None:
     source, _, (features, labels) = domains
     assert accuracy(fit_floor([source], features, CLASSES).logits(features), labels) > 0.9

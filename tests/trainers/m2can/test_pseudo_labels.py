@@ -68,6 +68,17 @@ def test_a_threshold_beside_the_rate() -> None:
     assert select(label, score, 0.2, np.array([1.0]), threshold=0.7).tolist() == [8, 9]
 
 
+def test_a_threshold_empties_no_class() -> None:
+    """A tenth of a class's quota stays: its best."""
+    label, score = (
+        np.repeat([0, 1, 2], 40),
+        np.concatenate([np.full(40, 0.9), np.linspace(0, 0.4, 40), np.full(40, 0.9)]),
+    )
+    kept = select(label, score, 1.0, uniform_prior(3), threshold=0.8)
+    assert np.bincount(label[kept]).tolist() == [40, 4, 40]
+    assert kept[label[kept] == 1].tolist() == [76, 77, 78, 79]
+
+
 def test_ties_go_to_the_lower_row() -> None:
     assert select(np.zeros(6, int), np.full(6, 0.5), 0.5, np.array([1.0])).tolist() == [0, 1, 2]
 

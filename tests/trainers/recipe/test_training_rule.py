@@ -71,6 +71,18 @@ def test_pseudo_labels_begin_after_three_tenths_and_ten_epochs_are_those_of_befo
     assert 0.9 < last_rate <= 1
 
 
+def test_on_frozen_encoders_with_known_shares_pseudo_labels_begin_with_the_floor() -> None:
+    shares, ten = {"prior": [2, 1]}, {"epochs": 10}
+    found, _ = decide(recipe(encoders=FROZEN, train=ten, uacr=shares), 100)
+    assert (found.uacr.warmup, found.uacr.update) == (0, 0.1)
+    for encoders, uacr in ((FROZEN, {}), (TINY, shares)):
+        assert decide(recipe(encoders=encoders, train=ten, uacr=uacr), 100)[0].uacr.warmup == 3
+    stated, _ = decide(recipe(encoders=FROZEN, train=ten, uacr=shares | {"warmup": 2}), 100)
+    assert (stated.uacr.warmup, stated.uacr.update) == (2, 0.0875)
+    before, _ = decide(recipe(encoders=FROZEN, train=ten, uacr=shares), 100, before=stated)  # a run that goes on
+    assert before.uacr.warmup == 2
+
+
 def test_what_is_stated_wins_and_the_note_names_what_was_chosen() -> None:
     given = recipe(encoders=TINY, optimizer={"lr": {"heads": 3e-4}}, train={"epochs": 7}, uacr={"warmup": 5})
     found, notes = decide(given, 60)

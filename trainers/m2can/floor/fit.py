@@ -2,8 +2,8 @@
 
 Every domain's features are standardised by that domain's own mean and deviation, so that a probe of the sources fits the
 target. How much a modality counts is learned from source to source: probes of all sources but one predict that one. The
-target's predictions are shifted until their mean is the assumed class prior. One round of self-training follows: a probe on
-both modalities, of the sources and of the target with its own sharpened predictions.
+target's predictions are shifted until their mean is the class prior, or half as far where the shares are not known. One round
+of self-training follows: a probe on both modalities, of the sources and of the target with its own sharpened predictions.
 
 Shapes: N rows, K features of a modality, C classes. All is computed in float64, on the device of the features, and is
 deterministic.
@@ -24,6 +24,7 @@ DECAY = 1.0  # of the mean cross-entropy's probe, on features of unit variance
 SOURCE_WEIGHT = 0.3  # of a source row against a target row in self-training
 LABELLED_WEIGHT = 3.0  # of a target row whose label is known against one without
 TEMPERATURE = 0.5  # that sharpens the target's predictions
+UNKNOWN_SHIFT = 0.5  # of the shift to equal shares where the target's shares are not known
 FOLDS = 5  # in which a single source predicts itself
 MOST_DECOMPOSED = 512  # of the target's rows, evenly spread, for the principal components
 _LEAST_DEVIATION = 1e-6
@@ -77,11 +78,12 @@ def fit_floor(
     Args:
         sources: features and labels [N] of each source.
         target: features of the target's training rows.
-        prior: [C], the classes' assumed shares in the target; None: all equal.
+        prior: [C], the classes' shares in the target; None: not known.
         self_training: whether the round of self-training follows.
         labelled: places among the target's rows and labels of those whose label is known, [n] each.
     """
     shares = torch.full((num_classes,), 1 / num_classes) if prior is None else prior
+    strength = UNKNOWN_SHIFT if prior is None else 1.0
     log_prior = (shares.double() / shares.sum()).log().to(sources[0][1].device)
     mean, deviation = _all_statistics(target)
     of_target = {name: (x.double() - mean[name]) / deviation[name] for name, x in target.items()}
@@ -100,7 +102,7 @@ def fit_floor(
         weight[name] = scale * probe
         bias = bias + scale * probe_bias
     logits = _logits(of_target, weight, bias)
-    shift = prior_shift(logits, log_prior)
+    shift = strength * prior_shift(logits, log_prior)
     bias = bias + shift
     if self_training:
         soft = ((logits + shift) / TEMPERATURE).softmax(1)
@@ -108,7 +110,7 @@ def fit_floor(
         if labelled is not None:
             soft[labelled[0]] = F.one_hot(labelled[1], num_classes).double()
             importance[labelled[0]] = LABELLED_WEIGHT
-        weight, bias = _self_trained(taught, of_target, soft, importance, log_prior)
+        weight, bias = _self_trained(taught, of_target, soft, importance, log_prior, strength)
     return Floor(weight, bias, mean, deviation, principal_components(of_target))
 
 
@@ -189,6 +191,7 @@ def _self_trained(
     soft_NC: Tensor,
     weight_N: Tensor,
     log_prior_C: Tensor,
+    strength: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
     names, num_classes = list(target), soft_NC.shape[1]
     domains = [*(features for features, _ in sources), target]
@@ -197,7 +200,7 @@ def _self_trained(
     importance = torch.cat([x.new_full((len(hard),), SOURCE_WEIGHT), weight_N])
     probe, bias = fit_probe(x, torch.cat([hard, soft_NC]), importance)
     weight = dict(zip(names, probe.split([target[name].shape[1] for name in names], 1), strict=True))
-    return weight, bias + prior_shift(_logits(target, weight, bias), log_prior_C)
+    return weight, bias + strength * prior_shift(_logits(target, weight, bias), log_prior_C)
 
 
 def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor | float = 0.0) -> Tensor:
