@@ -25,13 +25,17 @@ from datasets_manifest.records.corpus import Corpus, Part
 from datasets_manifest.records.sharded_table import ShardedTable, some_rows
 
 MOST_ASKED = 10_000  # pictures of a domain in a store
+ASKED_AGAIN = 100  # of those of a run that goes on
 _AT_A_TIME = 64
 _FEW = 16  # of a folder's files; more are looked up in its listing
 _ROWS = 65_536  # of the table, that are Python's objects at a time
 
 
-def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
+def require_pictures(corpus: Corpus, max_bad_fraction: float, *, again: bool = False) -> list[str]:
     """Check that the training pictures' files exist.
+
+    Args:
+        again: they were looked for when the run began: of those in a store, and of shards, ASKED_AGAIN a domain are asked for.
 
     Returns:
         a note for each domain that lacks some, or of which only some were looked at.
@@ -41,7 +45,7 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
     """
     notes = []
     for part in corpus.train:
-        rows, asked = _rows_to_ask(corpus, part)
+        rows, asked = _rows_to_ask(corpus, part, ASKED_AGAIN if again else MOST_ASKED)
         number, first = _lacking(corpus.table, rows)
         if asked < len(part):
             kind = "in shards" if isinstance(corpus.table, ShardedTable) else "with pictures in a store"
@@ -63,17 +67,17 @@ def require_pictures(corpus: Corpus, max_bad_fraction: float) -> list[str]:
     return notes
 
 
-def _rows_to_ask(corpus: Corpus, part: Part) -> tuple[np.ndarray, int]:
-    """Rows of the table, int64, in order, and their number: all of a part, or as many as may be asked for in a store, and of
-    shards."""
+def _rows_to_ask(corpus: Corpus, part: Part, most: int) -> tuple[np.ndarray, int]:
+    """Rows of the table, int64, in order, and their number: all of a part, or as many as have `most` pictures in a store, and
+    of shards."""
     if isinstance(corpus.table, ShardedTable):
-        drawn = part.start + some_rows(corpus.table.slice(part.start, len(part)), MOST_ASKED)
+        drawn = part.start + some_rows(corpus.table.slice(part.start, len(part)), most)
         return drawn, len(drawn)
     images = corpus.table["images"].slice(part.start, len(part))
     flat = pa.chunked_array([chunk.flatten() for chunk in images.chunks], pa.string())
-    if len(flat) <= MOST_ASKED or not storage.is_uri(flat[0].as_py()):
+    if len(flat) <= most or not storage.is_uri(flat[0].as_py()):
         return part.rows, len(part)
-    number = max(1, int(len(part) * MOST_ASKED / len(flat)))
+    number = max(1, int(len(part) * most / len(flat)))
     drawn = np.random.default_rng(0).choice(part.rows, number, replace=False)
     return np.sort(drawn), number
 

@@ -73,8 +73,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         ids = in_memory(of_target.select(["id"]))["id"].to_pylist()
         given = given_labels(recipe, ids, labels_of(of_target), corpus.classes, target.start)
         corpus = replace(corpus, given=given)
-    if folder is not None:
-        require_same_data(corpus, folder)
+    goes_on = folder is not None and require_same_data(corpus, folder)
     _check_against_data(recipe, corpus)
     start = find_start(recipe, runs, folder)
     before = recipe_of_run(folder) if folder is not None else None
@@ -86,7 +85,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         require_same_run(start, recipe, corpus)
     steps = -(-(data.samples_per_epoch or longest_source) // recipe.train.batch_size)
     warnings = [str(finding) for finding in before_start(recipe, steps)]
-    notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction) + chosen + warnings
+    notes = corpus.notes + require_pictures(corpus, data.max_bad_fraction, again=goes_on) + chosen + warnings
     return Inputs(recipe, corpus, notes, start, before)
 
 
@@ -161,15 +160,18 @@ def require_own_name(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def require_same_data(corpus: Corpus, folder: Path) -> None:
+def require_same_data(corpus: Corpus, folder: Path) -> bool:
     """A run goes on with the records that it began with: its checkpoints name them by their row.
+
+    Returns:
+        whether there is such a run; False also for one of an older version, which did not keep what it began with.
 
     Raises:
         InputError: records, labels or classes are others now.
     """
     file = folder / DATA
     if not file.is_file():
-        return
+        return False
     before, now = read_json(file), data_hashes(corpus)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
@@ -179,6 +181,7 @@ def require_same_data(corpus: Corpus, folder: Path) -> None:
             value=folder.name,
             wanted="the data as they were, or another name",
         )
+    return True
 
 
 def _check_against_data(recipe: Recipe, corpus: Corpus) -> None:

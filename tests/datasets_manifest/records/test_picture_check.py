@@ -81,6 +81,9 @@ def test_of_many_pictures_in_a_store_some_are_asked_for(client: Any, monkeypatch
     assert len(set(asked)) == 100
     with pytest.raises(InputError, match=r"of 100 records lack a picture file, .*at most a fraction of 0\.01"):
         require_pictures(corpus, 0.01)
+    monkeypatch.setattr(picture_check, "ASKED_AGAIN", 20)
+    asked.clear()
+    assert "in a store 20 were looked at" in require_pictures(corpus, 0.5, again=True)[0] and len(set(asked)) == 20
     monkeypatch.setattr(picture_check, "MOST_ASKED", 400)
     assert require_pictures(corpus, 0.1)[0].startswith("shop, train: 40 of 400 records lack")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

@@ -16,6 +16,7 @@ from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
 from trainers.m2can.batch import Batch, Outputs
 from trainers.m2can.collective import Collective
+from trainers.preflight import inputs
 from trainers.preflight.preparation import Prepared, claim, prepare
 from trainers.step.finite_check import NonFiniteLoss
 
@@ -101,7 +102,7 @@ def test_a_name_belongs_to_one_recipe(run: Prepared, tmp_path: Path) -> None:
     assert "differs in train.epochs" in str(caught.value)
 
 
-def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared_run(tmp_path, ["run.name=mine"])
     target = Path(first.recipe.data.target)
     rows = first.corpus.table.slice(first.corpus.train[-1].start, 4)
@@ -110,7 +111,12 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> None:
     claim(first)
     taught = prepared_run(tmp_path, ["run.name=taught", f"train.target_labels={few}"])
     claim(taught)
-    prepared_run(tmp_path, ["run.name=taught", f"train.target_labels={few}"])
+    seen: list[bool] = []  # whether pictures were looked for before
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "require_pictures", lambda corpus, most, again: seen.append(again) or [])
+        for name in ("taught", "another"):
+            prepared_run(tmp_path, [f"run.name={name}", f"train.target_labels={few}"])
+    assert seen == [True, False]
 
     few.write_text(few.read_text().replace(first.corpus.classes[0], first.corpus.classes[1]))
     with pytest.raises(InputError, match=r"began with other data \(train\.target_labels changed since\)"):
