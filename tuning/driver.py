@@ -23,13 +23,14 @@ from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.resources import most_resources, worker_resources
 from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 from trainers.journal.journal import Journal
-from trainers.journal.outcome import link_to, read_validator_inputs
+from trainers.journal.outcome import FloorResult, link_to, read_validator_inputs
 from trainers.model.card import load_card, model_folder
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe, stated_values
 from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
+from trainers.run_result import Result
 from trainers.tracking.address import require_folder_of_runs, resolve_tracking_uri, run_storage
 from trainers.tracking.mlflow_run import RunLink, close_children
 from trainers.tracking.provenance import job_tags
@@ -42,8 +43,8 @@ from tuning.report import draw_report, idle_lines, table
 from tuning.search import METRIC, scheduler, search_space
 from tuning.shared_features import share
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
-from tuning.trial import TrialJob, draw_report_of, placed_recipe, run_trial, train_run
-from tuning.trial_results import Trial, read_trials, result_tree
+from tuning.trial import TrialJob, draw_report_of, find_floor, placed_recipe, run_trial, train_run
+from tuning.trial_results import Trial, floor_line, read_trials, result_tree
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class SweepResult:
     best: None for a comparison. best_recipe: the file that `train` takes. registered: where the best model is.
     report: folder with the pictures. report_page: report.html in it. parent_run: the sweep's MLflow run.
     shared: the features that all trials were trained on, in words; None: each ran its encoders.
+    floor: of the best trial's recipe, chosen where no trial is better; None if its runs have none.
     """
 
     plan: SweepPlan
@@ -65,6 +67,7 @@ class SweepResult:
     tracking_uri: str | None
     parent_run: str | None
     shared: str | None = None
+    floor: FloorResult | None = None
 
     @property
     def report_page(self) -> Path:
@@ -72,7 +75,9 @@ class SweepResult:
 
     def table(self) -> str:
         """The trials and what was chosen, as text, and searched keys that cannot have acted."""
-        return "\n".join([table(self.plan.sweep, self.trials, self.best), *idle_lines(self.plan, self.trials)])
+        more = [floor_line(self.floor)] if self.floor else []
+        lines = [table(self.plan.sweep, self.trials, self.best), *more, *idle_lines(self.plan, self.trials)]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The `end` event that `m2can tune --json` prints."""
@@ -80,7 +85,7 @@ class SweepResult:
         return {
             "event": "end",
             "sweep": self.plan.sweep.name,
-            **result_tree(self.plan.sweep, self.trials, self.best),
+            **result_tree(self.plan.sweep, self.trials, self.best, self.floor),
             "shared_features": self.shared,
             "best_recipe": str(self.best_recipe) if self.best_recipe else None,
             "model_name": registered.model_name if registered else None,
@@ -149,15 +154,28 @@ def _run_claimed(
     if best is not None and "checkpoint" in best.content:  # leave_one_source_out has none of all sources
         link_to(Path(best.content["checkpoint"]), folder / "best")
         draw_report_of(job, best)
+    found = _floor_of(job, best) if best else None
+    floor = found[0] if found else None
     registered = None
     if uri:
-        registered = _register(plan, job, best, storage) if best else None
+        registered = _register(plan, job, best, storage, found) if best else None
     report = folder / "report"
-    draw_report(plan, trials, best, report, shared)
+    draw_report(plan, trials, best, report, shared, floor)
     if uri:
         _sender(plan, base, uri, storage, folder).finish("FINISHED", artifacts=report)
     shown = without_password(uri) if uri else None
-    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent, shared)
+    return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent, shared, floor)
+
+
+def _floor_of(job: TrialJob, best: Trial) -> tuple[FloorResult, Result] | None:
+    """Without one the sweep ends as it would, and says so."""
+    if "checkpoint" not in best.content:  # the last run of leave_one_source_out has its own
+        return None
+    try:
+        return find_floor(job, best)
+    except RunFailed as error:
+        print(f"note: no floor to compare with: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def choose_trial(plan: SweepPlan, base: Recipe, finished: list[Trial]) -> Trial:
@@ -258,22 +276,30 @@ def _write_best(plan: SweepPlan, base: Recipe, best: Trial, folder: Path) -> Pat
     return file
 
 
-def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path) -> TrackedRun:
-    """The best trial's model; after leave-one-source-out that of one more run, with all sources."""
+def _register(
+    plan: SweepPlan, job: TrialJob, best: Trial, storage: Path, found: tuple[FloorResult, Result] | None
+) -> TrackedRun:
+    """The best trial's model, or the floor where it was chosen; after leave-one-source-out that of one more run, with all
+    sources."""
     assert job.tracking_uri is not None
+    score = best.score
     if plan.sweep.objective == LEAVE_ONE_SOURCE_OUT:
         name = f"{plan.sweep.name}-best"
         result = train_run(job, placed_recipe(job, name, best.overrides), floor=True)
         checkpoint, epoch, numbers, tags = result.checkpoint, result.chosen_epoch, result.accuracies(), result.tags
         metrics = result.chosen_metrics
+    elif found is not None and found[0].chosen:
+        floor, result = found
+        name, checkpoint, epoch, metrics = result.run_name, floor.folder, 0, floor.metrics
+        numbers, tags, score = result.accuracies(), result.tags, metrics["selection/score"]
     else:
         content = best.content
         name, tags, epoch = best.name, content["tags"], int(content["chosen_epoch"])
         checkpoint = Path(content["checkpoint"])
         numbers = {key: content[key] for key in ("target_accuracy_chosen", "target_accuracy_last", "regret")}
-        found = {"selection/score": best.score, "source/val/accuracy": content.get("source_accuracy")}
-        metrics = {key: value for key, value in found.items() if value is not None}
-    tags = {**tags, "m2can.sweep_score": f"{best.score:.6f}"}
+        scores = {"selection/score": best.score, "source/val/accuracy": content.get("source_accuracy")}
+        metrics = {key: value for key, value in scores.items() if value is not None}
+    tags = {**tags, "m2can.sweep_score": f"{score:.6f}"}
     model = model_to_log(checkpoint, epoch, numbers, name, tags, metrics=metrics)
     experiment = load_card(model_folder(checkpoint)).recipe.tracking.experiment
     journal = Journal(str(job.folder / name / "journal"))

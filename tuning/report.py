@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 
 from datasets_manifest.files import whole_folder
+from trainers.journal.outcome import FloorResult
 from trainers.reports.page import REPORT
 from tuning import report_pictures as pictures
 from tuning.idle_keys import idle_keys
@@ -21,24 +22,37 @@ IMPORTANCE_TRIALS = 10
 
 
 def draw_report(
-    plan: SweepPlan, trials: list[Trial], best: Trial | None, report: Path, shared: str | None = None
+    plan: SweepPlan,
+    trials: list[Trial],
+    best: Trial | None,
+    report: Path,
+    shared: str | None = None,
+    floor: FloorResult | None = None,
 ) -> None:
     """Write table.md, sweep.json, the page and the pictures into the folder `report`; one that is there is replaced.
 
     Args:
         best: None in a comparison, or where no trial finished.
         shared: the features that all trials were trained on, in words.
+        floor: of the best trial's recipe, None if it has none.
     """
     with whole_folder(report, replace=True) as folder:
-        _draw(plan, trials, best, folder, shared)
+        _draw(plan, trials, best, folder, shared, floor)
 
 
-def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path, shared: str | None) -> None:
+def _draw(
+    plan: SweepPlan,
+    trials: list[Trial],
+    best: Trial | None,
+    folder: Path,
+    shared: str | None,
+    floor: FloorResult | None,
+) -> None:
     sweep = plan.sweep
     finished = [trial for trial in trials if trial.finished]
     (folder / "table.md").write_text(table(sweep, trials, best) + "\n", encoding="utf-8")
-    tree = json.dumps(result_tree(sweep, trials, best) | {"shared_features": shared}, indent=1, ensure_ascii=False)
-    (folder / "sweep.json").write_text(tree + "\n", encoding="utf-8")
+    tree = result_tree(sweep, trials, best, floor) | {"shared_features": shared}
+    (folder / "sweep.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     pictures.score_over_epochs(trials, best, folder / "score_over_epochs.png")
     shares: dict[str, float] = {}
     wide = None
@@ -51,7 +65,7 @@ def _draw(plan: SweepPlan, trials: list[Trial], best: Trial | None, folder: Path
         if shares:
             pictures.importance(shares, folder / "importance.png")
     (folder / REPORT).write_text(
-        sweep_page(plan, trials, best, shares, wide, idle_lines(plan, finished), shared), encoding="utf-8"
+        sweep_page(plan, trials, best, shares, wide, idle_lines(plan, finished), shared, floor), encoding="utf-8"
     )
 
 

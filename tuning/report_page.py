@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from datasets_manifest.errors import without_password
+from trainers.journal.outcome import FloorResult
 from trainers.reports.charts import FITTED, Chart, Scale, Series, curves, percent, plain
 from trainers.reports.page import render
 from trainers.reports.sections import versions
 from tuning.report_pictures import mean_and_deviation, measure, score_by_value, short
 from tuning.sweep import Choices, Sweep, SweepPlan
-from tuning.trial_results import Trial, result_tree, variant_rows
+from tuning.trial_results import Trial, floor_line, result_tree, variant_rows
 
 _SHOWN_CURVES = 8  # trials whose curves are drawn: as many as there are colours
 # By target labels, for the reader; no trial was chosen by them.
@@ -32,6 +33,7 @@ def sweep_page(
     wide: Chart | None,
     idle: list[str],
     shared: str | None = None,
+    floor: FloorResult | None = None,
 ) -> str:
     """The whole page.
 
@@ -40,6 +42,7 @@ def sweep_page(
         shares: importance of the searched keys, {} where it is not known.
         idle: a sentence for each searched key that cannot have acted.
         shared: the features that all trials were trained on, in words.
+        floor: of the best trial's recipe, None if it has none.
         wide: the comparison, or the parallel coordinates of a search; None where no trial finished.
     """
     sweep = plan.sweep
@@ -51,14 +54,15 @@ def sweep_page(
         "sweep.html",
         f"{'Comparison' if sweep.is_comparison else 'Sweep'} {sweep.name}",
         package="tuning",
-        verdict=_verdict(sweep, trials, best),
+        verdict=_verdict(sweep, trials, best, floor),
         contents={"overview": "What was done", **middle, "learning": "Learning curves", "trials": "All trials"},
         overview=[*_overview(plan, trials), ("shared by all trials", shared or "nothing: each ran its encoders")],
         variants=variants_table(sweep, trials) if sweep.is_comparison else None,
         labelled=any(trial.content.get("target_accuracy_chosen") is not None for trial in finished),
         best=best,
         objective=sweep.objective,
-        result=result_tree(sweep, trials, best),
+        result=result_tree(sweep, trials, best, floor),
+        floor=floor_line(floor) if floor else None,
         values=score_by_value(sweep, finished, best),
         wide=wide,
         importance=sorted(shares.items(), key=lambda pair: -pair[1]),
@@ -90,13 +94,14 @@ def _overview(plan: SweepPlan, trials: list[Trial]) -> list[tuple[str, str]]:
     return rows + versions()
 
 
-def _verdict(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
+def _verdict(sweep: Sweep, trials: list[Trial], best: Trial | None, floor: FloorResult | None) -> str:
     if not sweep.is_comparison:
         if best is None:
             return "No trial finished."
         accuracy = best.content.get("target_accuracy_chosen")
         said = f"score {plain(best.score)}" if accuracy is None else f"target accuracy {percent(accuracy)}"
-        return f"{best.name} is the best: {said}."
+        instead = "; no trial is better than the floor, which is the model" if floor and floor.chosen else ""
+        return f"{best.name} is the best: {said}{instead}."
     rows = [row for row in variant_rows(sweep, trials) if row["score"] is not None]
     if not rows:
         return "No trial finished."

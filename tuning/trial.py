@@ -22,7 +22,8 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.files import write_atomically
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
-from trainers.journal.outcome import read_validator_inputs
+from trainers.journal.outcome import FloorResult, compare_floor, read_validator_inputs
+from trainers.loop.floor import has_floor
 from trainers.recipe import Recipe
 from trainers.run_result import Result
 from trainers.tracking.mlflow_compat import PARENT_TAG
@@ -177,9 +178,9 @@ def train_run(
     """Train with an MLflow run below the sweep's; no model is registered.
 
     Args:
-        floor: whether a floor is found too. Trials are compared with each other: theirs would all be the same.
+        floor: whether a floor is found too. Trials have none: that of the best one is found after them (`find_floor`).
     """
-    tags = {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
+    tags = _tags(job)
     if job.packing.device is not None and not floor:
         device = torch.device(job.packing.device)
         return run_in_process(recipe, device, job.packing.cpus, observer=observer, stop=stop, tags=tags)
@@ -192,6 +193,26 @@ def train_run(
         register=False,
         floor=floor,
     )
+
+
+def find_floor(job: TrialJob, trial: Trial) -> tuple[FloorResult, Result] | None:
+    """The floor of a trial's recipe, in a run of its own below the sweep's, and whether it is preferred to the trial's chosen
+    epoch; None if its runs have none.
+
+    Raises RunFailed: there is no floor.
+    """
+    recipe = placed_recipe(job, trial.name, trial.overrides)
+    if not has_floor(recipe):
+        return None
+    result = run(recipe, tags=_tags(job), register=False, floor_only=True)
+    epoch = read_validator_inputs(Path(str(trial.content["checkpoint"])))
+    found = compare_floor(recipe, result.folder, epoch)
+    assert found is not None
+    return found, result
+
+
+def _tags(job: TrialJob) -> dict[str, str]:
+    return {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
 
 
 def draw_report_of(job: TrialJob, trial: Trial) -> None:

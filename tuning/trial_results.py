@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets_manifest.files import read_json
 from trainers.journal.journal import EpochRecord, Journal
+from trainers.journal.outcome import TARGET_ACCURACY, FloorResult
 from tuning.sweep import Sweep
 
 MEASURES = ("target_accuracy_chosen", "target_accuracy_last", "target_accuracy_oracle", "target_macro_f1")
@@ -59,8 +60,8 @@ def read_trials(folder: Path, sweep: Sweep) -> list[Trial]:
 
 
 def _is_part(name: str) -> bool:
-    """Whether this is a run within a trial, or the last run with the best recipe."""
-    return "-without-" in name or name.endswith("-best")
+    """Whether this is a run within a trial, the last run with the best recipe, or the floor's."""
+    return "-without-" in name or name.endswith(("-best", "-floor"))
 
 
 def _config_of(run: Path, sweep: Sweep) -> dict[str, Any]:
@@ -75,13 +76,16 @@ def _config_of(run: Path, sweep: Sweep) -> dict[str, Any]:
     return config
 
 
-def result_tree(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[str, Any]:
+def result_tree(
+    sweep: Sweep, trials: list[Trial], best: Trial | None, floor: FloorResult | None = None
+) -> dict[str, Any]:
     """The sweep's result as plain values."""
     rows = []
     for trial in trials:
         results = {key: trial.content.get(key) for key in _RESULTS}
         rows.append({"name": trial.name, "status": trial.status, "config": trial.config, **results})
     tree: dict[str, Any] = {"objective": sweep.objective, "trials": rows, "best": best.name if best else None}
+    tree["floor"] = None if floor is None else floor.numbers()
     if sweep.is_comparison:
         tree["variants"] = variant_rows(sweep, trials)
     elif best is not None:
@@ -90,6 +94,15 @@ def result_tree(sweep: Sweep, trials: list[Trial], best: Trial | None) -> dict[s
             tree["target_accuracy_best_trial"] = max(labelled)
             tree["regret"] = max(labelled) - best.content[MEASURES[0]]
     return tree
+
+
+def floor_line(floor: FloorResult) -> str:
+    """The floor beside the best trial, in a sentence; its accuracy by target labels is for the reader."""
+    accuracy, score = floor.metrics.get(TARGET_ACCURACY), floor.metrics.get("selection/score")
+    said = [f"score {score:.4g}"] if score is not None else []
+    said += [f"target accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
+    than = "no trial is better, it is the model" if floor.chosen else "the best trial is preferred"
+    return f"the floor, without training: {', '.join([*said, than])}"
 
 
 def variant_rows(sweep: Sweep, trials: list[Trial]) -> list[dict[str, Any]]:

@@ -54,7 +54,9 @@ def test_a_search_whose_driver_is_killed_goes_on_tracks_chooses_and_registers(tm
     runs = client.search_runs([client.get_experiment_by_name("m2can").experiment_id])
     nested = [run for run in runs if run.data.tags.get(PARENT_TAG) == outcome.parent_run]
     assert client.get_run(outcome.parent_run).data.tags["m2can.job"] == "tune-1"
-    assert len(runs) == 3 and len(nested) == 2 and {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 4 and len(nested) == 3 and {run.info.status for run in runs} == {"FINISHED"}
+    assert outcome.floor is not None and not outcome.floor.chosen  # encoders that start at random have no features yet
+    assert f"{outcome.best.name}-floor" in {run.info.run_name for run in nested}
     versions = client.search_model_versions("name = 'm2can-mountain'")
     assert len(versions) == 1 and versions[0].tags["m2can.run_name"] == outcome.best.name
     names = {item.path for item in client.list_artifacts(outcome.parent_run, "report")}

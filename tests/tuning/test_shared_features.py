@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -19,10 +21,15 @@ from datasets_manifest.features.feature_files import FeatureFolder
 from tests.trainers.tiny_run import make_loop
 from tests.tuning.sweeps import write_sweep
 from trainers.cluster.in_process import train_in_process, written_checkpoints
+from trainers.journal.outcome import FloorResult, compare_floor
 from trainers.model.trained_network import plain_weights
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import require_free
-from trainers.recipe import load_recipe, make_recipe
+from trainers.predictor import Predictor
+from trainers.recipe import Recipe, load_recipe, make_recipe
+from trainers.tracking.mlflow_compat import PARENT_TAG
+from trainers.tracking.mlflow_run import open_client
+from trainers.validators import ValidatorInputs
 from tuning.driver import _claim, _require_own_name, run_sweep
 from tuning.shared_features import FOLDER, why_not
 from tuning.sweep import SweepPlan, load_sweep
@@ -151,7 +158,11 @@ def test_trials_train_on_features_that_are_computed_once(tmp_path: Path, ray_clu
     assert outcome.best_recipe is not None
     assert load_recipe(outcome.best_recipe).encoders.features is None  # it runs without the sweep's folder
     assert json.loads((outcome.report / "sweep.json").read_text())["shared_features"] == outcome.shared
-    assert "shared by all trials" in outcome.report_page.read_text()
+    page, floor = outcome.report_page.read_text(), outcome.floor
+    assert "shared by all trials" in page and floor is not None and "the best trial is preferred" in page
+    told = json.loads((outcome.report / "sweep.json").read_text())["floor"]
+    assert told == floor.numbers() and told["target_accuracy"] is not None and not told["chosen"]
+    assert "the floor, without training: score" in outcome.table()
     thawed = [
         "encoders.text.freeze=none",
         "encoders.picture.freeze=none",
@@ -164,3 +175,28 @@ def test_trials_train_on_features_that_are_computed_once(tmp_path: Path, ray_clu
     again = run_sweep(made)
     assert again.shared == folder.described()
     assert [trial.content for trial in again.trials] == [trial.content for trial in outcome.trials]
+
+
+@pytest.mark.slow
+def test_where_no_trial_is_better_the_floor_is_the_model_of_the_sweep(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def prefers(recipe: Recipe, run: Path, epoch: ValidatorInputs) -> FloorResult | None:
+        found = compare_floor(recipe, run, epoch)
+        asked.append(found)
+        return replace(found, chosen=True) if found else None
+
+    monkeypatch.setattr("tuning.trial.compare_floor", prefers)
+    outcome = run_sweep(plan(tmp_path, GRID, [*FROZEN, "train.epochs=1", "selection.gate=1"]))
+    assert outcome.floor is not None and outcome.floor.chosen and len(asked) == 1
+    assert outcome.best is not None and "no trial is better than the floor" in outcome.report_page.read_text()
+    assert outcome.registered is not None and outcome.tracking_uri is not None
+    client = open_client(outcome.tracking_uri)
+    (version,) = client.search_model_versions("name = 'm2can-mountain'")
+    assert version.tags["m2can.run_name"] == f"{outcome.best.name}-floor" and version.tags["m2can.epoch"] == "0"
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags[PARENT_TAG] == outcome.parent_run
+    predicted = Predictor.load(outcome.floor.folder).predict(["a mountain above a lake"])  # of texts, not of features
+    assert predicted.probs.shape == (1, 3) and np.allclose(predicted.probs.sum(1), 1)

@@ -50,6 +50,8 @@ def tune(
         typer.echo(f"\nshared      {result.shared}")
     if result.best is not None:
         typer.echo(f"\nbest        {result.best.name}, by {plan.sweep.objective} without target labels")
+        if result.floor is not None and result.floor.chosen:
+            typer.echo("            no trial is better than the floor: the model is the floor")
         typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
         if result.shared is not None and (result.folder / "best").is_dir():
             thawed = " ".join(f"--set encoders.{tower}.freeze=none" for tower in ("text", "picture"))
