@@ -37,6 +37,7 @@ from benchmarks.small_data import line as small_line
 from benchmarks.source_free import table as source_free_table
 from benchmarks.speed import HEAD as SPEED_HEAD
 from benchmarks.speed import line as speed_line
+from benchmarks.trained_encoders import table as trained_encoders_table
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = "not measured yet; `python -m benchmarks.gpu` does it on a machine with a CUDA GPU."
@@ -275,6 +276,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "small_data": ("Little data", small_data),
     "comparison": ("Baselines, ablations and options", comparison_table),
     "choose_preset": ("Presets on seven data sets", choose_preset_table),
+    "trained_encoders": ("Trained encoders", trained_encoders_table),
     "expected": ("The expected accuracy", expected_table),
     "missing": ("Missing pictures", missing),
     "labels": ("A few labels", labels_table),

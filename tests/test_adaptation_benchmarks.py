@@ -1,10 +1,15 @@
-"""The tables of benchmarks.labels, source_free and choose_preset: means over targets, then data sets; what is said below them."""
+"""The tables of benchmarks.labels, source_free, choose_preset and trained_encoders: means over targets, then data sets; what is
+said below them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks import choose_preset, labels, source_free
+import pytest
+
+from benchmarks import choose_preset, labels, source_free, trained_encoders
+from trainers.preflight.preparation import prepare
 
 
 def test_labels_are_averaged_over_draws_then_targets() -> None:
@@ -66,3 +71,41 @@ def test_a_preset_is_judged_on_what_did_not_choose_it() -> None:
     assert (
         "| published (1) | 70.0 | 70.0 | **70.0** |" in told and "| 70.0 | 0.0 | +10.0, +10.0 |" in told
     )  # it has no floor
+
+
+def test_candidates_differ_by_their_method_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, _ = trained_encoders.SMALL_DATA["captions-150"]
+    monkeypatch.setitem(trained_encoders.SMALL_DATA, "captions-150", (write, 8))
+    monkeypatch.setattr("benchmarks.small_data.VAL", 8)
+    flat = {
+        name: prepare(trained_encoders.recipe_of("captions-150", 0, name, 0, tmp_path)).recipe.flat()
+        for name in trained_encoders.NAMES
+    }
+    product = flat[trained_encoders.PRODUCT]
+    assert product["data.target"] == str(trained_encoders.manifests_of("captions-150", tmp_path)[0])
+    for found in flat.values():
+        differing = {key.split(".")[0] for key in {**found, **product} if found.get(key) != product.get(key)}
+        assert differing <= {"preset", "objective", "uacr", "sam", "train", "checkpoint"}
+        assert all(found[key] == product[key] is not None for key in trained_encoders.SHARED)
+
+    run = trained_encoders.run_one("captions-150", 0, 0, trained_encoders.PRODUCT, tmp_path, ["train.epochs=2"])
+    assert len(run["all"]) == 2 and 0 <= run["chosen"] < 2 and 0 <= run["floor_all"] <= 1
+
+
+def test_trained_encoders_are_compared_with_training_on_the_sources() -> None:
+    def run(data: str, target: int, candidate: str, epochs: list[float]) -> dict[str, Any]:
+        found = {"data": data, "target": target, "seed": 0, "candidate": candidate, "chosen": 1, "all": epochs}
+        floor = {"floor_all": 0.4, "prefers_floor": target == 1}
+        return found | (floor if candidate == trained_encoders.PRODUCT else {})
+
+    runs = []
+    for data, more in (("shapes-300", 0.1), ("postcards-200", 0.2)):
+        for target in (0, 1):
+            runs.append(run(data, target, "source-only", [0.5, 0.5]))
+            runs.append(run(data, target, "recommended", [0.9, 0.5 + more * (1 - 2 * target)]))
+    told = trained_encoders.table({"runs": runs})
+    assert "| candidate | postcards-200 | shapes-300 | mean | regret | worst |" in told
+    assert "| recommended | 50.0 | 50.0 | **50.0** | 40.0 | -20.0 |" in told
+    assert "| floor on the random encoders' features | 40.0 | 40.0 | **40.0** | 0.0 | -10.0 |" in told
+    assert "preferred the floor in 2 of 4 runs, which changed the accuracy there by +5.0 points on average." in told
+    assert "| MCC |" not in told  # it has no runs
