@@ -23,9 +23,9 @@ from tests.tuning.sweeps import write_sweep
 from trainers.cluster.in_process import train_in_process, written_checkpoints
 from trainers.journal.outcome import FloorResult, compare_floor
 from trainers.model.trained_network import plain_weights
+from trainers.predictor import Predictor
 from trainers.preflight.preparation import prepare
 from trainers.preflight.run_lock import require_free
-from trainers.predictor import Predictor
 from trainers.recipe import Recipe, load_recipe, make_recipe
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.mlflow_run import open_client
