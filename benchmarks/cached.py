@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from datasets_manifest.stream.local_stream import LocalStream
 from datasets_manifest.stream.plan import StepSlice
 from datasets_manifest.stream.source import FeatureBatch
 from trainers.compute.device_batches import make_encoding, to_batch
-from trainers.loop.floor import FoundFloor, find_floor, labels_by_floor, start_from_floor
+from trainers.loop.floor import FoundFloor, find_floor, found_shares, labels_by_floor, start_from_floor
 from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.loop import Loop
 from trainers.loop.observer import Observer
@@ -242,13 +242,14 @@ class FloorOnWhole(FloorLabels):
         return batch, self.head(self.whole_NK[torch.from_numpy(rows)])[0]
 
 
-def floor_labels(found: FoundFloor, whole: CachedFeatures | None = None) -> FloorLabels:
+def floor_labels(found: FoundFloor, classes: Sequence[str], whole: CachedFeatures | None = None) -> FloorLabels:
     """A floor that labels the target. whole: the features that it was fitted to, if they are not the network's."""
     head, source = found.network.floor, found.evaluation[f"{PREFIX}source_probs_MC"].double().numpy()
     assert isinstance(head, FloorHead)
+    prior_C = found_shares(found.metrics, classes)
     if whole is None:
-        return FloorLabels(head, source)
-    return FloorOnWhole(head, source, whole_NK=torch.cat([whole.text_VNK[0], whole.picture_VNK[0]], 1))
+        return FloorLabels(head, source, prior_C)
+    return FloorOnWhole(head, source, prior_C, whole_NK=torch.cat([whole.text_VNK[0], whole.picture_VNK[0]], 1))
 
 
 def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FloorLabels | None = None) -> CachedLoop:
@@ -274,6 +275,6 @@ def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FloorLabels | N
         if floor is None:
             found = find_floor(loop)
             assert found is not None
-            floor = floor_labels(found)
+            floor = floor_labels(found, corpus.classes)
         start_from_floor(loop, floor)
     return loop

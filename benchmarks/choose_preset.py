@@ -43,19 +43,29 @@ def decay(weight: float) -> list[str]:
 
 # Preset, overrides, experiments. KNOWN_SHARES: the recipe states the target's class shares.
 KNOWN_SHARES = "uacr.prior"
+EQUAL = ["uacr.prior=uniform"]
 CANDIDATES: dict[str, tuple[str, list[str], list[str]]] = {
     "source-only": ("published", SOURCES, []),
     "MCC": ("published", [*SOURCES, "objective.mcc=1"], []),
     "published": ("published", [], []),
     "recommended": ("recommended", [], []),
-    "labels from the floor": ("recommended", ["uacr.warmup=0", "uacr.update=0.1"], []),
-    "labels from the floor, MCC 1": ("recommended", ["uacr.warmup=0", "uacr.update=0.1", "objective.mcc=1"], []),
+    "equal shares": ("recommended", EQUAL, []),
+    "labels from the floor": ("recommended", [*EQUAL, "uacr.warmup=0", "uacr.update=0.1"], []),
+    "labels from the floor, MCC 1": (
+        "recommended",
+        [*EQUAL, "uacr.warmup=0", "uacr.update=0.1", "objective.mcc=1"],
+        [],
+    ),
     "shares stated": ("recommended", [KNOWN_SHARES], []),
     "shares stated, without the floor": ("recommended", [KNOWN_SHARES, "uacr.warmup=3"], []),
     "published, decay 0.3": ("published", decay(0.3), []),
-    "recommended, decay 3": ("recommended", decay(3), []),
-    "floor at first": ("recommended", ["uacr.warmup=3"], ["floor-labels-at-first"]),
-    "soft labels, decay 3": ("recommended", ["uacr.warmup=1", "uacr.update=0.1", *decay(3)], ["floor-labels-soft"]),
+    "equal shares, decay 3": ("recommended", [*EQUAL, *decay(3)], []),
+    "floor at first": ("recommended", [*EQUAL, "uacr.warmup=3"], ["floor-labels-at-first"]),
+    "soft labels, decay 3": (
+        "recommended",
+        [*EQUAL, "uacr.warmup=1", "uacr.update=0.1", *decay(3)],
+        ["floor-labels-soft"],
+    ),
 }
 
 
@@ -84,13 +94,24 @@ def variant_of(features: CachedFeatures, target: int, variant: str, seed: int) -
     return found
 
 
+def prior_of(candidate: str) -> str:
+    """The override that says what its floor knows of the classes' shares."""
+    preset, overrides, _ = CANDIDATES[candidate]
+    stated = [key for key in overrides if key.startswith(KNOWN_SHARES)]
+    return next(iter(stated), "uacr.prior=auto" if preset == "recommended" else EQUAL[0])
+
+
 @lru_cache(maxsize=1)
 def case_of(
-    data: str, variant: str, target: int, seed: int, shares: bool, cache: Path
+    data: str, variant: str, target: int, seed: int, prior: str, cache: Path
 ) -> tuple[CachedFeatures, CachedFeatures, FoundFloor]:
-    """The features of a case as the network and as the floor has them, and the floor, which may know the classes' shares."""
+    """The features of a case as the network and as the floor has them, and the floor.
+
+    Args:
+        prior: an override: what the floor knows of the classes' shares.
+    """
     features, whole = (variant_of(each, target, variant, seed) for each in features_of(data, cache))
-    overrides = ["uacr.warmup=1", *([KNOWN_SHARES] if shares else [])]
+    overrides = ["uacr.warmup=1", prior]
     found = find_floor(cached_loop(whole, recipe_of(whole, "recommended", overrides, seed)))
     assert found is not None
     return features, whole, found
@@ -117,9 +138,10 @@ def recipe_of(features: CachedFeatures, preset: str, overrides: list[str], seed:
 def run_one(data: str, variant: str, target: int, seed: int, candidate: str, cache: Path) -> dict[str, Any]:
     """Target validation accuracy of every epoch and of the floor, and which of them was chosen."""
     preset, overrides, experiments = CANDIDATES[candidate]
-    features, whole, floor = case_of(data, variant, target, seed, KNOWN_SHARES in overrides, cache)
+    features, whole, floor = case_of(data, variant, target, seed, prior_of(candidate), cache)
     with applied(*experiments), patch("experiments.floor_labels.find_floor", lambda _: floor):
-        loop = cached_loop(features, recipe_of(features, preset, overrides, seed), floor_labels(floor, whole))
+        labels = floor_labels(floor, features.corpus.classes, whole)
+        loop = cached_loop(features, recipe_of(features, preset, overrides, seed), labels)
         evidence, epochs, everywhere = [], [], []
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
@@ -144,7 +166,15 @@ def run_one(data: str, variant: str, target: int, seed: int, candidate: str, cac
         "epochs": [round(metrics["target/val/accuracy"], 4) for metrics in epochs],
         "all": everywhere,
         "floor_all": floor_accuracy(floor, features.corpus.target),
+        "shares_error": shares_error(features, loop.pseudo_labels.prior()),
     }
+
+
+def shares_error(features: CachedFeatures, prior_C: np.ndarray) -> float:
+    """Of the class shares that the pseudo labels follow: sum of absolute differences to the target's own, 0 to 2."""
+    corpus = features.corpus
+    counts_C = np.bincount(corpus.labels[corpus.train[-1].rows], minlength=len(corpus.classes))
+    return round(float(np.abs(prior_C - counts_C / counts_C.sum()).sum()), 4)
 
 
 def floor_accuracy(floor: FoundFloor, target: str) -> float:
@@ -156,9 +186,9 @@ def floor_accuracy(floor: FoundFloor, target: str) -> float:
     return round(float((columns[0] == columns[1]).double().mean()), 4)
 
 
-FLOOR = "floor"
+FLOOR, ESTIMATED_FLOOR = "floor", "floor, shares estimated"
 # What a new preset has to beat; the preset that this table led to is judged against them.
-KNOWN = ("source-only", FLOOR, "MCC", "published")
+KNOWN = ("source-only", FLOOR, ESTIMATED_FLOOR, "MCC", "published")
 Case = tuple[str, str, int, int]  # data, variant, target, seed
 
 
@@ -173,8 +203,9 @@ def with_floor(runs: Sequence[dict[str, Any]]) -> dict[str, dict[Case, dict[str,
         given = floor if has_floor and run["prefers_floor"] else chosen
         best = max([*run["all"], floor] if has_floor else run["all"])
         found.setdefault(name, {})[case] = {"chosen": chosen, "given": given, "best": best}
-        if KNOWN_SHARES not in CANDIDATES[name][1]:
-            found.setdefault(FLOOR, {})[case] = dict.fromkeys(("chosen", "given", "best"), floor)
+        if prior_of(name) != KNOWN_SHARES:
+            of_floor = FLOOR if prior_of(name) == EQUAL[0] else ESTIMATED_FLOOR
+            found.setdefault(of_floor, {})[case] = dict.fromkeys(("chosen", "given", "best"), floor)
     return found
 
 
@@ -211,7 +242,7 @@ def table(content: dict[str, Any]) -> str:
     sets = [data for data in DATA if any(case[0] == data for case in found[FLOOR])]
     names = [
         name
-        for name in (FLOOR, *CANDIDATES)
+        for name in (FLOOR, ESTIMATED_FLOOR, *CANDIDATES)
         if {case[:3] for case in found.get(name, {})} == {case[:3] for case in found[FLOOR]}
     ]
     lines = [
@@ -236,7 +267,7 @@ def table(content: dict[str, Any]) -> str:
         seeds = len({case[3] for case in values})
         lines.append(f"| {name} ({seeds}) | {' | '.join(cells)} | {others[0]:+.1f}, {others[1]:+.1f} |")
     whole = [name for name in names if len(found[name]) == len(found[FLOOR])]  # of all seeds
-    fair = [name for name in whole if name == FLOOR or KNOWN_SHARES not in CANDIDATES[name][1]]
+    fair = [name for name in whole if name not in CANDIDATES or KNOWN_SHARES not in CANDIDATES[name][1]]
     chosen = left_out(found, fair, sets)
     cells = [f"{mean_of(found[name], 'chosen', data=data):.1f}" for data, name in chosen.items()]
     overall = np.mean([mean_of(found[name], "chosen", data=data) for data, name in chosen.items()])
@@ -249,8 +280,30 @@ def table(content: dict[str, Any]) -> str:
         + ". "
         "The best of source-only training, the floor, MCC alone and `published` is "
         f"{known}: {mean_of(found[known], 'chosen'):.1f}.",
+        "",
+        estimated_shares(content["runs"]),
     ]
     return "\n".join(lines)
+
+
+def estimated_shares(runs: Sequence[dict[str, Any]]) -> str:
+    """How far the class shares that `recommended` goes by are from the true ones, against equal ones, in a sentence."""
+    errors: dict[str, dict[Case, float]] = {"recommended": {}, "labels from the floor": {}}
+    for run in runs:
+        if run["candidate"] in errors and "shares_error" in run:
+            errors[run["candidate"]][run["data"], run["variant"], run["target"], run["seed"]] = run["shares_error"]
+    ours, equal = errors.values()
+    said = []
+    for variant, words in (("own", "own classes"), ("dirichlet", "resampled classes"), ("missing", "pictures missing")):
+        cases = [case for case in ours if case in equal and case[1].startswith(variant)]
+        if cases:
+            means = [float(np.mean([of[case] for case in cases])) for of in (ours, equal)]
+            changed = sum(ours[case] != equal[case] for case in cases)
+            said.append(f"{words} {means[0]:.2f} against {means[1]:.2f} (estimated in {changed} of {len(cases)})")
+    return (
+        "Class shares that `recommended` goes by (`uacr.prior: auto`), sum of absolute differences to the true ones, against "
+        f"those of equal shares: {', '.join(said)}."
+    )
 
 
 def main() -> None:

@@ -80,3 +80,5 @@ def test_packaged_sweeps_fit_a_recipe(tmp_path):
     baselines = load_sweep(packaged_sweep("baselines"), tmp_path / "recipe.yaml")  # every variant fits, or this raises
     published = baselines.recipe(baselines.sweep.variants["M2CAN published"])
     assert published.uacr == published.uacr.__class__() and published.objective == published.objective.__class__()
+    recommended = baselines.recipe(baselines.sweep.variants["M2CAN recommended"])
+    assert recommended.uacr == make_recipe({"data": {"sources": ["a"], "target": "b"}}).uacr

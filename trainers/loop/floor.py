@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from trainers.loop.reference_records import FactsCollector, reference_part, shuf
 from trainers.loop.scoring import COLUMNS
 from trainers.loop.validator_inputs import pairs, validator_rows
 from trainers.loop.zero_shot import joined, make_zero_shot
-from trainers.m2can.floor import Features, FloorHead, FloorNetwork, ZeroShotHead, fit_floor
+from trainers.m2can.floor import Features, FloorHead, FloorNetwork, ZeroShotHead, estimate_shares, fit_floor
 from trainers.m2can.network import features_of
 from trainers.m2can.pseudo_labels import score_samples
 from trainers.model.reference import Seen
@@ -41,6 +41,7 @@ from trainers.validators.mixing import SHARE
 # Of each part of each domain: they bound memory and time, and a probe with strong decay gains nothing from more.
 MOST_ROWS = 4096
 _SHOWN = tuple(f"{part}/val/{key}" for part in ("source", "target") for key in ("accuracy", "macro_f1"))
+SHARES = "shares/"  # before a class's name, among a floor's metrics
 _READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",)}
 
 
@@ -49,7 +50,7 @@ class FoundFloor:
     """A fitted floor.
 
     metrics: source and target validation accuracy and macro-F1, expected accuracy, score of the validator, seconds, by name;
-    accuracy and macro-F1 of the zero-shot classifier by `zero_shot/…`.
+    accuracy and macro-F1 of the zero-shot classifier by `zero_shot/…`, class shares that were estimated by `shares/<class>`.
     evaluation: its predictions, under the names that they have in a checkpoint; `<domain>/<split>/row` says which rows of a part
     it has where those are not all. zero_shot: the same of a zero-shot classifier; None: the network does not begin as a dual
     encoder.
@@ -66,12 +67,18 @@ def has_floor(recipe: Recipe) -> bool:
     return recipe.preset != "published" and recipe.target_takes_part and recipe.train.target_labels != "oracle"
 
 
+def found_shares(metrics: Mapping[str, float], classes: Sequence[str]) -> np.ndarray | None:
+    """The class shares that were estimated with a floor, [C]; None: they were not."""
+    shares = [metrics[f"{SHARES}{name}"] for name in classes if f"{SHARES}{name}" in metrics]
+    return np.array(shares) if shares else None
+
+
 def start_from_floor(loop: Loop, floor: FloorLabels) -> None:
     """Let the floor label the target: before the first step alone, then together with the network.
 
     All workers call it together, after a checkpoint was loaded, and before the first batches are asked for.
     """
-    loop.floor_labels = floor
+    loop.floor_labels, loop.pseudo_labels.found_prior = floor, floor.prior_C
     if not (loop.epoch or loop.steps_done):
         target = loop.corpus.train[-1]
         columns = loop.score(replace(floor, alone=True)).votes(target)
@@ -108,8 +115,10 @@ def find_floor(loop: Loop) -> FoundFloor | None:
         at = (known >= 0).nonzero().squeeze(1)
         taught.append(({name: x[at.to(x.device)] for name, x in of_part[id(part)].items()}, known[at].to(loop.device)))
     target = of_part[id(scored[0])]
-    is_known = loop.recipe.uacr.prior != "uniform"
-    prior = torch.from_numpy(loop.pseudo_labels.prior()) if is_known else None
+    stated = loop.recipe.uacr.prior
+    prior = torch.from_numpy(loop.pseudo_labels.prior()) if isinstance(stated, list) else None
+    if stated == "auto" and what_is_trained(loop.recipe) == "heads on frozen encoders":
+        prior = estimate_shares(taught, target, len(corpus.classes))
     labelled = _labelled(corpus.given, rows[id(scored[0])], loop.device)
     floor = fit_floor(taught, target, len(corpus.classes), prior=prior, labelled=labelled)
     head = FloorHead((loop.network.text_encoder.width, loop.network.picture_encoder.width), len(corpus.classes))
@@ -142,6 +151,8 @@ def find_floor(loop: Loop) -> FoundFloor | None:
     more = (
         {f"zero_shot/{key}": zero_shot.metrics[key] for key in _SHOWN if key in zero_shot.metrics} if zero_shot else {}
     )
+    if stated == "auto" and prior is not None:
+        more |= {f"{SHARES}{name}": float(share) for name, share in zip(corpus.classes, prior, strict=True)}
     metrics = found.metrics | more | {"time/floor_s": time.perf_counter() - started}
     return replace(found, metrics=metrics, zero_shot=zero_shot)
 

@@ -31,11 +31,13 @@ class FloorLabels:
     """A fitted floor that labels target rows.
 
     head: of the target's features. source_probs_MC: its predictions for the sources' validation rows: how sure it is.
+    prior_C: the target's class shares that were estimated with it; None: none were.
     alone: whether the network has no vote, since nothing is trained yet.
     """
 
     head: FloorHead
     source_probs_MC: np.ndarray
+    prior_C: np.ndarray | None = None
     alone: bool = False
 
     def with_features(self, network: M2CAN, rows: np.ndarray, batch: Batch) -> tuple[Batch, Tensor]:

@@ -14,6 +14,8 @@ from trainers.m2can.pseudo_labels import select, selection_rate, uniform_prior
 from trainers.recipe.base import decided
 from trainers.recipe.method_sections import Uacr
 
+_PRIOR = "class_shares"
+
 
 class PseudoLabels:
     """The target rows that have a pseudo label in the next epoch, the same on every worker.
@@ -23,13 +25,15 @@ class PseudoLabels:
         target: the target's training rows.
         classes: names, for metrics.
 
-    rows: row numbers in the table, ascending. labels: their classes.
+    rows: row numbers in the table, ascending. labels: their classes. found_prior: the class shares that were estimated for
+    `uacr.prior: auto`, [C]; None: there are none.
     """
 
     def __init__(self, uacr: Uacr, target: Part, classes: Sequence[str]) -> None:
         self.uacr, self.target, self.classes = uacr, target, classes
         self.rows = np.empty(0, np.int64)
         self.labels = np.empty(0, np.int64)
+        self.found_prior: np.ndarray | None = None
 
     def update(self, epoch: int, columns: Mapping[str, np.ndarray], true_N: np.ndarray) -> dict[str, float]:
         """Select anew after an epoch.
@@ -58,7 +62,9 @@ class PseudoLabels:
     def prior(self) -> np.ndarray:
         """The class shares that quotas follow, [C]."""
         given = self.uacr.prior
-        return np.array(given) / sum(given) if isinstance(given, list) else uniform_prior(len(self.classes))
+        if isinstance(given, list):
+            return np.array(given) / sum(given)
+        return uniform_prior(len(self.classes)) if self.found_prior is None else self.found_prior
 
     def pools(self) -> list[DomainPool]:
         """The target's rows of the next epoch: one pool, or none while there are no pseudo labels."""
@@ -66,10 +72,12 @@ class PseudoLabels:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Under the names that checkpoints have had since version 1."""
-        return {"kept_rows": torch.from_numpy(self.rows), "kept_labels": torch.from_numpy(self.labels)}
+        found = {} if self.found_prior is None else {_PRIOR: torch.from_numpy(self.found_prior)}
+        return {"kept_rows": torch.from_numpy(self.rows), "kept_labels": torch.from_numpy(self.labels), **found}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.rows, self.labels = state["kept_rows"].numpy(), state["kept_labels"].numpy()
+        self.found_prior = state[_PRIOR].numpy() if _PRIOR in state else None
 
     def _metrics(self, label_N: np.ndarray, selected: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
         """How many were selected, their classes and, for reports only, how many are right where the target has labels."""

@@ -69,7 +69,7 @@ class Uacr(Section):
         1,
         description="Epochs before the first pseudo labels. 0: the floor gives the first ones, before the first epoch, and votes "
         "in the later ones; with encoders that are trained, or without a floor, they begin after the first epoch. `null`: 0 "
-        "on frozen encoders if `uacr.prior` states shares, else three tenths of `train.epochs`.",
+        "on frozen encoders unless `uacr.prior` is `uniform`, else three tenths of `train.epochs`.",
     )
     start: Fraction = Field(
         0.3,
@@ -80,10 +80,10 @@ class Uacr(Section):
         0.3,
         description="What the rate grows by in each epoch; see `uacr.start`. `null`: 0.7 over the epochs after the warm-up.",
     )
-    prior: Literal["uniform"] | list[Positive] = Field(
+    prior: Literal["uniform", "auto"] | list[Positive] = Field(
         "uniform",
-        description="Class shares of the target, which the numbers of pseudo labels follow: `uniform`, or one number for "
-        "each class.",
+        description="Class shares of the target, which the numbers of pseudo labels follow: `uniform`, one number for each "
+        "class, or `auto`: on frozen encoders estimated with the floor, where the sources agree on them, else uniform.",
     )
 
 

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What helped on both data sets of benchmarks/comparison.py; SAM, which doubles a step's cost, did not.
     "recommended": {
-        "uacr": {"threshold": 0.8},
+        "uacr": {"threshold": 0.8, "prior": "auto"},
         "sam": {"rho": 0.0},
         "train": {"precision": "auto"},
         "checkpoint": {"keep": 10},  # a small data set may train for a hundred epochs

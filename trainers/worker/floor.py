@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from trainers.loop.floor import find_floor, labels_by_floor, start_from_floor
+from trainers.loop.floor import SHARES, find_floor, found_shares, labels_by_floor, start_from_floor
 from trainers.loop.floor_labels import make_floor_labels, read_floor
 from trainers.loop.loop import Loop
 from trainers.loop.validator_inputs import validator_rows
@@ -62,11 +64,21 @@ def take_floor(loop: Loop, run: Path, store: RunStore | None = None) -> None:
     floor = make_floor_labels(found, loop.collective, like, rows)
     if floor is not None:
         loop.close()  # the first batches were asked for without the target
-        start_from_floor(loop, floor)
+        start_from_floor(loop, replace(floor, prior_C=_found_prior(loop, run)))
+
+
+def _found_prior(loop: Loop, run: Path) -> np.ndarray | None:
+    """The first worker's on every worker."""
+    mine = found_shares(floor_metrics(run) or {}, loop.corpus.classes) if loop.rank == 0 else None
+    shares = torch.zeros(len(loop.corpus.classes), dtype=torch.float64, device=loop.device)
+    if mine is not None:
+        shares.copy_(torch.from_numpy(mine))
+    whole = loop.collective.sum_(shares).cpu().numpy()
+    return whole if whole.any() else None
 
 
 def of_first_epoch(loop: Loop, run: Path) -> dict[str, float]:
     """The floor's metrics as the first epoch's record has them, by `floor/…`; those of a zero-shot classifier and the seconds."""
     found = floor_metrics(run) if loop.rank == 0 and loop.epoch == 1 else None
-    plain = ("time/", "zero_shot/")
+    plain = ("time/", "zero_shot/", SHARES)
     return {name if name.startswith(plain) else f"floor/{name}": value for name, value in (found or {}).items()}

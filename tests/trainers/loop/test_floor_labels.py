@@ -20,6 +20,7 @@ from trainers.preflight.preparation import Prepared
 from trainers.recipe import apply_override, make_recipe
 from trainers.recipe.training_rule import decide
 from trainers.validators import ValidatorInputs
+from trainers.worker.floor import make_floor, take_floor
 
 FROZEN = [*(f"encoders.{name}.freeze=all" for name in ("text", "picture")), "encoders.picture.batch_norm=frozen"]
 OPTIONS = [*FROZEN, "uacr.warmup=0", "uacr.start=0.5", "train.epochs=3", "uacr.update=0.2"]
@@ -71,6 +72,44 @@ def test_the_target_takes_part_from_the_first_step_and_a_resumed_run_goes_the_sa
     assert np.array_equal(loop.pseudo_labels.rows, resumed.pseudo_labels.rows)
     weights, others = loop.network.state_dict(), resumed.network.state_dict()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_quotas_follow_the_shares_that_were_estimated_with_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = torch.tensor([0.1, 0.7, 0.2], dtype=torch.float64)
+    monkeypatch.setattr("trainers.loop.floor.estimate_shares", lambda *_: shares)
+    run = prepared_run(tmp_path, [*OPTIONS, "uacr.prior=auto", "uacr.threshold=0"])
+    loop, session = make_loop(run), Told()
+    make_floor(loop, tmp_path / "run", session)
+    take_floor(loop, tmp_path / "run")
+    assert loop.pseudo_labels.prior().tolist() == shares.tolist()
+    target, kept = loop.corpus.train[-1], np.bincount(loop.pseudo_labels.labels, minlength=3)
+    assert (kept <= np.floor(0.5 * len(target) * shares.numpy() + 1e-9)).all() and kept[1] > kept[0]
+    ((_, metrics),) = session.told
+    assert {name: x for name, x in metrics.items() if name.startswith("shares/")} == {
+        f"shares/{name}": share for name, share in zip(loop.corpus.classes, shares.tolist(), strict=True)
+    }
+    loop.save(tmp_path / "checkpoint", {})
+    added = make_loop(run)  # a run that adds epochs to this one has no floor
+    added.load(tmp_path / "checkpoint")
+    assert added.pseudo_labels.prior().tolist() == shares.tolist()
+
+    monkeypatch.setattr("trainers.loop.floor.estimate_shares", lambda *_: None)
+    plain = make_loop(run)
+    make_floor(plain, tmp_path / "other", session)
+    take_floor(plain, tmp_path / "other")
+    assert plain.pseudo_labels.prior().tolist() == [1 / 3] * 3 and len(plain.pseudo_labels.rows)
+
+
+class Told:
+    """A worker's session that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, float]]] = []
+
+    def post(self, kind: str, content: dict[str, float]) -> None:
+        self.told.append((kind, content))
 
 
 def test_both_vote_once_they_are_equally_sure() -> None:

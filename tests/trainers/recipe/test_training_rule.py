@@ -75,7 +75,8 @@ def test_on_frozen_encoders_with_known_shares_pseudo_labels_begin_with_the_floor
     shares, ten = {"prior": [2, 1]}, {"epochs": 10}
     found, _ = decide(recipe(encoders=FROZEN, train=ten, uacr=shares), 100)
     assert (found.uacr.warmup, found.uacr.update) == (0, 0.1)
-    for encoders, uacr in ((FROZEN, {}), (TINY, shares)):
+    assert decide(recipe(encoders=FROZEN, train=ten), 100)[0].uacr.warmup == 0  # they are estimated
+    for encoders, uacr in ((FROZEN, {"prior": "uniform"}), (TINY, shares), (TINY, {})):
         assert decide(recipe(encoders=encoders, train=ten, uacr=uacr), 100)[0].uacr.warmup == 3
     stated, _ = decide(recipe(encoders=FROZEN, train=ten, uacr=shares | {"warmup": 2}), 100)
     assert (stated.uacr.warmup, stated.uacr.update) == (2, 0.0875)

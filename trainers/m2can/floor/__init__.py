@@ -2,6 +2,7 @@
 
 from trainers.m2can.floor.fit import Features, Floor, fit_floor, principal_components
 from trainers.m2can.floor.network import FloorHead, FloorNetwork, Network
+from trainers.m2can.floor.shares import estimate_shares
 from trainers.m2can.floor.zero_shot import ZeroShotHead, class_features
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Network",
     "ZeroShotHead",
     "class_features",
+    "estimate_shares",
     "fit_floor",
     "principal_components",
 ]

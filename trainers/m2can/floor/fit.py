@@ -27,7 +27,7 @@ TEMPERATURE = 0.5  # that sharpens the target's predictions
 UNKNOWN_SHIFT = 0.5  # of the shift to equal shares where the target's shares are not known
 FOLDS = 5  # in which a single source predicts itself
 MOST_DECOMPOSED = 512  # of the target's rows, evenly spread, for the principal components
-_LEAST_DEVIATION = 1e-6
+LEAST_DEVIATION = 1e-6
 
 Features = Mapping[str, Tensor]  # by modality, [N, K]
 
@@ -48,11 +48,11 @@ class Floor:
 
     def logits(self, features: Features) -> Tensor:
         """[N, C] of rows of the target."""
-        return _logits(self.standardised(features), self.weight, self.bias)
+        return linear_logits(self.standardised(features), self.weight, self.bias)
 
     def projected(self, features: Features) -> Tensor:
         """The 64 leading principal components of rows, [N, 64]."""
-        return _logits(self.standardised(features), self.components)
+        return linear_logits(self.standardised(features), self.components)
 
     def standardised(self, features: Features) -> dict[str, Tensor]:
         """By modality, [N, K]: less the mean, over the deviation."""
@@ -87,21 +87,12 @@ def fit_floor(
     log_prior = (shares.double() / shares.sum()).log().to(sources[0][1].device)
     mean, deviation = _all_statistics(target)
     of_target = {name: (x.double() - mean[name]) / deviation[name] for name, x in target.items()}
-    taught = [({name: _standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
-
-    scales, bias = _modality_scales(taught, num_classes)
-    seen = list(taught)
+    taught = [({name: standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
+    known = None
     if labelled is not None and len(labelled[0]):
-        seen.append(({name: x[labelled[0]] for name, x in of_target.items()}, labelled[1]))
-    y = F.one_hot(torch.cat([labels for _, labels in seen]), num_classes).double()
-    importance = torch.ones_like(y[:, 0])
-    importance[sum(len(labels) for _, labels in taught) :] = LABELLED_WEIGHT
-    weight = {}
-    for name, scale in scales.items():
-        probe, probe_bias = fit_probe(torch.cat([features[name] for features, _ in seen]), y, importance)
-        weight[name] = scale * probe
-        bias = bias + scale * probe_bias
-    logits = _logits(of_target, weight, bias)
+        known = {name: x[labelled[0]] for name, x in of_target.items()}, labelled[1]
+    weight, bias = fit_probes(taught, num_classes, known)
+    logits = linear_logits(of_target, weight, bias)
     shift = strength * prior_shift(logits, log_prior)
     bias = bias + shift
     if self_training:
@@ -112,6 +103,27 @@ def fit_floor(
             importance[labelled[0]] = LABELLED_WEIGHT
         weight, bias = _self_trained(taught, of_target, soft, importance, log_prior, strength)
     return Floor(weight, bias, mean, deviation, principal_components(of_target))
+
+
+def fit_probes(
+    sources: Sequence[tuple[Features, Tensor]], num_classes: int, known: tuple[Features, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Weight by modality [C, K] and bias [C] of the probes of standardised sources, summed as much as each modality counts.
+
+    Args:
+        known: standardised features and labels [n] of target rows.
+    """
+    scales, bias = _modality_scales(sources, num_classes)
+    seen = [*sources, *([known] if known else [])]
+    y = F.one_hot(torch.cat([labels for _, labels in seen]), num_classes).double()
+    importance = torch.ones_like(y[:, 0])
+    importance[sum(len(labels) for _, labels in sources) :] = LABELLED_WEIGHT
+    weight = {}
+    for name, scale in scales.items():
+        probe, probe_bias = fit_probe(torch.cat([features[name] for features, _ in seen]), y, importance)
+        weight[name] = scale * probe
+        bias = bias + scale * probe_bias
+    return weight, bias
 
 
 def fit_probe(
@@ -200,10 +212,11 @@ def _self_trained(
     importance = torch.cat([x.new_full((len(hard),), SOURCE_WEIGHT), weight_N])
     probe, bias = fit_probe(x, torch.cat([hard, soft_NC]), importance)
     weight = dict(zip(names, probe.split([target[name].shape[1] for name in names], 1), strict=True))
-    return weight, bias + strength * prior_shift(_logits(target, weight, bias), log_prior_C)
+    return weight, bias + strength * prior_shift(linear_logits(target, weight, bias), log_prior_C)
 
 
-def _logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor | float = 0.0) -> Tensor:
+def linear_logits(features: Features, weight: Mapping[str, Tensor], bias: Tensor | float = 0.0) -> Tensor:
+    """[N, C] of standardised features."""
     return torch.as_tensor(bias + sum(features[name] @ matrix.T for name, matrix in weight.items()))
 
 
@@ -223,7 +236,7 @@ def principal_components(standardised: Features) -> dict[str, Tensor]:
 def _statistics(x_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation, [K]."""
     x = x_NK.double()
-    return x.mean(0), x.std(0, correction=0).clamp(min=_LEAST_DEVIATION)
+    return x.mean(0), x.std(0, correction=0).clamp(min=LEAST_DEVIATION)
 
 
 def _all_statistics(features: Features) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -232,7 +245,8 @@ def _all_statistics(features: Features) -> tuple[dict[str, Tensor], dict[str, Te
     return {name: mean for name, (mean, _) in found.items()}, {name: std for name, (_, std) in found.items()}
 
 
-def _standardised(x_NK: Tensor) -> Tensor:
+def standardised(x_NK: Tensor) -> Tensor:
+    """Less the mean, over the deviation, of its own rows."""
     mean, deviation = _statistics(x_NK)
     return (x_NK.double() - mean) / deviation
 
