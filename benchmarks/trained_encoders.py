@@ -103,18 +103,17 @@ def table(content: dict[str, Any]) -> str:
     """Markdown, in percent and points."""
     runs = content["runs"]
     found = by_candidate(runs)
-    cases = set(found[NAMES[0]])
+    cases = {case[:3] for case in found[NAMES[0]]}
     sets = [data for data in DATA if any(case[0] == data for case in cases)]
-    names = [name for name in (*NAMES, FLOOR) if set(found.get(name, {})) == cases]
-    seeds = len({case[3] for case in cases})
+    names = [name for name in (*NAMES, FLOOR) if {case[:3] for case in found.get(name, {})} == cases]
     floors = [run for run in runs if "floor_all" in run]
     preferred = [run for run in floors if run["prefers_floor"]]
     lines = [
         f"`tiny` encoders that start at random and are trained, on {len(sets)} generated data sets (the number in a name is the "
         "training records of a domain): target accuracy in percent of the epoch that is chosen without target labels, on all "
-        f"records of the target, mean over every domain as the target and over {seeds} seed{'s' * (seeds > 1)}. All candidates "
-        "have the same encoders, data, epochs, batches and rates, those of the training rule for random encoders; with its own "
-        "rates, made for pretrained encoders, `published` would hardly train these, so its row is its method, not its rates. "
+        "records of the target, mean over every domain as the target and over the seeds in brackets. All candidates have the "
+        "same encoders, data, epochs, batches and rates, those of the training rule for random encoders: the row of `published` "
+        "is its method, not its rates, which are for pretrained encoders. "
         "*Regret*: the best epoch, less the chosen one. *Worst*: the smallest difference to source-only training over the "
         "cases. `python -m benchmarks.trained_encoders --cache FOLDER --out benchmarks/results/trained_encoders.json`\n",
         f"| candidate | {' | '.join(sets)} | mean | regret | worst |",
@@ -127,7 +126,8 @@ def table(content: dict[str, Any]) -> str:
         regret = mean_of(values, "best") - mean
         against = worst(values, found[NAMES[0]], "chosen")
         shown = f"{name} on the random encoders' features" if name == FLOOR else name
-        lines.append(f"| {shown} | {' | '.join(cells)} | **{mean:.1f}** | {regret:.1f} | {against:+.1f} |")
+        cells += [f"**{mean:.1f}**", f"{regret:.1f}", f"{against:+.1f}"]
+        lines.append(f"| {shown} ({len({case[3] for case in values})}) | {' | '.join(cells)} |")
     lines += ["", f"The product preferred the floor in {len(preferred)} of {len(floors)} runs{_cost(preferred)}."]
     return "\n".join(lines)
 
