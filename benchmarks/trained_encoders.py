@@ -31,7 +31,7 @@ from trainers.validators import ValidatorInputs, choose_candidate, compare_with_
 DATA = ("postcards-200", "shapes-300", "captions-150")
 TARGETS = range(3)  # places of the domains
 PRODUCT = "recommended"
-NAMES = (*(name for name in KNOWN if name != FLOOR), PRODUCT)
+NAMES = (*(name for name in KNOWN if name in CANDIDATES), PRODUCT)  # the floors of KNOWN are not trained
 # What the training rule decides for the product, and all candidates share.
 SHARED = ("train.epochs", "train.batch_size", *(f"optimizer.lr.{part}" for part in RATES["random encoders"]))
 
