@@ -9,6 +9,7 @@ a floor, too, on the features of the random encoders. Runs that --out holds alre
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
@@ -115,7 +116,8 @@ def table(content: dict[str, Any]) -> str:
         "same encoders, data, epochs, batches and rates, those of the training rule for random encoders: the row of `published` "
         "is its method, not its rates, which are for pretrained encoders. "
         "*Regret*: the best epoch, less the chosen one. *Worst*: the smallest difference to source-only training over the "
-        "cases. `python -m benchmarks.trained_encoders --cache FOLDER --out benchmarks/results/trained_encoders.json`\n",
+        "cases, each the mean of its seeds. "
+        "`python -m benchmarks.trained_encoders --cache FOLDER --out benchmarks/results/trained_encoders.json`\n",
         f"| candidate | {' | '.join(sets)} | mean | regret | worst |",
         "|---|" + "---|" * (len(sets) + 3),
     ]
@@ -127,9 +129,15 @@ def table(content: dict[str, Any]) -> str:
         against = worst(values, found[NAMES[0]], "chosen")
         shown = f"{name} on the random encoders' features" if name == FLOOR else name
         cells += [f"**{mean:.1f}**", f"{regret:.1f}", f"{against:+.1f}"]
-        lines.append(f"| {shown} ({len({case[3] for case in values})}) | {' | '.join(cells)} |")
+        lines.append(f"| {shown} ({_seeds(values)}) | {' | '.join(cells)} |")
     lines += ["", f"The product preferred the floor in {len(preferred)} of {len(floors)} runs{_cost(preferred)}."]
     return "\n".join(lines)
+
+
+def _seeds(values: dict[Case, dict[str, float]]) -> str:
+    """How many a case has."""
+    counts = sorted(set(Counter(case[:3] for case in values).values()))
+    return "–".join(map(str, counts))
 
 
 def _cost(preferred: list[dict[str, Any]]) -> str:
