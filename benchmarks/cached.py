@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,29 @@ MOST_TOKENS = 256  # of a text: what the text encoder reads
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """Text and picture features [1 + STRONG_VIEWS, rows, width] of every row of a corpus; view 0 is the weak one."""
+    """Text and picture features [1 + STRONG_VIEWS, rows, width] of every row of a corpus; view 0 is the weak one.
+
+    whole_NK: what the picture encoder gives for the weak views, as it is; None: picture_VNK holds it. A floor takes it: it
+    standardises each feature, and principal components of small variance would weigh as much as those of large.
+    """
 
     corpus: Corpus
     card: ModelCard
     text_VNK: Tensor
     picture_VNK: Tensor
+    whole_NK: Tensor | None = None
+
+    def of_rows(self, rows: np.ndarray) -> CachedFeatures:
+        """Of some rows of the table; the corpus stays."""
+        at = torch.from_numpy(rows)
+        whole = None if self.whole_NK is None else self.whole_NK[at]
+        return replace(self, text_VNK=self.text_VNK[:, at], picture_VNK=self.picture_VNK[:, at], whole_NK=whole)
+
+    def for_floor(self) -> CachedFeatures:
+        """With the pictures' features as a floor takes them."""
+        if self.whole_NK is None:
+            return self
+        return replace(self, picture_VNK=self.whole_NK.expand(len(self.text_VNK), -1, -1), whole_NK=None)
 
 
 def frozen_encoders(folder: Path) -> dict[str, Any]:
@@ -108,19 +125,13 @@ def cache_features(manifests: list[Path], folder: Path, pixels: int) -> CachedFe
         with whole_file(file) as draft:
             save_file(tensors, draft)
     tensors = load_file(file)
-    return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"])
-
-
-def whole_pictures(features: CachedFeatures, file: Path) -> Tensor:
-    """What the picture encoder gives for the weak views of all rows, [N, K] as it is, kept in `file`.
-
-    A floor standardises each feature: principal components of small variance would weigh as much as those of large.
-    """
-    if not file.is_file():
-        picture = _weak_pictures(features.card, features.corpus)
-        with whole_file(file) as draft:
-            save_file({"picture": picture}, draft)
-    return load_file(file)["picture"]
+    of_whole = folder / f"whole-{pixels}-pixels.safetensors"
+    if not of_whole.is_file():
+        whole = _weak_pictures(prepared.card, prepared.corpus)
+        with whole_file(of_whole) as draft:
+            save_file({"picture": whole}, draft)
+    whole = load_file(of_whole)["picture"]
+    return CachedFeatures(prepared.corpus, prepared.card, tensors["text"], tensors["picture"], whole)
 
 
 @torch.inference_mode()
@@ -242,27 +253,41 @@ class FloorOnWhole(FloorLabels):
         return batch, self.head(self.whole_NK[torch.from_numpy(rows)])[0]
 
 
-def floor_labels(found: FoundFloor, classes: Sequence[str], whole: CachedFeatures | None = None) -> FloorLabels:
-    """A floor that labels the target. whole: the features that it was fitted to, if they are not the network's."""
+def _floor_labels(found: FoundFloor, features: CachedFeatures) -> FloorLabels:
+    """A floor that labels the target."""
     head, source = found.network.floor, found.evaluation[f"{PREFIX}source_probs_MC"].double().numpy()
     assert isinstance(head, FloorHead)
-    prior_C = found_shares(found.metrics, classes)
-    if whole is None:
+    prior_C = found_shares(found.metrics, features.corpus.classes)
+    if features.whole_NK is None:
         return FloorLabels(head, source, prior_C)
-    return FloorOnWhole(head, source, prior_C, whole_NK=torch.cat([whole.text_VNK[0], whole.picture_VNK[0]], 1))
+    return FloorOnWhole(head, source, prior_C, whole_NK=torch.cat([features.text_VNK[0], features.whole_NK], 1))
 
 
-def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FloorLabels | None = None) -> CachedLoop:
+def floor_found(features: CachedFeatures, recipe: Recipe) -> FoundFloor:
+    """As a run of the recipe finds it before its first step."""
+    found = find_floor(_plain_loop(features.for_floor(), with_all_values(features, recipe)))
+    assert found is not None
+    return found
+
+
+def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FoundFloor | None = None) -> CachedLoop:
     """A loop on one worker; sources of the corpus that the recipe does not name are left out.
 
     Args:
-        floor: labels the target where the recipe asks for a floor; None: that of these features.
+        floor: labels the target where the recipe asks for a floor; None: it is found.
     """
     recipe = with_all_values(features, recipe)
+    loop = _plain_loop(features, recipe)
+    if labels_by_floor(recipe):
+        start_from_floor(loop, _floor_labels(floor or floor_found(features, recipe), features))
+    return loop
+
+
+def _plain_loop(features: CachedFeatures, recipe: Recipe) -> CachedLoop:
     corpus, domains = features.corpus, [Path(path).parent.name for path in [*recipe.data.sources, recipe.data.target]]
     kept = [index for index, part in enumerate(corpus.train) if part.domain in domains]
     corpus = replace(corpus, train=[corpus.train[i] for i in kept], val=[corpus.val[i] for i in kept])
-    loop = CachedLoop(
+    return CachedLoop(
         replace(features.card, recipe=recipe),
         corpus,
         labels=corpus.labels,
@@ -271,10 +296,3 @@ def cached_loop(features: CachedFeatures, recipe: Recipe, floor: FloorLabels | N
         device=torch.device("cpu"),
         observer=Observer(),
     )
-    if labels_by_floor(recipe):
-        if floor is None:
-            found = find_floor(loop)
-            assert found is not None
-            floor = floor_labels(found, corpus.classes)
-        start_from_floor(loop, floor)
-    return loop

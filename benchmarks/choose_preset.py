@@ -20,14 +20,14 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.cached import CachedFeatures, cache_features, cached_loop, floor_labels, whole_pictures
+from benchmarks.cached import CachedFeatures, cache_features, cached_loop, floor_found
 from benchmarks.emoji import EDGE, WRITERS
-from benchmarks.expected import PIXELS, with_target
 from benchmarks.expected import features_of as features_of_four
+from benchmarks.expected import with_target
 from benchmarks.loops import KeptRuns, cases_parser
 from benchmarks.variants import COMMON, SOURCES
 from experiments.catalog import applied
-from trainers.loop.floor import FoundFloor, find_floor
+from trainers.loop.floor import FoundFloor
 from trainers.recipe import Recipe, apply_override, make_recipe
 from trainers.validators import ValidatorInputs, choose_candidate, compare_with_floor
 
@@ -70,17 +70,12 @@ CANDIDATES: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @lru_cache(maxsize=1)
-def features_of(data: str, cache: Path) -> tuple[CachedFeatures, CachedFeatures]:
-    """The features of a data set: those that the network learns from, and the weak views' as a floor takes them."""
+def features_of(data: str, cache: Path) -> CachedFeatures:
+    """The features of a data set."""
     if data in WRITERS:
         folder = cache / f"expected-{data}"
-        found = cache_features(WRITERS[data](folder, cache), cache / f"{folder.name}-features", EDGE)
-    else:
-        found = features_of_four(data, cache)
-    whole = whole_pictures(
-        found, cache / f"expected-{data}-features" / f"whole-{PIXELS.get(data, EDGE)}-pixels.safetensors"
-    )
-    return found, replace(found, picture_VNK=whole.expand(len(found.text_VNK), -1, -1))
+        return cache_features(WRITERS[data](folder, cache), cache / f"{folder.name}-features", EDGE)
+    return features_of_four(data, cache)
 
 
 def variant_of(features: CachedFeatures, target: int, variant: str, seed: int) -> CachedFeatures:
@@ -89,8 +84,11 @@ def variant_of(features: CachedFeatures, target: int, variant: str, seed: int) -
     found = with_target(features, target, shift, seed)
     if variant == "missing":
         draw = np.random.default_rng(seed)
-        gone = torch.from_numpy(draw.random(found.picture_VNK.shape[1]) < WITHOUT_PICTURES)
-        found = replace(found, picture_VNK=found.picture_VNK.masked_fill(gone[None, :, None], 0.0))
+        gone_N = torch.from_numpy(draw.random(found.picture_VNK.shape[1]) < WITHOUT_PICTURES)
+        picture, whole = found.picture_VNK.masked_fill(gone_N[None, :, None], 0.0), found.whole_NK
+        found = replace(
+            found, picture_VNK=picture, whole_NK=None if whole is None else whole.masked_fill(gone_N[:, None], 0.0)
+        )
     return found
 
 
@@ -104,17 +102,14 @@ def prior_of(candidate: str) -> str:
 @lru_cache(maxsize=1)
 def case_of(
     data: str, variant: str, target: int, seed: int, prior: str, cache: Path
-) -> tuple[CachedFeatures, CachedFeatures, FoundFloor]:
-    """The features of a case as the network and as the floor has them, and the floor.
+) -> tuple[CachedFeatures, FoundFloor]:
+    """The features of a case and the floor.
 
     Args:
         prior: an override: what the floor knows of the classes' shares.
     """
-    features, whole = (variant_of(each, target, variant, seed) for each in features_of(data, cache))
-    overrides = ["uacr.warmup=1", prior]
-    found = find_floor(cached_loop(whole, recipe_of(whole, "recommended", overrides, seed)))
-    assert found is not None
-    return features, whole, found
+    features = variant_of(features_of(data, cache), target, variant, seed)
+    return features, floor_found(features, recipe_of(features, "recommended", ["uacr.warmup=1", prior], seed))
 
 
 def shares_of(features: CachedFeatures) -> list[float]:
@@ -138,10 +133,9 @@ def recipe_of(features: CachedFeatures, preset: str, overrides: list[str], seed:
 def run_one(data: str, variant: str, target: int, seed: int, candidate: str, cache: Path) -> dict[str, Any]:
     """Target validation accuracy of every epoch and of the floor, and which of them was chosen."""
     preset, overrides, experiments = CANDIDATES[candidate]
-    features, whole, floor = case_of(data, variant, target, seed, prior_of(candidate), cache)
+    features, floor = case_of(data, variant, target, seed, prior_of(candidate), cache)
     with applied(*experiments), patch("experiments.floor_labels.find_floor", lambda _: floor):
-        labels = floor_labels(floor, features.corpus.classes, whole)
-        loop = cached_loop(features, recipe_of(features, preset, overrides, seed), labels)
+        loop = cached_loop(features, recipe_of(features, preset, overrides, seed), floor)
         evidence, epochs, everywhere = [], [], []
         while not loop.is_over:
             metrics, scored = loop.run_epoch()

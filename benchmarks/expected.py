@@ -91,8 +91,7 @@ def with_target(features: CachedFeatures, target: int, shift: float, seed: int) 
         start += len(kept)
     rows_R = np.concatenate(rows)
     corpus = replace(corpus, table=corpus.table.take(rows_R), train=found["train"], val=list(found["val"]))
-    at_R = torch.from_numpy(rows_R)
-    return CachedFeatures(corpus, features.card, features.text_VNK[:, at_R], features.picture_VNK[:, at_R])
+    return replace(features.of_rows(rows_R), corpus=corpus)
 
 
 def _resampled(rows_N: np.ndarray, labels_N: np.ndarray, shares_C: np.ndarray, draw: np.random.Generator) -> np.ndarray:

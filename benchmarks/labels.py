@@ -24,7 +24,7 @@ from benchmarks.loops import KeptRuns, cases_parser
 from benchmarks.variants import COMMON
 from datasets_manifest.records.target_labels import TargetLabels
 from services.labelling.suggest import most_worth, worth
-from trainers.m2can.floor import Features, Floor, fit_floor
+from trainers.m2can.floor import Features, Floor, estimate_shares, fit_floor
 from trainers.recipe import apply_override, make_recipe
 from trainers.validators import choose_candidate
 
@@ -37,6 +37,7 @@ OF_NETWORKS = (0, 3, 10)  # labels a class
 
 
 def views(features: CachedFeatures, rows: np.ndarray) -> Features:
+    """Of the weak views, by modality."""
     at = torch.from_numpy(rows)
     return {"text": features.text_VNK[0][at], "picture": features.picture_VNK[0][at]}
 
@@ -49,7 +50,8 @@ def floor_of(features: CachedFeatures, given: TargetLabels | None) -> Floor:
     labelled = None
     if given is not None:
         labelled = torch.from_numpy(given.rows - target.start), torch.from_numpy(given.labels)
-    return fit_floor(sources, views(features, target.rows), len(corpus.classes), labelled=labelled)
+    seen, classes = views(features, target.rows), len(corpus.classes)
+    return fit_floor(sources, seen, classes, prior=estimate_shares(sources, seen, classes), labelled=labelled)
 
 
 def suggested(features: CachedFeatures, floor: Floor, number: int) -> np.ndarray:
@@ -103,7 +105,8 @@ def network_accuracy(features: CachedFeatures, given: TargetLabels | None, seed:
 
 def runs_of(data: str, target: int, cache: Path, networks: bool, kept: KeptRuns) -> list[dict[str, Any]]:
     features = with_target(features_of(data, cache), target, 0.0, seed=0)
-    base = floor_of(features, None)
+    whole = features.for_floor()
+    base = floor_of(whole, None)
     rows = []
     model = "network" if networks else "floor"
     for a_class in OF_NETWORKS if networks else A_CLASS:
@@ -112,11 +115,9 @@ def runs_of(data: str, target: int, cache: Path, networks: bool, kept: KeptRuns)
             key = dict(zip(KEYS, (data, target, model, a_class, kind, seed), strict=True))
             if kept.has(**key) or (kind == "suggested" and seed > 0):
                 continue
-            given = labels_of(features, base, kind, a_class, seed)
+            given = labels_of(whole, base, kind, a_class, seed)
             found = (
-                network_accuracy(features, given, seed)
-                if networks
-                else floor_accuracy(features, floor_of(features, given))
+                network_accuracy(features, given, seed) if networks else floor_accuracy(whole, floor_of(whole, given))
             )
             rows.append(key | {"accuracy": round(found, 4)})
             print(*rows[-1].values(), flush=True)

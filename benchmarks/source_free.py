@@ -88,7 +88,6 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> list[dict[str,
     features = with_target(features_of(data, cache), target, shift, seed=0)
     corpus = features.corpus
     rows = corpus.val[-1].rows  # type: ignore[union-attr]
-    seen, judged = (tuple(views(features, part).values()) for part in (corpus.train[-1].rows, rows))
 
     def accuracy(network: Network) -> float:
         return round(float((labels_by(network, *judged) == corpus.labels[rows]).mean()), 4)
@@ -96,13 +95,15 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> list[dict[str,
     found = []
     for model in MODELS:
         start: Network
+        of_model = features if model == "network" else features.for_floor()
+        seen, judged = (tuple(views(of_model, part).values()) for part in (corpus.train[-1].rows, rows))
         if model == "network":
             start, _, seen_by_validators = trained(features, "published", SOURCES)
             expected = expected_accuracy(seen_by_validators)
             with_sources = round(trained(features, "recommended", [])[1], 4)
         else:
-            start, expected = floor_of_sources(features), None
-            with_sources = accuracy(network_of(features, floor_of(features, None)))
+            start, expected = floor_of_sources(of_model), None
+            with_sources = accuracy(network_of(of_model, floor_of(of_model, None)))
         adapted = adapted_network(start, *seen, seed=0)
         space = standardised(*seen)
         first, last = (labels_by(one, *seen) for one in (start, adapted))
