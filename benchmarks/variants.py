@@ -88,8 +88,9 @@ TRIED: dict[str, tuple[list[str], list[str]]] = {
     "+ sources by proximity": ([], ["sources-by-proximity"]),
     "+ gate": ([], ["gate"]),
 }
+# Before shares were estimated: pseudo labels began with the network's.
 TRIED_ON_RECOMMENDED: dict[str, tuple[list[str], list[str]]] = {
-    f"recommended + {name}": ([], [experiment])
+    f"recommended + {name}": (["uacr.prior=uniform"], [experiment])
     for name, experiment in (
         ("soft labels", "soft-labels"),
         ("centroids", "centroids"),

@@ -244,7 +244,7 @@ def send_findings(store: RunStore) -> None:
 
 
 def prepare_and_start_ray(recipe: Recipe) -> Prepared:
-    """`trainers.preflight.preparation.prepare`, then Ray: what is refused has started nothing.
+    """`trainers.preflight.preparation.prepare`, then Ray, whose object store takes the table: what is refused starts nothing.
 
     Raises:
         InputError: the recipe or its data are not right, or no cluster answers at `cluster.address`.
@@ -257,7 +257,9 @@ def prepare_and_start_ray(recipe: Recipe) -> Prepared:
 
     prepared = prepare(recipe, inputs)
     start_ray(recipe.cluster.address)
-    return prepared
+    from trainers.cluster.driver import in_object_store
+
+    return in_object_store(prepared)
 
 
 def _result(

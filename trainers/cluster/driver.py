@@ -68,6 +68,12 @@ def run_lock(prepared: Prepared, cpu_fraction: float | None = 1.0) -> Iterator[N
         yield
 
 
+def in_object_store(prepared: Prepared) -> Prepared:
+    """The same with its table in Ray's object store, which the corpus reads, too: this process holds no copy of its own."""
+    table = ray.put(prepared.corpus.table)
+    return replace(prepared, corpus=replace(prepared.corpus, table=ray.get(table)), table=table)
+
+
 def train(
     prepared: Prepared,
     *,
@@ -298,7 +304,7 @@ def worker_config(
     return WorkerConfig(
         card=prepared.card,
         corpus=replace(prepared.corpus, table=prepared.corpus.table.slice(0, 0)),
-        table=hand_over(prepared.corpus.table),
+        table=prepared.table or hand_over(prepared.corpus.table),
         cpu_part=cpu_fraction,
         monitor=monitor,
         trace=trace,

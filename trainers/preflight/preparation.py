@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,6 +37,9 @@ from trainers.store.run_store import RunStore, store_told
 from trainers.tracking.address import run_storage, run_store
 from trainers.tracking.provenance import data_hashes
 
+if TYPE_CHECKING:
+    import ray
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,7 +47,8 @@ class Prepared:
 
     recipe: with all values that the given one left to trainers.recipe.training_rule and to the encoder's card.
     pictures: how the picture encoder takes them, and who says so. start: what it starts from; None: from its encoders' own
-    weights, or from its checkpoints. taken: the network's tensors → those of the model whose weights they take.
+    weights, or from its checkpoints. taken: the network's tensors → those of the model whose weights they take. table: the
+    corpus's, in Ray's object store (`trainers.cluster.driver.in_object_store`); None: it is not there.
     """
 
     recipe: Recipe
@@ -58,6 +63,7 @@ class Prepared:
     pictures: str = ""
     start: Start | None = None
     taken: dict[str, str] = field(default_factory=dict)
+    table: ray.ObjectRef | None = None
 
     @property
     def store(self) -> RunStore | None:

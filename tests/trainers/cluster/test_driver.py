@@ -6,10 +6,12 @@ import json
 import re
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from datasets_manifest.errors import InputError
 from datasets_manifest.stream.local_stream import LocalStream
 from tests.trainers.tiny_run import make_loop, prepared_run, small_recipe
 from trainers.cluster import driver
-from trainers.cluster.driver import train
+from trainers.cluster.driver import in_object_store, train, worker_config
 from trainers.compute.device_batches import make_encoding
 from trainers.encoders.weight_files import read_tensors
 from trainers.failures import RunFailed, RunStopped
@@ -169,6 +171,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path,
     content = json.loads(written[0].read_text())
     assert set(content["ids"]) >= {"seaside", "city"}
     assert all(identity.startswith("seaside-train") for identity in content["ids"]["seaside"])
+
+
+def test_the_driver_reads_the_table_in_the_object_store(tmp_path: Path, ray_cluster: None) -> None:
+    prepared = prepared_run(tmp_path)
+    given: Any = prepared.corpus.table
+    table = given.select(["id", "texts"]).take(np.arange(20_000) % given.num_rows)
+    prepared, wanted = replace(prepared, corpus=replace(prepared.corpus, table=table)), table.slice(7, 2).to_pylist()
+    size, before = table.nbytes, pa.total_allocated_bytes()
+    del table
+    prepared = in_object_store(prepared)
+    assert before - pa.total_allocated_bytes() > 0.9 * size  # no copy of its own is left
+    shared: Any = prepared.corpus.table
+    assert shared.slice(7, 2).to_pylist() == wanted
+    assert worker_config(prepared, object(), floor=False).table is prepared.table  # it is not put there twice
 
 
 def test_missing_pictures_are_found_before_ray(tmp_path: Path) -> None:
