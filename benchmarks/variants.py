@@ -131,7 +131,8 @@ TRIED_NOTES = [
     "",
     "The estimated prior: one that is estimated again after every epoch sees what the selection by the last one taught, and "
     "classes vanish. It is estimated from calibrated predictions only until pseudo labels take part. What stands on "
-    "`recommended` here has equal shares and pseudo labels of the network alone, as the preset was then (84.5 and 80.0). After a single epoch "
-    "(`published`) the network is too weak for any estimate; with a slower start it holds on the icons and still costs nine "
-    'points on the postcards ("recommended + prior estimated"): where the classes\' shares are not known, uniform is safer.',
+    "`recommended` here has equal shares and pseudo labels of the network alone, as the preset was then (84.5 and 80.0). After a "
+    "single epoch (`published`) the network is too weak for any estimate; with a slower start it holds on the icons and still "
+    'costs nine points on the postcards ("recommended + prior estimated"). What is estimated with the floor, '
+    "where the sources agree, is another thing: `uacr.prior: auto`.",
 ]
