@@ -93,10 +93,7 @@ def main() -> None:
         part = prepared.corpus.val[-1]
         assert part is not None
         lacking = float((given.picture_VNK[0, part.rows] == 0).all(-1).double().mean())
-    means = [np.mean(row["accuracies"], 0) for row in rows]
-    gained = [round(float(x), 1) for x in np.subtract(means[-1], means[0])]
-    gains = {"gain_none": gained[0], "gain_most": gained[-1]}  # of the largest share, in points
-    content = {"train": TRAIN, "val": VAL, "seeds": list(SEEDS), "without_pictures": lacking, **gains, "rows": rows}
+    content = {"train": TRAIN, "val": VAL, "seeds": list(SEEDS), "without_pictures": lacking, "rows": rows}
     if arguments.out:
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
