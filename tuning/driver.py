@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import yaml
@@ -30,7 +32,6 @@ from trainers.preflight.run_lock import driver_lock, require_free
 from trainers.recipe import Recipe, stated_values
 from trainers.recipe.base import decided
 from trainers.reports.page import REPORT
-from trainers.run_result import Result
 from trainers.tracking.address import require_folder_of_runs, resolve_tracking_uri, run_storage
 from trainers.tracking.mlflow_run import RunLink, close_children
 from trainers.tracking.provenance import job_tags
@@ -43,8 +44,11 @@ from tuning.report import draw_report, idle_lines, table
 from tuning.search import METRIC, scheduler, search_space
 from tuning.shared_features import share
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
-from tuning.trial import TrialJob, draw_report_of, find_floor, placed_recipe, run_trial, train_run
+from tuning.sweep_floor import SweepFloor, compared_with, floor_before
+from tuning.trial import TrialJob, draw_report_of, placed_recipe, run_trial, train_run
 from tuning.trial_results import Trial, floor_line, read_trials, result_tree
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,8 @@ def _run_claimed(
     packing = pack(of_trials.recipe([]), resources, sweep.max_concurrent)
     fraction = (1 - DRIVER_CPUS * packing.concurrent / resources.get("CPU", 1.0)) / packing.concurrent
     job = TrialJob(of_trials, folder / "trials", fraction, uri, parent, packing)
+    floor_of_all = _unless_there_is_none(lambda: floor_before(job))
+    job = replace(job, floor=floor_of_all.checkpoint if floor_of_all else None)
     errors = _run_trials(plan, job, folder, epochs, base.cluster.max_failures)
     trials = read_trials(folder / "trials", sweep)
     finished = [trial for trial in trials if trial.finished]
@@ -154,11 +160,13 @@ def _run_claimed(
     if best is not None and "checkpoint" in best.content:  # leave_one_source_out has none of all sources
         link_to(Path(best.content["checkpoint"]), folder / "best")
         draw_report_of(job, best)
-    found = _floor_of(job, best) if best else None
-    floor = found[0] if found else None
+    beside = None
+    if best is not None and "checkpoint" in best.content:  # the last run of leave_one_source_out has its own
+        beside = _unless_there_is_none(partial(compared_with, job, best, floor_of_all))
+    floor = beside.compared if beside else None
     registered = None
     if uri:
-        registered = _register(plan, job, best, storage, found) if best else None
+        registered = _register(plan, job, best, storage, beside) if best else None
     report = folder / "report"
     draw_report(plan, trials, best, report, shared, floor)
     if uri:
@@ -167,12 +175,10 @@ def _run_claimed(
     return SweepResult(plan, folder, trials, best, best_recipe, registered, report, shown, parent, shared, floor)
 
 
-def _floor_of(job: TrialJob, best: Trial) -> tuple[FloorResult, Result] | None:
-    """Without one the sweep ends as it would, and says so."""
-    if "checkpoint" not in best.content:  # the last run of leave_one_source_out has its own
-        return None
+def _unless_there_is_none(find: Callable[[], Found | None]) -> Found | None:
+    """A floor. Without one the sweep goes on, and says so."""
     try:
-        return find_floor(job, best)
+        return find()
     except RunFailed as error:
         print(f"note: no floor to compare with: {error}", file=sys.stderr, flush=True)
         return None
@@ -276,9 +282,7 @@ def _write_best(plan: SweepPlan, base: Recipe, best: Trial, folder: Path) -> Pat
     return file
 
 
-def _register(
-    plan: SweepPlan, job: TrialJob, best: Trial, storage: Path, found: tuple[FloorResult, Result] | None
-) -> TrackedRun:
+def _register(plan: SweepPlan, job: TrialJob, best: Trial, storage: Path, floor: SweepFloor | None) -> TrackedRun:
     """The best trial's model, or the floor where it was chosen; after leave-one-source-out that of one more run, with all
     sources."""
     assert job.tracking_uri is not None
@@ -288,9 +292,9 @@ def _register(
         result = train_run(job, placed_recipe(job, name, best.overrides), floor=True)
         checkpoint, epoch, numbers, tags = result.checkpoint, result.chosen_epoch, result.accuracies(), result.tags
         metrics = result.chosen_metrics
-    elif found is not None and found[0].chosen:
-        floor, result = found
-        name, checkpoint, epoch, metrics = result.run_name, floor.folder, 0, floor.metrics
+    elif floor is not None and floor.compared.chosen:
+        result, metrics = floor.result, floor.compared.metrics
+        name, checkpoint, epoch = result.run_name, result.checkpoint, 0
         numbers, tags, score = result.accuracies(), result.tags, metrics["selection/score"]
     else:
         content = best.content

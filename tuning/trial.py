@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,11 +20,11 @@ import torch
 from ray import tune
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.files import write_atomically
+from datasets_manifest.files import whole_folder, write_atomically
 from trainers.failures import RunFailed, RunStopped
 from trainers.journal.journal import EpochRecord, Journal
-from trainers.journal.outcome import FloorResult, compare_floor, read_validator_inputs
-from trainers.loop.floor import has_floor
+from trainers.journal.outcome import read_validator_inputs
+from trainers.model.card import FLOOR
 from trainers.recipe import Recipe
 from trainers.run_result import Result
 from trainers.tracking.mlflow_compat import PARENT_TAG
@@ -41,7 +42,7 @@ class TrialJob:
     """What all trials of a sweep share.
 
     folder: where their runs go. cpu_fraction: part of the cluster a trial may take, 0 to 1. parent: MLflow run of the sweep.
-    packing: what a trial takes, and where it trains.
+    packing: what a trial takes, and where it trains. floor: the folder of that of all trials; None: each that needs one finds it.
     """
 
     plan: SweepPlan
@@ -50,6 +51,7 @@ class TrialJob:
     tracking_uri: str | None
     parent: str | None
     packing: Packing
+    floor: Path | None = None
 
 
 def run_trial(config: dict[str, Any], job: TrialJob) -> None:
@@ -130,6 +132,7 @@ def _target_run(
             report({"epoch": record.epoch, "score": _score_so_far(job, name), "finished": False})
 
     recipe = placed_recipe(job, name, overrides)
+    _take_floor(job, job.folder / name)
     result = train_run(job, recipe, ReportEpochs(), nullcontext(stop))
     return {
         "score": epoch_score(recipe.selection.validator, read_validator_inputs(result.checkpoint)),
@@ -141,6 +144,13 @@ def _target_run(
         **result.accuracies(),
         "tags": dict(result.tags),
     }
+
+
+def _take_floor(job: TrialJob, trial: Path) -> None:
+    """Give a trial's run the floor of all trials, unless it has one."""
+    if job.floor is not None and not (trial / FLOOR).is_dir():
+        with whole_folder(trial / FLOOR) as draft:
+            shutil.copytree(job.floor, draft, dirs_exist_ok=True)
 
 
 def _leave_each_source_out(job: TrialJob, name: str, overrides: list[str]) -> dict[str, Any]:
@@ -178,9 +188,10 @@ def train_run(
     """Train with an MLflow run below the sweep's; no model is registered.
 
     Args:
-        floor: whether a floor is found too. Trials have none: that of the best one is found after them (`find_floor`).
+        floor: whether a floor may be chosen in the place of an epoch. A trial's may not: it is compared with the best trial alone
+            (tuning.sweep_floor).
     """
-    tags = _tags(job)
+    tags = tags_of(job)
     if job.packing.device is not None and not floor:
         device = torch.device(job.packing.device)
         return run_in_process(recipe, device, job.packing.cpus, observer=observer, stop=stop, tags=tags)
@@ -195,23 +206,8 @@ def train_run(
     )
 
 
-def find_floor(job: TrialJob, trial: Trial) -> tuple[FloorResult, Result] | None:
-    """The floor of a trial's recipe, in a run of its own below the sweep's, and whether it is preferred to the trial's chosen
-    epoch; None if its runs have none.
-
-    Raises RunFailed: there is no floor.
-    """
-    recipe = placed_recipe(job, trial.name, trial.overrides)
-    if not has_floor(recipe):
-        return None
-    result = run(recipe, tags=_tags(job), register=False, floor_only=True)
-    epoch = read_validator_inputs(Path(str(trial.content["checkpoint"])))
-    found = compare_floor(recipe, result.folder, epoch)
-    assert found is not None
-    return found, result
-
-
-def _tags(job: TrialJob) -> dict[str, str]:
+def tags_of(job: TrialJob) -> dict[str, str]:
+    """Those of every run below the sweep's."""
     return {"m2can.sweep": job.plan.sweep.name} | ({PARENT_TAG: job.parent} if job.parent else {})
 
 

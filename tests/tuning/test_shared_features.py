@@ -21,6 +21,7 @@ from datasets_manifest.features.feature_files import FeatureFolder
 from tests.trainers.tiny_run import make_loop
 from tests.tuning.sweeps import write_sweep
 from trainers.cluster.in_process import train_in_process, written_checkpoints
+from trainers.encoders.weight_files import WEIGHTS
 from trainers.journal.outcome import FloorResult, compare_floor
 from trainers.model.trained_network import plain_weights
 from trainers.predictor import Predictor
@@ -188,14 +189,19 @@ def test_where_no_trial_is_better_the_floor_is_the_model_of_the_sweep(
         asked.append(found)
         return replace(found, chosen=True) if found else None
 
-    monkeypatch.setattr("tuning.trial.compare_floor", prefers)
+    monkeypatch.setattr("tuning.sweep_floor.compare_floor", prefers)
     outcome = run_sweep(plan(tmp_path, GRID, [*FROZEN, "train.epochs=1", "selection.gate=1"]))
     assert outcome.floor is not None and outcome.floor.chosen and len(asked) == 1
+    weights = {
+        (outcome.folder / "trials" / name / "floor" / "model" / WEIGHTS).read_bytes()
+        for name in ("trial-floor", *(trial.name for trial in outcome.trials))
+    }
+    assert len(weights) == 1  # found once, and the first pseudo labels are its
     assert outcome.best is not None and "no trial is better than the floor" in outcome.report_page.read_text()
     assert outcome.registered is not None and outcome.tracking_uri is not None
     client = open_client(outcome.tracking_uri)
     (version,) = client.search_model_versions("name = 'm2can-mountain'")
-    assert version.tags["m2can.run_name"] == f"{outcome.best.name}-floor" and version.tags["m2can.epoch"] == "0"
+    assert version.tags["m2can.run_name"] == "trial-floor" and version.tags["m2can.epoch"] == "0"
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED" and run.data.tags[PARENT_TAG] == outcome.parent_run
     predicted = Predictor.load(outcome.floor.folder).predict(["a mountain above a lake"])  # of texts, not of features
