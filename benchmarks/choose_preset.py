@@ -58,7 +58,6 @@ CANDIDATES: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "shares stated": ("recommended", [KNOWN_SHARES], []),
     "shares stated, without the floor": ("recommended", [KNOWN_SHARES, "uacr.warmup=3"], []),
-    "published, decay 0.3": ("published", decay(0.3), []),
     "equal shares, decay 3": ("recommended", [*EQUAL, *decay(3)], []),
     "floor at first": ("recommended", [*EQUAL, "uacr.warmup=3"], ["floor-labels-at-first"]),
     "soft labels, decay 3": (

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from trainers.m2can.floor.shares import most_likely_shares
 
 _TEMPERATURES = np.geomspace(0.1, 10, 81)
 
@@ -26,25 +29,8 @@ def sharpen(probs_NC: np.ndarray, temperature: float) -> np.ndarray:
     return (np.exp(logits_NC) / np.exp(logits_NC).sum(1, keepdims=True)).clip(1e-12)
 
 
-def estimate_prior(
-    probs_NC: np.ndarray,
-    source_prior_C: np.ndarray,
-    iterations: int = 200,
-) -> np.ndarray:
-    """The target's class shares by expectation-maximisation on the classifier's probabilities.
-
-    Source: Saerens, Latinne and Decaestecker, Neural Computation 14 (2002).
-
-    Args:
-        probs_NC: calibrated probabilities of a classifier trained under `source_prior_C`.
-        source_prior_C: class shares of what it was trained on, each above 0.
-    """
-    prior = source_prior_C.astype(np.float64)
-    for _ in range(iterations):
-        posterior = probs_NC * (prior / source_prior_C)
-        posterior /= posterior.sum(1, keepdims=True)
-        after = posterior.mean(0)
-        if np.abs(after - prior).max() < 1e-8:
-            return after
-        prior = after
-    return prior
+def estimate_prior(probs_NC: np.ndarray, source_prior_C: np.ndarray) -> np.ndarray:
+    """The target's class shares, [C], as trainers.m2can.floor.shares.most_likely_shares finds them."""
+    shares_C = most_likely_shares(torch.from_numpy(probs_NC.astype(np.float64)), torch.from_numpy(source_prior_C))
+    found: np.ndarray = shares_C.numpy()
+    return found

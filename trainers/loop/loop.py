@@ -80,7 +80,7 @@ class Loop:
         self.autocast = autocast_of(self.recipe, device)
         self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
-        warmup = decided(self.recipe.uacr.warmup) if self.uses_pseudo_labels else 0
+        warmup = decided(self.recipe.uacr.warmup) if self._uses_pseudo_labels else 0
         self.patience = Patience(self.recipe.train.patience, warmup)
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
         self.batches = Batches(card, corpus, labels, source, self.pseudo_labels, device)
@@ -138,7 +138,7 @@ class Loop:
         return self.epoch >= self.epochs or self.patience.is_over(self.epoch)
 
     @property
-    def uses_pseudo_labels(self) -> bool:
+    def _uses_pseudo_labels(self) -> bool:
         return self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
 
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
@@ -234,7 +234,7 @@ class Loop:
         return self.batches.plan(self.epoch + ahead)
 
     def _next_plan_needs_scores(self) -> bool:
-        return self.uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
+        return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
 
     def ask_for_steps(self) -> None:
         """Have the first batches of the running epoch made, ahead of `run_epoch`."""
@@ -350,7 +350,7 @@ class Loop:
 
     def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
         """UACR after an epoch; its metrics."""
-        if not self.uses_pseudo_labels:
+        if not self._uses_pseudo_labels:
             return {}
         target = self.corpus.train[-1]
         return self.pseudo_labels.update(

@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "picture": {"weights": "IMAGENET1K_V1", "batch_norm": "per_sample", "head": "identity_linear"},
         },
     },
-    # What helped on both data sets of benchmarks/comparison.py; SAM, which doubles a step's cost, did not.
+    # What helped in benchmarks/comparison.py and choose_preset.py; SAM, which doubles a step's cost, did not.
     "recommended": {
         "uacr": {"threshold": 0.8, "prior": "auto"},
         "sam": {"rho": 0.0},

@@ -4,8 +4,8 @@
    encoders, or pretrained encoders as a whole. A modality that is not read does not count. Of two encoders that are trained in
    different ways the later one in this list decides.
 2. As many epochs as make LEAST_STEPS steps, at least LEAST_EPOCHS and at most MOST_EPOCHS.
-3. On frozen encoders, and where the target's class shares are stated, pseudo labels begin with the floor's, before the first
-   epoch; else after three tenths of the epochs. They grow to all of the target over seven tenths of the epochs.
+3. On frozen encoders, unless `uacr.prior` is `uniform`, pseudo labels begin with the floor's, before the first epoch; else after
+   three tenths of the epochs. They grow to all of the target over seven tenths of the epochs.
 """
 
 from __future__ import annotations

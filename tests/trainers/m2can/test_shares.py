@@ -56,4 +56,4 @@ def test_the_likelihood_of_exact_predictions_gives_the_shares_of_a_draw() -> Non
     draw, before, shares = np.random.default_rng(0), torch.tensor([0.5, 0.5]).double(), [0.9, 0.1]
     x = torch.from_numpy(draw.normal(np.where(draw.random(4000) < shares[1], 1.5, -1.5)))
     logits = torch.stack([-((x + 1.5) ** 2) / 2, -((x - 1.5) ** 2) / 2], 1)
-    assert most_likely_shares(logits, before).tolist() == pytest.approx(shares, abs=0.01)
+    assert most_likely_shares(logits.softmax(1), before).tolist() == pytest.approx(shares, abs=0.01)

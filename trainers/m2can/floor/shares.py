@@ -31,7 +31,7 @@ _LEAST = 1e-3  # share that a row's weight divides by
 
 
 def estimate_shares(sources: Sequence[tuple[Features, Tensor]], target: Features, num_classes: int) -> Tensor | None:
-    """The target's class shares, [C]; None: take them for equal, since sources differ on them or say so.
+    """The target's class shares, [C]; None: the sources differ on them, or say that they are equal.
 
     Args:
         sources: features and labels [N] of each source. Of a single one there is no second opinion: None.
@@ -55,23 +55,23 @@ def _of_classifier(sources: Sequence[tuple[Features, Tensor]], target: Features,
     counts_C = torch.cat([labels for _, labels in sources]).bincount(minlength=num_classes).clamp_min(1).double()
     before_C = counts_C / counts_C.sum()
     logits_NC = linear_logits({name: standardised(x) for name, x in target.items()}, weight, bias)
-    shares_C = most_likely_shares(logits_NC, before_C)
+    shares_C = most_likely_shares(logits_NC.softmax(1), before_C)
     for _ in range(_ROUNDS):
         posterior_NC = (logits_NC.log_softmax(1) + (shares_C / before_C).log()).softmax(1)
         weight_N = posterior_NC @ (before_C / shares_C.clamp_min(_LEAST))
         again = {name: _standardised_by(x.double(), weight_N) for name, x in target.items()}
         logits_NC = linear_logits(again, weight, bias)
-        shares_C = most_likely_shares(logits_NC, before_C)
+        shares_C = most_likely_shares(logits_NC.softmax(1), before_C)
     return shares_C
 
 
-def most_likely_shares(logits_NC: Tensor, before_C: Tensor) -> Tensor:
+def most_likely_shares(probs_NC: Tensor, before_C: Tensor) -> Tensor:
     """The class shares of rows by expectation-maximisation on a classifier's predictions, [C].
 
     Args:
-        before_C: class shares of what it was trained on, each above 0.
+        probs_NC: calibrated probabilities, float64. before_C: class shares of what it was trained on, each above 0.
     """
-    probs_NC, shares_C = logits_NC.double().softmax(1), before_C
+    shares_C = before_C
     for _ in range(_STEPS):
         posterior_NC = probs_NC * (shares_C / before_C)
         after_C = (posterior_NC / posterior_NC.sum(1, keepdim=True)).mean(0).clamp_min(1e-12)
