@@ -15,7 +15,7 @@ from trainers.encoders.weights import HEADS, is_weights_file, load_weights_file
 from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet, VisionModel
 from trainers.m2can.encoders.text import TextEncoder
-from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
+from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection, tiny_heads
 
 ALIGNED = "aligned"  # beside a tower's own settings: the width in which its dual encoder compares
 
@@ -34,7 +34,7 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
             vocab_size=vocab_size,
             hidden_size=hidden,
             num_hidden_layers=layers,
-            num_attention_heads=max(1, hidden // 32),
+            num_attention_heads=tiny_heads(hidden),
             intermediate_size=2 * hidden,
             max_position_embeddings=max_tokens,
             pad_token_id=pad_id,

@@ -171,7 +171,12 @@ class TextEncoderSection(Section):
     @field_validator("name")
     @classmethod
     def _is_a_tiny_size(cls, name: str) -> str:
-        return _require_size(name, _TINY_TEXT, "`tiny:<hidden units>x<layers>`, for example tiny:32x1")
+        _require_size(name, _TINY_TEXT, "`tiny:<hidden units>x<layers>`, for example tiny:32x1")
+        found = _TINY_TEXT.fullmatch(name)
+        hidden = int(found.group(1) or 64) if found is not None else 64
+        if hidden % tiny_heads(hidden):
+            raise ValueError(f"{hidden} hidden units cannot be divided among attention heads; wanted a multiple of 32")
+        return name
 
     @model_validator(mode="after")
     def _something_is_adapted(self) -> Self:
@@ -223,6 +228,11 @@ class PictureEncoderSection(Section):
             )
         _require_unfrozen(self)
         return self
+
+
+def tiny_heads(hidden: int) -> int:
+    """Attention heads of a `tiny` text encoder: of 32 units and more."""
+    return max(1, hidden // 32)
 
 
 def _require_size(name: str, form: re.Pattern[str], wanted: str) -> str:

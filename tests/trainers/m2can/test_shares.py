@@ -52,6 +52,20 @@ def test_sources_that_differ_on_the_target_are_not_followed() -> None:
     assert estimate_shares([domain(1, EQUAL), other], domain(3, FEW)[0], 3) is None
 
 
+def test_sources_that_know_nothing_of_each_other_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features without a class in them: whatever the sources say of the target, and however alike, is chance."""
+    draw = np.random.default_rng(5)
+    noise = [
+        ({name: torch.from_numpy(draw.normal(size=(300, 4))) for name in ("text", "picture")}, torch.arange(300) % 3)
+        for _ in range(3)
+    ]
+    monkeypatch.setattr("trainers.m2can.floor.shares.SAME", 2.0)
+    monkeypatch.setattr("trainers.m2can.floor.shares.DIFFERENT", 0.0)
+    assert estimate_shares(noise[:2], noise[2][0], 3) is None
+    monkeypatch.setattr("trainers.m2can.floor.shares.KNOWING", -1.0)
+    assert estimate_shares(noise[:2], noise[2][0], 3) is not None
+
+
 def test_the_likelihood_of_exact_predictions_gives_the_shares_of_a_draw() -> None:
     draw, before, shares = np.random.default_rng(0), torch.tensor([0.5, 0.5]).double(), [0.9, 0.1]
     x = torch.from_numpy(draw.normal(np.where(draw.random(4000) < shares[1], 1.5, -1.5)))

@@ -159,6 +159,7 @@ def test_overrides_win_over_the_file_and_the_last_one_over_the_first(load: Load)
         ("optimizer.lr.heads=1e999", ["optimizer.lr.heads"]),
         ("uacr.start=1.5", ["uacr.start", "1.5"]),
         ("uacr.prior=[0.5, -1]", ["uacr.prior", "-1"]),
+        ("encoders.text.name=tiny:999", ["encoders.text.name", "tiny:999", "a multiple of 32"]),
         ("encoders.picture.batch_norm=freeze", ["encoders.picture.batch_norm", "'freeze'", "'frozen'"]),
         ("encoders.text.freeze=0", ["encoders.text.freeze", "found 0"]),
         ("encoders.text.freeze=some", ["encoders.text.freeze", "'some'"]),

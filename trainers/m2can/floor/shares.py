@@ -6,14 +6,15 @@ as if their classes had the sources' shares, standardises by the weighted statis
 largest likelihood (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002).
 
 Pictures and texts that differ from domain to domain look like other class shares, too. So each source alone is asked: only
-where all say nearly the same, and that is not equal shares, the estimate counts.
+where all say nearly the same, and that is not equal shares, the estimate counts, and only if they know the classes of each
+other: probes that know nothing may agree by chance.
 
 Shapes: N rows, K features of a modality, C classes. float64, deterministic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from trainers.m2can.floor.fit import LEAST_DEVIATION, Features, fit_probes, linear_logits, standardised
 
-# Sums of absolute differences of class shares, 0 to 2; chosen on benchmarks/choose_preset.py's data sets.
+# The first two are sums of absolute differences of class shares, 0 to 2; chosen on benchmarks/choose_preset.py's data sets.
 SAME = 0.5  # as far apart as two sources' estimates may be, on average
 DIFFERENT = 0.3  # from equal shares, at least
+KNOWING = 0.25  # mean recall of a source's probes on the others, from chance (0) to always right (1), at least
 LEAST_SHARE = 0.1  # of a class, as a part of an equal share: none vanishes
 _ROUNDS = 5
 _STEPS = 200  # of expectation-maximisation
@@ -31,7 +33,7 @@ _LEAST = 1e-3  # share that a row's weight divides by
 
 
 def estimate_shares(sources: Sequence[tuple[Features, Tensor]], target: Features, num_classes: int) -> Tensor | None:
-    """The target's class shares, [C]; None: the sources differ on them, or say that they are equal.
+    """The target's class shares, [C]; None: the sources differ on them, say that they are equal, or know too little.
 
     Args:
         sources: features and labels [N] of each source. Of a single one there is no second opinion: None.
@@ -39,30 +41,41 @@ def estimate_shares(sources: Sequence[tuple[Features, Tensor]], target: Features
     """
     if len(sources) < 2:
         return None
-    alone = [_of_classifier([source], target, num_classes) for source in sources]
+    taught = [({name: standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
+    alone, recalls = [], []
+    for source in taught:
+        probes = fit_probes([source], num_classes)
+        alone.append(_by_probes(*probes, source[1], target))
+        recalls += [_mean_recall(linear_logits(x, *probes), labels) for x, labels in taught if x is not source[0]]
     apart = torch.stack([(a - b).abs().sum() for a, b in combinations(alone, 2)]).mean()
-    mean_C = torch.stack(alone).mean(0)
-    if apart > SAME or (mean_C - 1 / num_classes).abs().sum() < DIFFERENT:
+    differs = (torch.stack(alone).mean(0) - 1 / num_classes).abs().sum()
+    above_chance = (torch.stack(recalls).mean() - 1 / num_classes) / (1 - 1 / num_classes)
+    if apart > SAME or differs < DIFFERENT or above_chance < KNOWING:
         return None
-    shares_C = _of_classifier(sources, target, num_classes).clamp_min(LEAST_SHARE / num_classes)
+    shares_C = _by_probes(*fit_probes(taught, num_classes), torch.cat([labels for _, labels in taught]), target)
+    shares_C = shares_C.clamp_min(LEAST_SHARE / num_classes)
     return shares_C / shares_C.sum()
 
 
-def _of_classifier(sources: Sequence[tuple[Features, Tensor]], target: Features, num_classes: int) -> Tensor:
-    """By probes of these sources."""
-    taught = [({name: standardised(x) for name, x in features.items()}, labels) for features, labels in sources]
-    weight, bias = fit_probes(taught, num_classes)
-    counts_C = torch.cat([labels for _, labels in sources]).bincount(minlength=num_classes).clamp_min(1).double()
+def _by_probes(weight: Mapping[str, Tensor], bias_C: Tensor, labels_N: Tensor, target: Features) -> Tensor:
+    """The target's class shares by probes that were fitted to these labels."""
+    counts_C = labels_N.bincount(minlength=len(bias_C)).clamp_min(1).double()
     before_C = counts_C / counts_C.sum()
-    logits_NC = linear_logits({name: standardised(x) for name, x in target.items()}, weight, bias)
+    logits_NC = linear_logits({name: standardised(x) for name, x in target.items()}, weight, bias_C)
     shares_C = most_likely_shares(logits_NC.softmax(1), before_C)
     for _ in range(_ROUNDS):
         posterior_NC = (logits_NC.log_softmax(1) + (shares_C / before_C).log()).softmax(1)
         weight_N = posterior_NC @ (before_C / shares_C.clamp_min(_LEAST))
         again = {name: _standardised_by(x.double(), weight_N) for name, x in target.items()}
-        logits_NC = linear_logits(again, weight, bias)
+        logits_NC = linear_logits(again, weight, bias_C)
         shares_C = most_likely_shares(logits_NC.softmax(1), before_C)
     return shares_C
+
+
+def _mean_recall(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Over the classes that have rows."""
+    right_N = (logits_NC.argmax(1) == labels_N).double()
+    return torch.stack([right_N[labels_N == c].mean() for c in labels_N.unique()]).mean()
 
 
 def most_likely_shares(probs_NC: Tensor, before_C: Tensor) -> Tensor:
