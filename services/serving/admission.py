@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
-from services.serving.samples import Limits
+from services.serving.limits import Limits
 from services.web.problems import Problem
 from services.web.rate_limit import RateLimit
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.serving.admission import Admission
-from services.serving.samples import REQUEST_BODY, Limits, Sample, read_samples
+from services.serving.limits import Limits
+from services.serving.samples import REQUEST_BODY, Sample, read_samples
 from services.web.auth import Caller, Tokens, require_scope
 from services.web.body_limit import BodyLimit
 from services.web.problems import Problem, documented, install_problems

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from datasets_manifest.errors import InputError
-from services.serving.samples import Limits
+from services.serving.limits import Limits
 from services.serving.service import Runtime, ServeConfig, Service, require_models
 from services.web.auth import Tokens
 

@@ -12,8 +12,8 @@ from services.drift.sample import SIZE, Sampler
 from services.serving.admission import Admission
 from services.serving.app import make_app
 from services.serving.engine import Engine
+from services.serving.limits import Limits
 from services.serving.resolver import Resolver
-from services.serving.samples import Limits
 from services.web.auth import Tokens
 from trainers.exported.background import OnnxInBackground
 from trainers.exported.graph import require_packages

@@ -53,7 +53,7 @@ def serve(
         if replicas != 1:
             raise InputError("goes with one replica", field="--sample", value=str(sample), wanted="--replicas 1")
         require_sample(sample)
-    from services.serving.samples import Limits
+    from services.serving.limits import Limits
     from services.serving.service import ServeConfig
     from services.web.auth import Tokens, check_host
     from trainers.tracking.address import resolve_tracking_uri

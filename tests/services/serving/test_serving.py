@@ -27,7 +27,8 @@ from services.batch_prediction import predict_samples
 from services.serving.admission import Admission
 from services.serving.app import make_app
 from services.serving.deployment import start, stop
-from services.serving.samples import Limits, Sample
+from services.serving.limits import Limits
+from services.serving.samples import Sample
 from services.serving.service import ServeConfig
 from services.web.auth import Tokens, check_host, new_token
 from services.web.problems import Problem
