@@ -13,8 +13,9 @@ from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, rea
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.file_names import similar_file
 from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.records.class_sets import require_same_classes
 from datasets_manifest.records.label_faults import LabelFaults
-from datasets_manifest.records.readers import ReadResult, class_sets_agree, read_split
+from datasets_manifest.records.readers import ReadResult, read_split
 
 Severity = Literal["fatal", "warning", "note"]
 
@@ -122,7 +123,7 @@ def check(
     """
     findings: list[Finding] = []
     try:
-        class_sets_agree(manifests)
+        require_same_classes(manifests)
     except InputError as error:
         differs = next(manifest for manifest in manifests if manifest.path == error.file)
         findings.append(Finding("fatal", "classes", differs.name, "", 1, str(error), []))

@@ -12,8 +12,9 @@ import pyarrow as pa
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.manifest.storage import Location
+from datasets_manifest.records.class_sets import remap_labels, require_same_classes
 from datasets_manifest.records.large_corpus import Split, is_large, read_shards, shards_of, written
-from datasets_manifest.records.readers import ReadResult, absent_columns, class_sets_agree, read_split, remap_labels
+from datasets_manifest.records.readers import ReadResult, absent_columns, read_split
 from datasets_manifest.records.sharded_table import ShardedTable, ShardWriter, labels_of
 from datasets_manifest.records.target_labels import TargetLabels
 
@@ -87,7 +88,7 @@ def load_corpus(
     """
     manifests = [load_manifest(path) for path in [*sources, target]]
     _distinct_names(manifests)
-    class_sets_agree(manifests)
+    require_same_classes(manifests)
     validated = [manifest if val_split in manifest.splits else None for manifest in manifests]
     splits = [(manifest, train_split) for manifest in manifests]
     splits += [(manifest, val_split) for manifest in validated if manifest is not None]

@@ -12,7 +12,8 @@ import pytest
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.schema import load_manifest
 from datasets_manifest.records import readers
-from datasets_manifest.records.readers import class_sets_agree, read_split, remap_labels
+from datasets_manifest.records.class_sets import remap_labels, require_same_classes
+from datasets_manifest.records.readers import read_split
 from tests.datasets_manifest.reading import column, read, refusal
 
 COMPOSED, APART = "n\u00e9gatif", "ne\u0301gatif"
@@ -72,7 +73,7 @@ def test_class_names_of_two_domains_are_composed_either_way(tmp_path: Path) -> N
         content["splits"] = {"train": {"records": f"{name}.json"}}
         (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
         manifests.append(load_manifest(tmp_path / f"{name}.yaml"))
-    class_sets_agree(manifests)
+    require_same_classes(manifests)
     table = read_split(manifests[1], "train").table
     assert remap_labels(table, manifests[1].classes, [COMPOSED, "positif"])["label"].to_pylist() == [0]
 

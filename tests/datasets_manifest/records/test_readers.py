@@ -1,4 +1,4 @@
-"""Reading splits: the table, ids, dropped records, batches, and class sets of several data sets."""
+"""Reading splits: the table, ids, dropped records, batches."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.keys import Manifest
-from datasets_manifest.manifest.schema import LoadedManifest
 from datasets_manifest.records import readers
-from datasets_manifest.records.readers import TABLE_SCHEMA, class_sets_agree, remap_labels
-from tests.datasets_manifest.reading import CLASSES, column, read, refusal
+from tests.datasets_manifest.reading import column, read, refusal
 
 
 def test_repeated_ids_get_numbers(tmp_path: Path) -> None:
@@ -110,41 +106,3 @@ def test_a_table_too_large_for_one_chunk_stays_in_several(tmp_path: Path, monkey
     result = read(tmp_path, "r.json", [{"text": str(number)} for number in range(7)])
     assert result.table.column("texts").num_chunks == 3
     assert result.table.num_rows == 7
-
-
-# Classes of several data sets
-
-
-def manifest_of(path: str, classes: list[str]) -> LoadedManifest:
-    content = {"name": "x", "classes": classes, "splits": {"train": {"records": "r.json"}}}
-    return LoadedManifest(Manifest.model_validate(content), Path(path))
-
-
-def test_class_sets_in_any_order_agree() -> None:
-    class_sets_agree([manifest_of("/a.yaml", ["low", "high"]), manifest_of("/b.yaml", ["high", "low"])])
-    class_sets_agree([manifest_of("/a.yaml", ["low", "high"])])
-    class_sets_agree([])
-
-
-def test_class_sets_that_differ_are_refused() -> None:
-    manifests = [
-        manifest_of("/a.yaml", ["low", "mid", "high"]),
-        manifest_of("/b.yaml", ["high", "low", "mid"]),
-        manifest_of("/c.yaml", ["low", "high", "top"]),
-    ]
-    with pytest.raises(InputError) as caught:
-        class_sets_agree(manifests)
-    assert (caught.value.file, caught.value.field) == (Path("/c.yaml"), "classes")
-    assert "only /a.yaml has mid; only /c.yaml has top" in str(caught.value)
-
-
-def test_labels_are_remapped_by_name(tmp_path: Path) -> None:
-    labels = [0, 2, None, 1]
-    table = read(tmp_path, "r.json", [{"text": "x", "label": label} for label in labels]).table
-    other = ["positive", "negative", "neutral"]
-    remapped = remap_labels(table, CLASSES, other)
-    assert remapped.column("label").to_pylist() == [1, 0, -1, 2]
-    assert remapped.schema == TABLE_SCHEMA
-    assert remap_labels(remapped, other, CLASSES).equals(table)
-    with pytest.raises(ValueError, match="neutral"):
-        remap_labels(table, CLASSES, ["positive", "negative"])
