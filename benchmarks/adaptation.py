@@ -60,7 +60,7 @@ def run_one(task: tuple[int, str, list[str], str]) -> dict[str, Any]:
     records, evidence = [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         records.append(EpochRecord(loop.epoch, loop.step.number, time.time(), metrics))
     accuracy = [record.metrics["target/val/accuracy"] for record in records]
     selection = loop.recipe.selection

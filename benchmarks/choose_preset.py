@@ -138,7 +138,7 @@ def run_one(data: str, variant: str, target: int, seed: int, candidate: str, cac
         evidence, epochs, everywhere = [], [], []
         while not loop.is_over:
             metrics, scored = loop.run_epoch()
-            evidence.append(scored.evidence)
+            evidence.append(scored.validator_inputs)
             epochs.append(metrics)
             of_target = [part for part in (loop.corpus.train[-1], loop.corpus.val[-1]) if part is not None]
             right = [scored.of(part)["label"] == loop.corpus.labels[part.rows] for part in of_target]

@@ -82,7 +82,7 @@ def run_variant(features: Any, name: str, seed: int) -> dict[str, Any]:
     evidence, epochs, probs = [], [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         epochs.append(metrics)
         probs.append(target_probs(loop))
     chosen = choose_candidate(recipe.selection.validator, evidence, recipe.selection.gate)

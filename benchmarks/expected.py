@@ -116,8 +116,8 @@ def run_one(data: str, target: int, shift: float, cache: Path) -> dict[str, Any]
     evidence, epochs = [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
-        found = {name: round(value, 4) for name, value in signals(scored.evidence).items()}
+        evidence.append(scored.validator_inputs)
+        found = {name: round(value, 4) for name, value in signals(scored.validator_inputs).items()}
         of_target = features.corpus.train[-1], features.corpus.val[-1]
         right = [scored.of(part)["label"] == features.corpus.labels[part.rows] for part in of_target if part]
         accuracy = round(float(np.concatenate(right).mean()), 4)

@@ -97,7 +97,7 @@ def network_accuracy(features: CachedFeatures, given: TargetLabels | None, seed:
     evidence, accuracy = [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         accuracy.append(metrics["target/val/accuracy"])
     selection = loop.recipe.selection
     return accuracy[choose_candidate(selection.validator, evidence, selection.gate)]

@@ -38,7 +38,7 @@ def measure(tree: dict[str, Any], given: CachedFeatures, dropout: float | None, 
     loop = cached_loop(given, make_recipe(merge(tree, changed)))
     evidence, weights = [], []
     while not loop.is_over:
-        evidence.append(loop.run_epoch()[1].evidence)
+        evidence.append(loop.run_epoch()[1].validator_inputs)
         weights.append({name: x.clone() for name, x in loop.network.state_dict().items()})
     selection = loop.recipe.selection
     loop.network.load_state_dict(weights[choose_candidate(selection.validator, evidence, selection.gate)])

@@ -148,7 +148,7 @@ def run_one(data: str, encoders: str, folder: Path, extra: dict[str, Any] | None
     evidence, metrics = [], []
     while not loop.is_over:
         found, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         metrics.append(found)
     selection = loop.recipe.selection
     chosen = metrics[choose_candidate(selection.validator, evidence, selection.gate)]

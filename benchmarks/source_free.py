@@ -53,7 +53,7 @@ def trained(features: CachedFeatures, preset: str, overrides: list[str]) -> tupl
     evidence, accuracy, weights = [], [], []
     while not loop.is_over:
         metrics, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         accuracy.append(metrics["target/val/accuracy"])
         weights.append(copy.deepcopy(loop.network.state_dict()))
     selection = loop.recipe.selection

@@ -72,7 +72,7 @@ def run_one(
     evidence, accuracies = [], []
     while not loop.is_over:
         _, scored = loop.run_epoch()
-        evidence.append(scored.evidence)
+        evidence.append(scored.validator_inputs)
         right = [scored.of(part)["label"] == loop.corpus.labels[part.rows] for part in of_target]
         accuracies.append(round(float(np.concatenate(right).mean()), 4))
     selection = loop.recipe.selection

@@ -94,7 +94,7 @@ def accuracy_with_estimate(features: CachedFeatures, share: float) -> float:
     evidence, accuracy = [], []
     while not loop.is_over:
         _, scored = loop.run_epoch()
-        seen, pseudo = scored.evidence, loop.pseudo_labels
+        seen, pseudo = scored.validator_inputs, loop.pseudo_labels
         if share and pseudo.selects_after(loop.epoch) and pseudo.uacr.prior == "uniform":
             found = estimates(seen.source_probs_MC, seen.source_labels_M, seen.target_probs_NC)["EM"]
             prior = (share * found + (1 - share) / classes).tolist()

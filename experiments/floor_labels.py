@@ -47,8 +47,8 @@ class FloorLabels:
                 return {}  # those from before the first epoch stay
             true_N = loop.batches.labels[target.start : target.stop]
             return loop.pseudo_labels.update(loop.epoch + 1, scored.of(target), true_N)
-        of_floor_NC = as_sure_as(self.floor, scored.evidence).target_probs_NC
-        both_NC = np.sqrt(of_floor_NC.clip(1e-12) * scored.evidence.target_probs_NC.clip(1e-12))
+        of_floor_NC = as_sure_as(self.floor, scored.validator_inputs).target_probs_NC
+        both_NC = np.sqrt(of_floor_NC.clip(1e-12) * scored.validator_inputs.target_probs_NC.clip(1e-12))
         return self._take(both_NC / both_NC.sum(1, keepdims=True), scored.of(target)["variance"], loop.epoch + 1)
 
     def soft_labels(self, slice_: StepSlice) -> Tensor | None:

@@ -117,7 +117,7 @@ class ExperimentalUacr:
 
     def _estimate(self, view: TargetView, scored: Scored) -> np.ndarray:
         """The target's class shares from predictions that are calibrated on the sources, [C]."""
-        evidence = scored.evidence
+        evidence = scored.validator_inputs
         temperature = find_temperature(evidence.source_probs_MC, evidence.source_labels_M)
         taught = [self.loop.batches.labels[part.start : part.stop] for part in self.loop.corpus.train[:-1]]
         # One more of each: a class that no source shows still has a place.

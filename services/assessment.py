@@ -16,7 +16,7 @@ from datasets_manifest.files import require_file, whole_file
 from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
 from datasets_manifest.records.class_sets import remap_labels
 from datasets_manifest.records.readers import read_split
-from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
+from trainers.loop.evaluation import calibration_error, classification_metrics, confusion, reliability
 from trainers.model.predictor import Predictor
 
 
@@ -50,7 +50,8 @@ def assess(
     right, records = int((labels == predicted).sum()), int(known_N.sum())
     metrics: dict[str, Any] = {"records": records, "accuracy": right / records}
     metrics["macro_f1"] = classification_metrics(labels, predicted).get("macro_f1")
-    metrics["calibration_error"] = calibration_error(labels, predicted, confidence) if usable_N.any() else None
+    bins = reliability(labels, predicted, confidence)
+    metrics["calibration_error"] = calibration_error(bins) if usable_N.any() else None
     metrics["per_class"] = _per_class(labels, predicted, predictor.classes)
     metrics["confusion"] = confusion(labels, predicted, len(predictor.classes)).tolist()
     metrics["with_bad_pictures"] = sum(bool(messages) for messages in result.bad)

@@ -45,7 +45,7 @@ def test_the_documents_recipe_learns(tmp_path: Path) -> None:
     for _ in range(loop.epochs):
         found, scored = loop.run_epoch()
         metrics.append(found)
-        inputs.append(scored.evidence)
+        inputs.append(scored.validator_inputs)
     selection = loop.recipe.selection
     chosen = metrics[choose_candidate(selection.validator, inputs, selection.gate)]
     assert chosen["source/val/accuracy"] > 0.6

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+BINS = 15  # of confidence
 
 
 def classification_metrics(labels_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, float]:
@@ -29,16 +32,6 @@ def confusion(labels_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def calibration_error(labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over equal-width bins of confidence, 0 to 1; rows without a label do not count.
-
-    Source: Guo et al., ICML 2017, arXiv:1706.04599.
-    """
-    found = reliability(labels_N, predicted_N, confidence_N, bins)
-    rows = sum(part.count for part in found)
-    return sum(part.count * abs(part.accuracy - part.confidence) for part in found) / rows if rows else float("nan")
-
-
 @dataclass(frozen=True)
 class ReliabilityBin:
     """Of the rows whose confidence lies from `low` to `high`: their number, mean accuracy and mean confidence."""
@@ -50,17 +43,24 @@ class ReliabilityBin:
     confidence: float
 
 
-def reliability(
-    labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray, bins: int = 15
-) -> list[ReliabilityBin]:
-    """Equal-width bins of confidence that have rows; rows without a label do not count."""
+def reliability(labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray) -> list[ReliabilityBin]:
+    """The bins of equal width in confidence, BINS in all, that have rows; rows without a label do not count."""
     known = labels_N >= 0
     correct, confidence = (labels_N == predicted_N)[known], confidence_N[known].astype(float)
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         ReliabilityBin(
-            b / bins, (b + 1) / bins, int(inside.sum()), *(float(x[inside].mean()) for x in (correct, confidence))
+            b / BINS, (b + 1) / BINS, int(inside.sum()), *(float(x[inside].mean()) for x in (correct, confidence))
         )
-        for b in range(bins)
+        for b in range(BINS)
         if (inside := place == b).any()
     ]
+
+
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Expected calibration error, 0 to 1; not a number without bins.
+
+    Source: Guo et al., ICML 2017, arXiv:1706.04599.
+    """
+    rows = sum(part.count for part in bins)
+    return sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / rows if rows else float("nan")

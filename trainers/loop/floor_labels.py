@@ -52,13 +52,13 @@ class FloorLabels:
             logits_NC = self.head(joined_NK)[0]
         return replace(batch, text=text_NK, text_mask=None, pictures=picture_NK, picture_owner=None), logits_NC
 
-    def vote(self, floor_NC: Tensor, network_NC: Tensor, evidence: ValidatorInputs) -> tuple[Tensor, Tensor]:
+    def vote(self, floor_NC: Tensor, network_NC: Tensor, inputs: ValidatorInputs) -> tuple[Tensor, Tensor]:
         """Label and probability of each row by the geometric mean of both, once the floor is as sure as the network; before
         training by the floor alone.
 
         Args:
             floor_NC, network_NC: logits.
-            evidence: the network's predictions, for the sources' validation rows too.
+            inputs: the network's predictions, for the sources' validation rows too.
         """
         if self.alone:
             prob_N, label_N = (floor_NC / TEMPERATURE).softmax(1).max(1)
@@ -66,9 +66,9 @@ class FloorLabels:
         floor_probs_NC = floor_NC.softmax(1)
         if len(self.source_probs_MC):
             mine = replace(
-                evidence, source_probs_MC=self.source_probs_MC, target_probs_NC=floor_probs_NC.cpu().double().numpy()
+                inputs, source_probs_MC=self.source_probs_MC, target_probs_NC=floor_probs_NC.cpu().double().numpy()
             )
-            floor_probs_NC = torch.from_numpy(as_sure_as(mine, evidence).target_probs_NC)
+            floor_probs_NC = torch.from_numpy(as_sure_as(mine, inputs).target_probs_NC)
         log_NC = floor_probs_NC.to(network_NC).clamp_min(1e-12).log() + network_NC.log_softmax(1)
         prob_N, label_N = (log_NC / 2).softmax(1).max(1)
         return label_N, prob_N

@@ -158,7 +158,7 @@ class Loop:
             self._ask_for(self.plan(ahead=1))
         scored, waited_for_scores = self._score()
         metrics |= self.select_pseudo_labels(scored)
-        score = epoch_score(self.recipe.selection.validator, scored.evidence)
+        score = epoch_score(self.recipe.selection.validator, scored.validator_inputs)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
         self.patience.add(self.epoch, score, self.collective, self.device)
         self.ask_for_steps()

@@ -34,16 +34,13 @@ class Scored:
 
     columns: COLUMNS by name, [rows of all parts]; 16 bytes a row in float32, 24 where the floor labels too (VOTES).
     parts: in the order of the columns' rows.
-    target_mean_probs_C, target_mean_entropy: over the target's training rows.
-    evidence: what the validators read.
+    validator_inputs: what the validators read.
     seen: what later records are compared with; see trainers.model.reference.
     """
 
     columns: dict[str, np.ndarray]
     parts: list[Part]
-    target_mean_probs_C: np.ndarray
-    target_mean_entropy: float
-    evidence: ValidatorInputs
+    validator_inputs: ValidatorInputs
     seen: Seen
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
@@ -93,48 +90,38 @@ def score_parts(
     """
     training = network.training
     network.eval()
-    target_stop = parts[0].stop
+    target = parts[0]
     scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     both: list[tuple[Tensor, Tensor]] = []  # logits of the floor and of the network
-    number = 0  # of this worker's rows
-    sums = torch.zeros(network.num_classes + 2, dtype=torch.float64, device=device)
     for host, batch in batches:
         floor_BC = None
         with autocast():
             if floor is not None:
                 batch, floor_BC = floor.with_features(network, host.rows, batch)
             outputs = network(batch).single()
-        number += len(host.rows)
         collector.add(host.rows, outputs)
         reference.add(host, outputs)
         logits_HBC = outputs.logits_HQDBC[:, 0, 0]
-        # The target's rows come first, so that those of a batch stand at its beginning.
-        in_target = int(((host.rows >= parts[0].start) & (host.rows < target_stop)).sum())
-        if in_target:
-            if floor_BC is not None:
-                both.append((floor_BC[:in_target], logits_HBC.mean(0)[:in_target]))
-            probs_BC = logits_HBC.mean(0).softmax(-1).double()[:in_target]
-            entropy = torch.special.entr(probs_BC).sum()
-            sums += torch.cat([probs_BC.sum(0), entropy[None], probs_BC.new_full((1,), in_target)])
+        if floor_BC is not None:
+            # The target's rows come first, so that those of a batch stand at its beginning.
+            in_target = int(((host.rows >= target.start) & (host.rows < target.stop)).sum())
+            both.append((floor_BC[:in_target], logits_HBC.mean(0)[:in_target]))
         scores = score_samples(logits_HBC)
         for name, column in scored.items():
             value = getattr(scores, name)
             column.append(value.to(torch.int32 if name == "label" else dtype))
-    evidence, seen = collector.finish(collective), reference.finish(collective)
+    inputs, seen = collector.finish(collective), reference.finish(collective)
     network.train(training)
     if floor is not None:
-        label_N = torch.zeros(number, dtype=torch.int32, device=device)
-        prob_N = torch.zeros(number, dtype=dtype, device=device)
+        label_N = torch.zeros(sum(map(len, scored["label"])), dtype=torch.int32, device=device)
+        prob_N = torch.zeros_like(label_N, dtype=dtype)
         if both:
             floor_NC, network_NC = (torch.cat(same) for same in zip(*both, strict=True))
-            label, prob = floor.vote(floor_NC, network_NC, evidence)
+            label, prob = floor.vote(floor_NC, network_NC, inputs)
             label_N[: len(label)], prob_N[: len(label)] = label.to(torch.int32), prob.to(dtype)
-        scored |= {"voted_label": [label_N], "voted_prob": [prob_N]}
-
-    mean = collective.sum_(sums).cpu().numpy()
-    mean = mean[:-1] / max(mean[-1], 1.0)
+        scored |= dict(zip(VOTES, ([label_N], [prob_N]), strict=True))
     columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
-    return Scored(columns, parts, mean[:-1], float(mean[-1]), evidence, seen)
+    return Scored(columns, parts, inputs, seen)
 
 
 def gather_columns(
@@ -169,7 +156,7 @@ def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> di
             of_sources.append(found)
     for key in ("accuracy", "macro_f1") if of_sources else ():
         metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
-    if (expected := expected_accuracy(scored.evidence)) is not None:
+    if (expected := expected_accuracy(scored.validator_inputs)) is not None:
         metrics |= expected.metrics()
     if (given := corpus.given) is not None:
         target = corpus.train[-1]

@@ -15,7 +15,7 @@ from trainers.validators.mixing import SHARE
 
 
 def validator_rows(corpus: Corpus, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that evidence is taken from: the target's training rows, the sources' labelled validation rows."""
+    """The rows that the validators read: the target's training rows, the sources' labelled validation rows."""
     of_sources = [part.rows for part in corpus.val[:-1] if part is not None]
     rows = np.concatenate(of_sources) if of_sources else np.empty(0, np.int64)
     return corpus.train[-1].rows, rows[labels[rows] >= 0]

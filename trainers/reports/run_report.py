@@ -11,7 +11,7 @@ import numpy as np
 from datasets_manifest.files import whole_folder
 from trainers.encoders.weight_files import read_tensors
 from trainers.journal.outcome import TARGET_ACCURACY, Outcome
-from trainers.loop.evaluation import calibration_error, confusion
+from trainers.loop.evaluation import calibration_error, confusion, reliability
 from trainers.model.card import EVALUATION
 from trainers.reports import figures, samples, sections
 from trainers.reports.charts import percent
@@ -57,7 +57,7 @@ def _draw(outcome: Outcome, folder: Path, pictures: bool) -> None:
     matrix = None
     if val and (val["true"] >= 0).any():
         matrix = confusion(val["true"], val["label"], len(classes))
-        error = calibration_error(val["true"], val["label"], val["prob"])
+        error = calibration_error(reliability(val["true"], val["label"], val["prob"]))
         numbers |= {"target_confusion": matrix.tolist(), "target_calibration_error": error}
     if pictures:
         _draw_pictures(run, matrix, folder)

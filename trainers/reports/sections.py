@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from datasets_manifest.errors import without_password
 from trainers.journal.outcome import Outcome
-from trainers.loop.evaluation import confusion, reliability
+from trainers.loop.evaluation import BINS, calibration_error, confusion, reliability
 from trainers.recipe import Recipe, make_recipe
 from trainers.reports import charts, figures
 from trainers.reports.page import counted
@@ -26,7 +26,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Run:
     """A finished run.
 
-    numbers: of summary.json. tensors: the chosen epoch's predictions for every scored row (see worker).
+    numbers: of summary.json. tensors: the chosen epoch's predictions for every scored row (see worker.reports).
     """
 
     outcome: Outcome
@@ -204,7 +204,7 @@ def calibration(run: Run) -> dict[str, Any]:
         ]
         return {"labelled": False, "quantiles": quantiles}
     total = sum(part.count for part in bins)
-    error = sum(part.count * abs(part.accuracy - part.confidence) for part in bins) / total
+    error = calibration_error(bins)
     rows = [(charts.percent(part.confidence), charts.percent(part.accuracy), f"{part.count:,}") for part in bins]
     with charts.new_figure() as figure:
         axes = figure.subplots()
@@ -221,7 +221,7 @@ def calibration(run: Run) -> dict[str, Any]:
         axes.set_xlabel("confidence")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         charts.format_y_axis(axes, charts.SHARES)
-        label = f"Reliability diagram: accuracy by confidence in 15 bins; expected calibration error {charts.percent(error)}"
+        label = f"Reliability diagram: accuracy by confidence in {BINS} bins; expected calibration error {charts.percent(error)}"
         picture = charts.svg(figure, label)
     head = ("confidence", "accuracy", "records")
     return {

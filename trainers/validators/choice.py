@@ -21,10 +21,6 @@ VALIDATORS: tuple[Validator, ...] = get_args(Validator)
 NEED_SOURCE_VALIDATION = ("source_accuracy", "dev", "devn")
 
 
-def _infomax(e: ValidatorInputs) -> float:
-    return infomax(e.target_probs_NC.mean(0), -negative_entropy(e.target_probs_NC))
-
-
 def _reweighted(risk: Callable[[np.ndarray, np.ndarray], float], e: ValidatorInputs) -> float:
     if not len(e.source_labels_M):
         return float("nan")
@@ -37,7 +33,7 @@ def _consistency(e: ValidatorInputs) -> np.ndarray:
 
 # Scores of one candidate by itself. EnsV has none; MixVal's is the mean of both consistencies.
 _ALONE: dict[str, Callable[[ValidatorInputs], float]] = {
-    "infomax": _infomax,
+    "infomax": lambda e: infomax(e.target_probs_NC),
     "source_accuracy": lambda e: source_accuracy(e.source_probs_MC, e.source_labels_M),
     "entropy": lambda e: negative_entropy(e.target_probs_NC),
     "corr_c": lambda e: corr_c(e.target_probs_NC),
@@ -88,8 +84,8 @@ def choose_epoch(scores: Sequence[float], source_accuracies: Sequence[float | No
     if not len(scores):
         raise ValueError("there is no epoch to choose from")
     known = [accuracy for accuracy in source_accuracies if accuracy is not None]
-    floor = max(known) - gate if known else 0.0
-    admitted = [i for i, accuracy in enumerate(source_accuracies) if accuracy is None or accuracy >= floor]
+    least = max(known) - gate if known else 0.0
+    admitted = [i for i, accuracy in enumerate(source_accuracies) if accuracy is None or accuracy >= least]
     return max(admitted, key=lambda i: (scores[i] if np.isfinite(scores[i]) else -np.inf, i))
 
 

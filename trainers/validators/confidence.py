@@ -26,18 +26,14 @@ def negative_entropy(target_probs_NC: np.ndarray) -> float:
     return -float(np.mean([entropy(probs_C) for probs_C in target_probs_NC]))
 
 
-def infomax(mean_target_probs_C: np.ndarray, mean_target_entropy: float) -> float:
+def infomax(target_probs_NC: np.ndarray) -> float:
     """Information maximisation: H(mean p) − mean H(p), in nats.
 
     High when single predictions are sure and together cover the classes.
 
     Source: Bridle et al., NeurIPS 1991; Shi and Sha, ICML 2012, arXiv:1206.6438.
-
-    Args:
-        mean_target_probs_C: mean of the target's predicted distributions.
-        mean_target_entropy: mean of their entropies, nats.
     """
-    return entropy(mean_target_probs_C) - mean_target_entropy
+    return entropy(target_probs_NC.mean(0)) + negative_entropy(target_probs_NC)
 
 
 def corr_c(target_probs_NC: np.ndarray) -> float:

@@ -111,8 +111,8 @@ def evaluation_tensors(loop: Loop, scored: Scored) -> dict[str, torch.Tensor]:
     """What an epoch's checkpoint holds for choosing (`evidence/…`) and for the report: `<domain>/<split>/<column>`, the
     target rows with a pseudo label (`kept_rows`), and what later records are compared with (`reference/…`)."""
     tensors = {"kept_rows": torch.from_numpy(loop.pseudo_labels.rows)}
-    tensors |= {name: torch.from_numpy(array) for name, array in scored.evidence.arrays().items()}
-    tensors |= scored.seen.tensors() | SourceScores.of(scored.evidence).tensors()
+    tensors |= {name: torch.from_numpy(array) for name, array in scored.validator_inputs.arrays().items()}
+    tensors |= scored.seen.tensors() | SourceScores.of(scored.validator_inputs).tensors()
     for part in scored.parts:
         for name, column in scored.of(part).items():
             tensors[f"{part.domain}/{part.split}/{name}"] = torch.from_numpy(column)

@@ -214,8 +214,8 @@ def test_what_is_seen_is_also_said(made: tuple[Outcome, str, Tree]) -> None:
 
 
 def test_reliability_bins_leave_unlabelled_rows_out() -> None:
-    bins = reliability(np.array([0, 1, -1]), np.array([0, 0, 0]), np.array([0.95, 0.95, 0.1]), bins=10)
-    assert [(part.low, part.count, part.accuracy) for part in bins] == [(0.9, 2, 0.5)]
+    bins = reliability(np.array([0, 1, -1]), np.array([0, 0, 0]), np.array([0.95, 0.95, 0.1]))
+    assert [(part.low, part.count, part.accuracy) for part in bins] == [(14 / 15, 2, 0.5)]
 
 
 def test_principal_components_are_those_of_the_covariance() -> None:

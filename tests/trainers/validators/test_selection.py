@@ -7,16 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from trainers.loop.evaluation import calibration_error, classification_metrics, confusion
+from trainers.loop.evaluation import calibration_error, classification_metrics, confusion, reliability
 from trainers.validators import choose_epoch
 from trainers.validators.confidence import infomax
 
 
 def test_infomax_is_highest_for_sure_and_balanced_predictions() -> None:
-    sure = infomax(np.full(3, 1 / 3), 0.0)
-    assert sure == pytest.approx(math.log(3))
-    assert infomax(np.array([1.0, 0.0, 0.0]), 0.0) == pytest.approx(0.0)  # collapsed on one class
-    assert infomax(np.full(3, 1 / 3), math.log(3)) == pytest.approx(0.0)  # unsure everywhere
+    assert infomax(np.eye(3)) == pytest.approx(math.log(3))
+    assert infomax(np.eye(3)[[0, 0, 0]]) == pytest.approx(0.0)  # collapsed on one class
+    assert infomax(np.full((3, 3), 1 / 3)) == pytest.approx(0.0)  # unsure everywhere
 
 
 def test_the_gate_keeps_forgetful_epochs_out() -> None:
@@ -44,5 +43,5 @@ def test_metrics_count_labelled_rows_only() -> None:
 def test_calibration_error_of_known_confidences() -> None:
     labels = np.zeros(10, int)
     predicted = np.array([0] * 5 + [1] * 5)  # half of them right
-    assert calibration_error(labels, predicted, np.full(10, 0.9)) == pytest.approx(0.4)
-    assert calibration_error(labels, predicted, np.full(10, 0.5)) == pytest.approx(0.0)
+    assert calibration_error(reliability(labels, predicted, np.full(10, 0.9))) == pytest.approx(0.4)
+    assert calibration_error(reliability(labels, predicted, np.full(10, 0.5))) == pytest.approx(0.0)
