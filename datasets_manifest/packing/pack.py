@@ -15,7 +15,6 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -72,9 +71,7 @@ class Packed:
     bytes_after: int = 0
 
 
-def pack(
-    manifest: LoadedManifest, out: Path, how: Packing, on_records: Callable[[int], None] = lambda count: None
-) -> Packed:
+def pack(manifest: LoadedManifest, out: Path, how: Packing) -> Packed:
     """Pack all splits into the folder `out`, or resume an interrupted call.
 
     Of a picture that cannot be decoded the bytes are packed as they are; of a missing one the path stays.
@@ -95,7 +92,6 @@ def pack(
                 _pack_part(rows, manifest, split, out / "shards" / f"{split}-{number:05d}.shard", part, how)
             tables.append(pq.read_table(part))
             totals.update(json.loads(tables[-1].schema.metadata[b"counts"]))
-            on_records(totals["records"])
         _write_parquet(pa.concat_tables(tables).replace_schema_metadata(None), out / f"{split}.parquet")
     file = out / "manifest.yaml"
     write_atomically(file, _manifest_text(manifest))

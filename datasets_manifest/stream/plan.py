@@ -140,10 +140,6 @@ class EpochPlan:
     def num_domains(self) -> int:
         return len(self.rows_DN)
 
-    def global_step(self, step: int) -> StepSlice:
-        """All rows of a step. Raises IndexError if the epoch has no such step."""
-        return self._slice(step, 0, 1)
-
     def worker_step(self, step: int, rank: int, world_size: int) -> StepSlice:
         """The part of a step that worker `rank` of `world_size` takes: its share of every domain's batch.
 

@@ -128,13 +128,7 @@ class TextTokenizer:
             raise InputError(problem, field="data.texts.max_tokens", value=max_tokens, wanted=f"more than {special}")
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=max_tokens)
-        self.max_tokens, self.cls_token, self.sep_token, self.pad_token = max_tokens, cls_token, sep_token, pad_token
-        self._pad_id = ids["pad_token"]
-
-    @property
-    def pad_id(self) -> int:
-        """The id with which a batch is filled up."""
-        return self._pad_id
+        self.pad_id = ids["pad_token"]
 
     @property
     def vocab_size(self) -> int:
@@ -164,14 +158,14 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INSIDE = "##"  # marks a piece that continues a word
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lowercase: bool = True) -> str:
-    """Train a WordPiece tokenizer with BERT's normalisation and special tokens; return its JSON.
+def build_tokenizer(texts: Iterable[str], vocab_size: int = 4000) -> str:
+    """Train an uncased WordPiece tokenizer with BERT's normalisation and special tokens; return its JSON.
 
     The same texts give the same JSON. The library alone does not promise that: it numbers characters in the order of a
     randomly seeded hash table and breaks ties between merges by number. So each character has its number beforehand.
     """
     corpus = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    trained = _bert_like({}, lowercase)
+    trained = _bert_like({})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS, *_alphabet(corpus, trained, most=vocab_size // 4)],
@@ -180,7 +174,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lowercase: boo
     )
     trained.train_from_iterator(corpus, trainer)
     # A second tokenizer, in which only the real special tokens are special.
-    tokenizer = _bert_like(trained.get_vocab(), lowercase)
+    tokenizer = _bert_like(trained.get_vocab())
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -190,9 +184,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lowercase: boo
     return str(tokenizer.to_str())
 
 
-def _bert_like(vocab: dict[str, int], lowercase: bool) -> Tokenizer:
+def _bert_like(vocab: dict[str, int]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", continuing_subword_prefix=_INSIDE))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=_INSIDE)
     return tokenizer

@@ -169,7 +169,7 @@ def test_soft_labels_reach_the_step_with_their_rows(run: Prepared, monkeypatch: 
 
         monkeypatch.setattr("experiments.catalog.task_of_soft_labels", note)
         probs = loop.score().of(target)["prob"]
-        first = loop.plan().global_step(0)
+        first = loop.plan().worker_step(0, 0, 1)
         loop.run_epoch()
     labelled = first.labels_DB[-1] >= 0
     rows = first.rows_DB[-1][labelled] - target.start

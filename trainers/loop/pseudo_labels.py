@@ -40,7 +40,7 @@ class PseudoLabels:
 
         Args:
             epoch: number of epochs completed.
-            columns: label, prob and variance of each of the target's training rows (scoring.Scored.of).
+            columns: label, prob and variance of each of the target's training rows (scoring.Scored.votes).
             true_N: their labels, -1 where there is none: for the metrics alone.
 
         Returns:

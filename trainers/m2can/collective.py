@@ -44,19 +44,17 @@ class Collective:
 
 
 class DistributedCollective(Collective):
-    """The workers of a torch.distributed process group (gloo or NCCL); the default group if None."""
+    """The workers of torch.distributed's default process group (gloo or NCCL)."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group
-        self.rank = dist.get_rank(group)
-        self.world_size = dist.get_world_size(group)
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     @torch.compiler.disable
     def sum(self, x: Tensor) -> Tensor:
         return _AllReduceSum.apply(x, self)
 
     def sum_(self, x: Tensor) -> Tensor:
-        dist.all_reduce(x, group=self.group)
+        dist.all_reduce(x)
         return x
 
     def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -90,7 +88,7 @@ class _GatherRows(torch.autograd.Function):
         # Slices differ by at most one row: each is padded to the longest, because a gather wants equal shapes.
         padded = F.pad(x_DBK, (0, 0, 0, max(sizes) - x_DBK.shape[1])).contiguous()
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=collective.group)
+        dist.all_gather(parts, padded)
         return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
     @staticmethod

@@ -23,9 +23,9 @@ def cosine(total_steps: int, target_lr: float) -> Schedule:
     return lambda base, k: target_lr + (base - target_lr) * (1 + math.cos(math.pi * min(k / total_steps, 1))) / 2
 
 
-def multistep(milestones: Sequence[int], factor: float = 0.1) -> Schedule:
-    """lr₀ times `factor` for each milestone (a step number) passed."""
-    return lambda base, k: base * factor ** sum(k >= milestone for milestone in milestones)
+def multistep(milestones: Sequence[int]) -> Schedule:
+    """A tenth for each milestone (a step number) passed."""
+    return lambda base, k: base * 0.1 ** sum(k >= milestone for milestone in milestones)
 
 
 def set_learning_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:

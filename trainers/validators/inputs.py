@@ -14,7 +14,7 @@ MOST_ROWS = 2048  # of the target and of the sources, spread evenly: a bound on 
 class ValidatorInputs:
     """See trainers.validators for the suffixes. Features are the fused ones before the classifier heads.
 
-    mixed_probs_RC: predictions for mixtures of target rows (selection.mixing); mixed_dominant_R, mixed_other_R: the
+    mixed_probs_RC: predictions for mixtures of target rows (validators.mixing); mixed_dominant_R, mixed_other_R: the
     classes predicted for what was mixed.
     target_modalities_2N, source_modalities_2M: the classes that the text head and the picture head predict; None in
     checkpoints of older versions.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+SND_TEMPERATURE = 0.05
+NEIGHBOURS = 10
 _BLOCK = 512
 
 
-def snd(target_probs_NC: np.ndarray, temperature: float = 0.05) -> float:
-    """Soft neighbourhood density: mean entropy of softmax_j(⟨p̂_i, p̂_j⟩ / T), j ≠ i, p̂ = p/‖p‖₂; in nats.
+def snd(target_probs_NC: np.ndarray) -> float:
+    """Soft neighbourhood density: mean entropy of softmax_j(⟨p̂_i, p̂_j⟩ / T), j ≠ i, p̂ = p/‖p‖₂, T = 0.05; in nats.
 
     High when many rows share a dense neighbourhood. It does not see a collapse on one class, which has the highest value.
 
     Source: Saito et al., "Tune it the Right Way", ICCV 2021, arXiv:2108.10860.
-
-    Args:
-        temperature: T > 0.
     """
     unit_NC = target_probs_NC.astype(np.float64)
     unit_NC = unit_NC / np.linalg.norm(unit_NC, axis=1, keepdims=True)
@@ -23,7 +22,7 @@ def snd(target_probs_NC: np.ndarray, temperature: float = 0.05) -> float:
     total = 0.0
     for start in range(0, len(rows), _BLOCK):  # N² similarities would not fit at once
         block = rows[start : start + _BLOCK]
-        similar_BN = unit_NC[block] @ unit_NC.T / temperature
+        similar_BN = unit_NC[block] @ unit_NC.T / SND_TEMPERATURE
         similar_BN[np.arange(len(block)), block] = -np.inf
         weight_BN = np.exp(similar_BN - similar_BN.max(1, keepdims=True))
         weight_BN /= weight_BN.sum(1, keepdims=True)
@@ -31,14 +30,13 @@ def snd(target_probs_NC: np.ndarray, temperature: float = 0.05) -> float:
     return float(total / len(rows))
 
 
-def class_ami(target_probs_NC: np.ndarray, target_features_NK: np.ndarray, seed: int = 0) -> float:
+def class_ami(target_probs_NC: np.ndarray, target_features_NK: np.ndarray) -> float:
     """Adjusted mutual information of predicted classes and the k-means clusters of the features, k = C; about 0 to 1.
 
     Source: Musgrave et al., arXiv:2208.07360.
 
     Args:
         target_features_NK: features before the classifier; their length does not count.
-        seed: of k-means.
     """
     # Here, because scikit-learn takes a second to import and every worker of every run imports this file.
     from sklearn.cluster import KMeans
@@ -46,17 +44,17 @@ def class_ami(target_probs_NC: np.ndarray, target_features_NK: np.ndarray, seed:
 
     length_N1 = np.linalg.norm(target_features_NK, axis=1, keepdims=True)
     unit_NK = target_features_NK / np.maximum(length_N1, 1e-12)
-    clusters = KMeans(target_probs_NC.shape[1], n_init=1, random_state=seed).fit_predict(unit_NK)
+    clusters = KMeans(target_probs_NC.shape[1], n_init=1, random_state=0).fit_predict(unit_NK)
     return float(adjusted_mutual_info_score(clusters, target_probs_NC.argmax(1)))
 
 
-def neighbour_consistency(label_N: np.ndarray, features_NK: np.ndarray, neighbours: int = 10) -> float:
-    """How much oftener the nearest records, by angle, have a record's own label than records at large; 0 by chance, 1 always.
+def neighbour_consistency(label_N: np.ndarray, features_NK: np.ndarray) -> float:
+    """How much more often a record's nearest by angle have its label than records at large; 0 by chance, 1 always.
 
     The features are of encoders that the labels did not change, so that labels of two models can be compared.
     """
     unit_NK = features_NK / np.maximum(np.linalg.norm(features_NK, axis=1, keepdims=True), 1e-12)
-    most = min(neighbours, len(unit_NK) - 1)
+    most = min(NEIGHBOURS, len(unit_NK) - 1)
     if most < 1:
         return 0.0
     same = []

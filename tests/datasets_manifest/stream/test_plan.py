@@ -47,7 +47,7 @@ def test_plan_is_a_pure_function(sizes: list[int], samples: int, batch: int, see
     one, other = (plan_of(sizes, samples, batch, seed, epoch) for _ in range(2))
     assert one.num_steps == other.num_steps == -(-samples // batch)
     assert one.num_domains == len(sizes)
-    assert all(same(one.global_step(step), other.global_step(step)) for step in range(one.num_steps))
+    assert all(same(one.worker_step(step, 0, 1), other.worker_step(step, 0, 1)) for step in range(one.num_steps))
 
 
 @settings(max_examples=150)
@@ -56,7 +56,7 @@ def test_every_row_is_drawn_evenly_and_labels_travel_with_rows(
     sizes: list[int], samples: int, batch: int, seed: int, epoch: int
 ) -> None:
     plan = plan_of(sizes, samples, batch, seed, epoch)
-    steps = [plan.global_step(step) for step in range(plan.num_steps)]
+    steps = [plan.worker_step(step, 0, 1) for step in range(plan.num_steps)]
     for domain, size in enumerate(sizes):
         rows = np.concatenate([step.rows_DB[domain] for step in steps])
         labels = np.concatenate([step.labels_DB[domain] for step in steps])
@@ -77,13 +77,13 @@ def test_workers_slices_in_order_are_the_global_step(
     sizes: list[int], samples: int, batch: int, seed: int, epoch: int, data: st.DataObject
 ) -> None:
     plan = plan_of(sizes, samples, batch, seed, epoch)
-    smallest = min(plan.global_step(step).global_batch for step in range(plan.num_steps))
+    smallest = min(plan.worker_step(step, 0, 1).global_batch for step in range(plan.num_steps))
     world_size = data.draw(st.integers(1, smallest))
     start = data.draw(st.integers(0, plan.num_steps))
     workers = [list(plan.worker_steps(rank, world_size, start)) for rank in range(world_size)]
     assert {len(steps) for steps in workers} == {plan.num_steps - start}
     for index, step in enumerate(range(start, plan.num_steps)):
-        whole, parts = plan.global_step(step), [steps[index] for steps in workers]
+        whole, parts = plan.worker_step(step, 0, 1), [steps[index] for steps in workers]
         for name in ("rows_DB", "labels_DB", "positions_DB"):
             np.testing.assert_array_equal(
                 np.concatenate([getattr(part, name) for part in parts], axis=1), getattr(whole, name)
@@ -99,7 +99,7 @@ def test_workers_slices_in_order_are_the_global_step(
 @given(samples=st.integers(1, 500), batch=st.integers(1, 20))
 def test_steps_are_balanced(samples: int, batch: int) -> None:
     plan = plan_of([5, 50], samples, batch)
-    sizes = [plan.global_step(step).rows_DB.shape for step in range(plan.num_steps)]
+    sizes = [plan.worker_step(step, 0, 1).rows_DB.shape for step in range(plan.num_steps)]
     expected = [len(part) for part in np.array_split(np.arange(samples), plan.num_steps)]
     assert sizes == [(2, size) for size in expected]
     assert max(expected) <= batch
@@ -109,7 +109,7 @@ def test_steps_are_balanced(samples: int, batch: int) -> None:
 def test_seed_epoch_and_domain_change_the_order() -> None:
     size = 50
     rows = [
-        plan_of([size, size], size, size, seed, epoch).global_step(0).rows_DB
+        plan_of([size, size], size, size, seed, epoch).worker_step(0, 0, 1).rows_DB
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     orders = [tuple(domain % 1000) for plan in rows for domain in plan]
@@ -132,10 +132,10 @@ def test_the_bytes_of_a_plan_never_change() -> None:
     plan = plan_of([5, 23, 1], 50, 8, seed=123456, epoch=3)
     digest = hashlib.sha256()
     for step in range(plan.num_steps):
-        part = plan.global_step(step)
+        part = plan.worker_step(step, 0, 1)
         digest.update(part.rows_DB.astype("<i8").tobytes() + part.labels_DB.astype("<i8").tobytes())
     assert digest.hexdigest() == "4287a206027e8dd89a89d1c0ca3f6e605b5e7debb893a0bb9eee90b100a16ae7"
-    assert plan.global_step(0).rows_DB[1].tolist() == [1009, 1015, 1017, 1022, 1018, 1005, 1014, 1000]
+    assert plan.worker_step(0, 0, 1).rows_DB[1].tolist() == [1009, 1015, 1017, 1022, 1018, 1005, 1014, 1000]
 
 
 @pytest.fixture
@@ -196,16 +196,16 @@ def test_writing_into_a_slice_or_a_pool_leaves_the_plan_alone() -> None:
     rows, labels = np.arange(4), np.zeros(4, dtype=np.int64)
     given_pool = DomainPool(rows, labels)
     plan = EpochPlan.build(seed=0, epoch=0, pools=[given_pool], samples_per_epoch=4, batch_size=4)
-    before = plan.global_step(0).rows_DB.copy()
-    plan.global_step(0).rows_DB[:] = -5
+    before = plan.worker_step(0, 0, 1).rows_DB.copy()
+    plan.worker_step(0, 0, 1).rows_DB[:] = -5
     rows[:] = -5
-    np.testing.assert_array_equal(plan.global_step(0).rows_DB, before)
+    np.testing.assert_array_equal(plan.worker_step(0, 0, 1).rows_DB, before)
     np.testing.assert_array_equal(given_pool.rows, np.arange(4))
 
 
 def test_numbers_are_int64() -> None:
     small = DomainPool(np.arange(3, dtype=np.int32), np.zeros(3, dtype=np.int8))
-    part = EpochPlan.build(seed=0, epoch=0, pools=[small], samples_per_epoch=3, batch_size=2).global_step(0)
+    part = EpochPlan.build(seed=0, epoch=0, pools=[small], samples_per_epoch=3, batch_size=2).worker_step(0, 0, 1)
     assert part.rows_DB.dtype == part.labels_DB.dtype == part.positions_DB.dtype == np.int64
 
 
@@ -253,7 +253,7 @@ def test_a_worker_that_is_not_there_is_refused(rank: int, world_size: int) -> No
 def test_a_step_that_is_not_there_is_refused(step: int) -> None:
     plan = plan_of([10], 10, 5)
     with pytest.raises(IndexError, match="epoch of 2 steps"):
-        plan.global_step(step)
+        plan.worker_step(step, 0, 1)
     with pytest.raises(IndexError, match="epoch of 2 steps"):
         plan.worker_steps(0, 1, start_step=-1 if step < 0 else 3)
     assert list(plan.worker_steps(0, 1, start_step=2)) == []

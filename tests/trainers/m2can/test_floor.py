@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.m2can.floor.fit import FOLDS, fit_floor, fit_probe, prior_shift
+from trainers.m2can.floor.fit import DECAY, FOLDS, fit_floor, fit_probe, prior_shift
 
 CLASSES = 3
 Domain = tuple[dict[str, Tensor], Tensor]
@@ -109,9 +109,9 @@ def test_a_probe_is_at_its_minimum(domains: list[Domain]) -> None:
     x = features["picture"].double()
     y = torch.nn.functional.one_hot(labels, CLASSES).double()
     importance = torch.linspace(0.1, 1, len(x)).double()
-    weight, bias = fit_probe(x, y, importance, decay=0.3)
+    weight, bias = fit_probe(x, y, importance)
     wrong = ((x @ weight.T + bias).softmax(1) - y) * (importance / importance.sum())[:, None]
-    assert torch.allclose(wrong.T @ x, -0.3 * weight, atol=1e-6)
+    assert torch.allclose(wrong.T @ x, -DECAY * weight, atol=1e-6)
     assert torch.allclose(wrong.sum(0), torch.zeros(CLASSES).double(), atol=1e-6)
 
 

@@ -70,8 +70,8 @@ class SmallResNet(nn.Sequential):
     Source: He et al., CVPR 2016, scaled down.
     """
 
-    def __init__(self, width: int = 16, stages: int = 4) -> None:
-        widths = [width * 2**i for i in range(stages)]
+    def __init__(self, width: int) -> None:
+        widths = [width * 2**stage for stage in range(4)]
         stem = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),

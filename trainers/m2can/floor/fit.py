@@ -126,18 +126,16 @@ def fit_probes(
     return weight, bias
 
 
-def fit_probe(
-    x_NK: Tensor, y_NC: Tensor, weight_N: Tensor | None = None, decay: float = DECAY
-) -> tuple[Tensor, Tensor]:
+def fit_probe(x_NK: Tensor, y_NC: Tensor, weight_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weight [C, K] and bias [C] that minimise the (weighted) mean cross-entropy against soft labels, plus
-    decay / 2 · ‖weight‖²."""
+    DECAY / 2 · ‖weight‖²."""
     share_N = x_NK.new_full((len(x_NK),), 1 / len(x_NK)) if weight_N is None else weight_N / weight_N.sum()
     weight_CK = x_NK.new_zeros(y_NC.shape[1], x_NK.shape[1], requires_grad=True)
     bias_C = x_NK.new_zeros(y_NC.shape[1], requires_grad=True)
 
     def loss() -> Tensor:
         entropy_N = F.cross_entropy(x_NK @ weight_CK.T + bias_C, y_NC, reduction="none")
-        return (share_N * entropy_N).sum() + 0.5 * decay * weight_CK.square().sum()
+        return (share_N * entropy_N).sum() + 0.5 * DECAY * weight_CK.square().sum()
 
     _minimise(loss, [weight_CK, bias_C])
     return weight_CK.detach(), bias_C.detach()
