@@ -31,6 +31,6 @@ def moment_distance(outputs: Outputs, batch: Batch, collective: Collective) -> T
     pairs = list(combinations(range(batch.num_domains), 2))
     if not pairs:
         return 0 * means_MDK.sum()
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    distance_MP = (means_MDK[:, first] - means_MDK[:, second]).square().sum(-1).add(1e-12).sqrt()
+    differences_MPK = torch.stack([means_MDK[:, a] - means_MDK[:, b] for a, b in pairs], 1)
+    distance_MP = differences_MPK.square().sum(-1).add(1e-12).sqrt()
     return distance_MP.mean(1).sum() / collective.world_size
