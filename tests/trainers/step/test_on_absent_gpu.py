@@ -11,7 +11,7 @@ import torch
 from benchmarks.step_parts import Size, make_labels, make_network, make_rows, recipe_of
 from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.source import FeatureBatch
-from tests.trainers.step.absent_gpu import GPU, gradients_from_nowhere, move_there, moved_there, pretend_there_is_one
+from tests.trainers.absent_gpu import GPU, gradients_from_nowhere, move_there, moved_there, pretend_there_is_one
 from trainers.compute.device_batches import to_batch
 from trainers.compute.precision import autocast_of, choose_layout, picture_form
 from trainers.m2can.collective import Collective

@@ -1,4 +1,4 @@
-"""A step on a GPU that is not there: torch's fake tensors have its device, shapes and types, and no numbers.
+"""A GPU that is not there: torch's fake tensors have its device, shapes and types, and no numbers.
 
 What would fail on a GPU at its first use fails here too: tensors of two devices in one operation, a kernel that takes
 other types, an answer that the host waits for. The backward pass is left out, because autograd asks the driver for a
