@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from datasets_manifest.stream.encode import HostBatch
-from tests.trainers.encoders.hub_folders import WRITERS
 from tests.trainers.absent_gpu import GPU, gradients_from_nowhere, move_there, moved_there, pretend_there_is_one
+from tests.trainers.encoders.hub_folders import WRITERS
 from trainers.compute.device_batches import PictureForm, to_batch
 from trainers.encoders import encoders, hub_models
 from trainers.m2can.batch import Batch
