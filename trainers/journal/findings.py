@@ -125,7 +125,7 @@ def vanished_classes(predicted_N: np.ndarray, classes: Sequence[str]) -> Finding
 def never_pseudo_labels(recipe: Recipe) -> Finding | None:
     """The warm-up is as long as the run."""
     epochs, warmup = decided(recipe.train.epochs), decided(recipe.uacr.warmup)
-    if not _uses_pseudo_labels(recipe) or warmup < epochs:
+    if not recipe.uses_pseudo_labels or warmup < epochs:
         return None
     what = f"no pseudo label is ever used: uacr.warmup {warmup} is not below train.epochs {epochs}"
     change = "lower uacr.warmup or raise train.epochs; uacr.enabled=false trains on the target without them"
@@ -135,7 +135,7 @@ def never_pseudo_labels(recipe: Recipe) -> Finding | None:
 def unused_pseudo_labels(recipe: Recipe, records: Sequence[EpochRecord]) -> Finding | None:
     """None was selected before the last epoch."""
     used = any(record.metrics.get("uacr/kept", 0) > 0 for record in records[:-1])
-    if not _uses_pseudo_labels(recipe) or used or records[0].epoch > 1:  # the run before may have selected some
+    if not recipe.uses_pseudo_labels or used or records[0].epoch > 1:  # the run before may have selected some
         return None
     what = f"no pseudo label was ever used: no score reached uacr.threshold {recipe.uacr.threshold:g}"
     if recipe.uacr.threshold == 0:
@@ -159,7 +159,3 @@ def nothing_to_choose_from(epochs: int) -> Finding | None:
     if epochs > 1:
         return None
     return Finding("one-epoch", "there is one epoch, so no checkpoint to choose", "train.epochs=2 or more")
-
-
-def _uses_pseudo_labels(recipe: Recipe) -> bool:
-    return recipe.uacr.enabled and recipe.train.target_labels != "oracle"

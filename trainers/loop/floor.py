@@ -88,7 +88,7 @@ def start_from_floor(loop: Loop, floor: FloorLabels) -> None:
 def labels_by_floor(recipe: Recipe) -> bool:
     """Whether pseudo labels begin with the floor's: `uacr.warmup` is 0, and the floor was fitted to features that stay."""
     frozen = what_is_trained(recipe) == "heads on frozen encoders"
-    return has_floor(recipe) and recipe.uacr.enabled and recipe.uacr.warmup == 0 and frozen
+    return has_floor(recipe) and recipe.uses_pseudo_labels and recipe.uacr.warmup == 0 and frozen
 
 
 def find_floor(loop: Loop) -> FoundFloor | None:

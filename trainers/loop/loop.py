@@ -29,9 +29,7 @@ from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.observer import Observer
 from trainers.loop.patience import Patience
 from trainers.loop.pseudo_labels import PseudoLabels
-from trainers.loop.reference_records import ReferenceCollector
-from trainers.loop.scoring import Scored, score_parts, validation_metrics
-from trainers.loop.validator_inputs import ValidatorInputsCollector, validator_rows
+from trainers.loop.scoring import Scored, score_epoch, validation_metrics
 from trainers.m2can.batch import Batch
 from trainers.m2can.collective import Collective
 from trainers.m2can.network import M2CAN
@@ -80,7 +78,7 @@ class Loop:
         self.autocast = autocast_of(self.recipe, device)
         self.epochs = decided(self.recipe.train.epochs)
         self.epoch = 0  # epochs completed
-        warmup = decided(self.recipe.uacr.warmup) if self._uses_pseudo_labels else 0
+        warmup = decided(self.recipe.uacr.warmup) if self.recipe.uses_pseudo_labels else 0
         self.patience = Patience(self.recipe.train.patience, warmup)
         self.pseudo_labels = PseudoLabels(self.recipe.uacr, corpus.train[-1], corpus.classes)
         self.batches = Batches(card, corpus, labels, source, self.pseudo_labels, device)
@@ -105,16 +103,14 @@ class Loop:
         if recipe.train.compile:
             compile_encoders(self.network, self.device)
         self.frozen = FrozenWeights(self.network)
-        parts = build_trained_parts(recipe, self.network)
-        self.discriminators = parts.discriminators
-        self.modules, self.optimizers = parts.modules, parts.optimizers  # what a checkpoint holds beside the network
+        self.parts = build_trained_parts(recipe, self.network)
         self.step = Step(
             network=self.network,
             model=data_parallel(self.network, self.collective),
-            discriminators=self.discriminators,
+            discriminators=self.parts.discriminators,
             objective=build_objective(recipe),
-            optimizer=self.optimizers["network"],
-            discriminator_optimizer=self.optimizers["discriminators"],
+            optimizer=self.parts.optimizers["network"],
+            discriminator_optimizer=self.parts.optimizers["discriminators"],
             schedule=build_schedule(recipe.schedule, self.epochs, self.steps_per_epoch),
             rho=recipe.sam.rho,
             collective=self.collective,
@@ -137,10 +133,6 @@ class Loop:
         """Whether the last epoch is done, or too many epochs had no better score (`train.patience`)."""
         return self.epoch >= self.epochs or self.patience.is_over(self.epoch)
 
-    @property
-    def _uses_pseudo_labels(self) -> bool:
-        return self.recipe.uacr.enabled and self.recipe.train.target_labels != "oracle"
-
     def run_epoch(self) -> tuple[dict[str, float], Scored]:
         """One epoch: its metrics, and the scores from which the next one's pseudo labels were selected.
 
@@ -152,11 +144,11 @@ class Loop:
         plan, feed = self._next or (self.plan(), None)
         self._next = None
         with feed or self._feed_of(plan) as fed:
-            metrics, waited_for_steps = self._train_epoch(plan, fed)
+            metrics, waited_s = self._train_epoch(plan, fed)
         trained = time.perf_counter()
         if not self._next_plan_needs_scores():
             self._ask_for(self.plan(ahead=1))
-        scored, waited_for_scores = self._score()
+        scored = self.score()
         metrics |= self.select_pseudo_labels(scored)
         score = epoch_score(self.recipe.selection.validator, scored.validator_inputs)
         self.epoch, self.steps_done, self.totals = self.epoch + 1, 0, {}
@@ -166,7 +158,7 @@ class Loop:
         metrics["data/bad_records"] = self.bad_pictures.require_few()
         ended = time.perf_counter()
         metrics["time/train_s"], metrics["time/score_s"] = trained - started, ended - trained
-        metrics["speed/data_wait_fraction"] = (waited_for_steps + waited_for_scores) / (ended - started)
+        metrics["speed/data_wait_fraction"] = (waited_s + scored.waited_s) / (ended - started)
         return metrics, scored
 
     def close(self) -> None:
@@ -197,15 +189,7 @@ class Loop:
 
         With several workers one of them writes, given everyone's `state`.
         """
-        return checkpoint.snapshot(
-            network=self.network,
-            frozen=self.frozen,
-            card=self.card,
-            modules=self.modules,
-            optimizers=self.optimizers,
-            state=state or self.state(),
-            evaluation=evaluation,
-        )
+        return checkpoint.snapshot(self.parts, self.frozen, self.card, state or self.state(), evaluation)
 
     def save(self, folder: Path, evaluation: dict[str, torch.Tensor], state: TrainingState | None = None) -> None:
         """Write a checkpoint now; see Snapshot.write."""
@@ -218,7 +202,7 @@ class Loop:
         """
         self.close()
         self.step.forget()
-        state = checkpoint.load(folder, network=self.network, modules=self.modules, optimizers=self.optimizers)
+        state = checkpoint.load(folder, self.parts)
         self.frozen.were_loaded(folder / "model")
         self.epoch, self.step.number, self.steps_done = state.epoch, state.step, state.values["steps_done"]
         self.patience.load_state_dict(state.values.get("patience", {}))
@@ -234,7 +218,7 @@ class Loop:
         return self.batches.plan(self.epoch + ahead)
 
     def _next_plan_needs_scores(self) -> bool:
-        return self._uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
+        return self.recipe.uses_pseudo_labels and self.pseudo_labels.selects_after(self.epoch + 1)
 
     def ask_for_steps(self) -> None:
         """Have the first batches of the running epoch made, ahead of `run_epoch`."""
@@ -275,7 +259,7 @@ class Loop:
             f"loss/{name}" if name != "grad_norm" else name: float(value) / plan.num_steps
             for name, value in self.totals.items()
         }
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        groups = [group for optimizer in self.parts.optimizers.values() for group in optimizer.param_groups]
         metrics |= {f"lr/{group['name']}": group["lr"] for group in groups}
         if busy is not None:
             metrics["speed/gpu_busy_fraction"] = busy / seconds
@@ -323,34 +307,13 @@ class Loop:
             torch.cuda.manual_seed_all(seed)
 
     def score(self, floor: FloorLabels | None = None) -> Scored:
-        return self._score(floor)[0]
-
-    def _score(self, floor: FloorLabels | None = None) -> tuple[Scored, float]:
-        """What the network says of the rows of `eval_plan`, and the seconds for which it lacked data."""
-        parts, plan = self.batches.eval_plan()
-        with self.batches.evaluate(list(plan.worker_batches(self.rank, self.world_size))) as feed:
-            scored = score_parts(
-                feed,
-                parts,
-                self.network,
-                self.collective,
-                device=self.device,
-                dtype=self.dtype,
-                autocast=self.autocast,
-                collector=self._collector(),
-                reference=ReferenceCollector(self.corpus, self.card.vocabulary, self.network),
-                floor=floor or self.floor_labels,
-            )
-        return scored, feed.waited
-
-    def _collector(self) -> ValidatorInputsCollector:
-        return ValidatorInputsCollector(
-            *validator_rows(self.corpus, self.batches.labels), self.batches.labels, self.network
-        )
+        """What the network, or floor and network together, say of the rows of `Batches.eval_plan`."""
+        floor = floor or self.floor_labels
+        return score_epoch(self.batches, self.network, self.collective, self.autocast, floor)
 
     def select_pseudo_labels(self, scored: Scored) -> dict[str, float]:
         """UACR after an epoch; its metrics."""
-        if not self._uses_pseudo_labels:
+        if not self.recipe.uses_pseudo_labels:
             return {}
         target = self.corpus.train[-1]
         return self.pseudo_labels.update(

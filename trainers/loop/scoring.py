@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets_manifest.records.corpus import Corpus, Part
-from trainers.compute.device_batches import Fed
+from trainers.loop.batches import Batches
 from trainers.loop.evaluation import classification_metrics
 from trainers.loop.floor_labels import FloorLabels
 from trainers.loop.reference_records import ReferenceCollector
@@ -36,12 +36,14 @@ class Scored:
     parts: in the order of the columns' rows.
     validator_inputs: what the validators read.
     seen: what later records are compared with; see trainers.model.reference.
+    waited_s: seconds for which the device lacked data.
     """
 
     columns: dict[str, np.ndarray]
     parts: list[Part]
     validator_inputs: ValidatorInputs
     seen: Seen
+    waited_s: float
 
     def of(self, part: Part) -> dict[str, np.ndarray]:
         """The columns of one part."""
@@ -62,66 +64,60 @@ class Scored:
         raise KeyError(f"{part.domain}/{part.split}")
 
 
-@torch.inference_mode()
-def score_parts(
-    batches: Iterable[Fed],
-    parts: list[Part],
+def score_epoch(
+    batches: Batches,
     network: M2CAN,
     collective: Collective,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
     autocast: Callable[[], AbstractContextManager[None]],
-    collector: ValidatorInputsCollector,
-    reference: ReferenceCollector,
     floor: FloorLabels | None = None,
 ) -> Scored:
-    """Score this worker's share of the rows of `parts` and exchange the results.
+    """Score this worker's share of the rows of `batches.eval_plan` and exchange the results.
 
     A worker keeps 16 bytes a row in float32, on its device: the host never waits for a batch.
 
     Args:
-        batches: this worker's contiguous share of the rows, in order (plan.eval_shard).
-        parts: the target's training part first.
         autocast: makes the context of a forward pass, as in training.
-        collector: takes what the validators read.
-        reference: takes what later records are compared with.
         floor: labels the target's training rows too. None: the network alone does.
     """
-    training = network.training
-    network.eval()
-    target = parts[0]
+    parts, plan = batches.eval_plan()
+    target, device, dtype = parts[0], batches.device, batches.dtype
+    collector = ValidatorInputsCollector(batches.corpus, batches.labels, network)
+    reference = ReferenceCollector(batches.corpus, batches.card.vocabulary, network)
     scored: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
     both: list[tuple[Tensor, Tensor]] = []  # logits of the floor and of the network
-    for host, batch in batches:
-        floor_BC = None
-        with autocast():
-            if floor is not None:
-                batch, floor_BC = floor.with_features(network, host.rows, batch)
-            outputs = network(batch).single()
-        collector.add(host.rows, outputs)
-        reference.add(host, outputs)
-        logits_HBC = outputs.logits_HQDBC[:, 0, 0]
-        if floor_BC is not None:
-            # The target's rows come first, so that those of a batch stand at its beginning.
-            in_target = int(((host.rows >= target.start) & (host.rows < target.stop)).sum())
-            both.append((floor_BC[:in_target], logits_HBC.mean(0)[:in_target]))
-        scores = score_samples(logits_HBC)
-        for name, column in scored.items():
-            value = getattr(scores, name)
-            column.append(value.to(torch.int32 if name == "label" else dtype))
-    inputs, seen = collector.finish(collective), reference.finish(collective)
-    network.train(training)
-    if floor is not None:
-        label_N = torch.zeros(sum(map(len, scored["label"])), dtype=torch.int32, device=device)
-        prob_N = torch.zeros_like(label_N, dtype=dtype)
-        if both:
-            floor_NC, network_NC = (torch.cat(same) for same in zip(*both, strict=True))
-            label, prob = floor.vote(floor_NC, network_NC, inputs)
-            label_N[: len(label)], prob_N[: len(label)] = label.to(torch.int32), prob.to(dtype)
-        scored |= dict(zip(VOTES, ([label_N], [prob_N]), strict=True))
-    columns = gather_columns(scored, sum(map(len, parts)), collective, device=device, dtype=dtype)
-    return Scored(columns, parts, inputs, seen)
+    mine = list(plan.worker_batches(collective.rank, collective.world_size))
+    training = network.training
+    network.eval()
+    with batches.evaluate(mine) as feed, torch.inference_mode():
+        for host, batch in feed:
+            floor_BC = None
+            with autocast():
+                if floor is not None:
+                    batch, floor_BC = floor.with_features(network, host.rows, batch)
+                outputs = network(batch).single()
+            collector.add(host.rows, outputs)
+            reference.add(host, outputs)
+            logits_HBC = outputs.logits_HQDBC[:, 0, 0]
+            if floor_BC is not None:
+                # The target's rows come first, so that those of a batch stand at its beginning.
+                in_target = int(((host.rows >= target.start) & (host.rows < target.stop)).sum())
+                both.append((floor_BC[:in_target], logits_HBC.mean(0)[:in_target]))
+            scores = score_samples(logits_HBC)
+            for name, column in scored.items():
+                value = getattr(scores, name)
+                column.append(value.to(torch.int32 if name == "label" else dtype))
+        inputs, seen = collector.finish(collective), reference.finish(collective)
+        network.train(training)
+        if floor is not None:
+            label_N = torch.zeros(sum(map(len, mine)), dtype=torch.int32, device=device)
+            prob_N = torch.zeros_like(label_N, dtype=dtype)
+            if both:
+                floor_NC, network_NC = (torch.cat(same) for same in zip(*both, strict=True))
+                label, prob = floor.vote(floor_NC, network_NC, inputs)
+                label_N[: len(label)], prob_N[: len(label)] = label.to(torch.int32), prob.to(dtype)
+            scored |= dict(zip(VOTES, ([label_N], [prob_N]), strict=True))
+        columns = gather_columns(scored, len(plan.rows), collective, device=device, dtype=dtype)
+    return Scored(columns, parts, inputs, seen, feed.waited)
 
 
 def gather_columns(

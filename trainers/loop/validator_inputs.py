@@ -25,15 +25,15 @@ class ValidatorInputsCollector:
     """Takes the outputs of the rows set aside, batch by batch; afterwards every worker holds them all.
 
     Args:
-        target_rows: ascending, of which at most MOST_ROWS are looked at.
-        source_rows: labelled validation rows of the sources, likewise.
-        labels: of all rows; only those of `source_rows` are read.
+        labels: of all rows, -1 where unlabelled; only the sources' are kept.
         network: the one that is scored.
+
+    target_rows, source_rows: at most MOST_ROWS of `validator_rows`, ascending.
     """
 
-    def __init__(self, target_rows: np.ndarray, source_rows: np.ndarray, labels: np.ndarray, network: M2CAN) -> None:
+    def __init__(self, corpus: Corpus, labels: np.ndarray, network: M2CAN) -> None:
         self.network = network
-        self.target_rows, self.source_rows = spread(target_rows), spread(source_rows)
+        self.target_rows, self.source_rows = (spread(rows) for rows in validator_rows(corpus, labels))
         self.source_labels = labels[self.source_rows].astype(np.int64)
         # Rows apart from the target's own may lie between its parts: one sorted list finds the place of each.
         self._rows = np.concatenate([self.target_rows, self.source_rows])

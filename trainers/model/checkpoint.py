@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, json_text, read_json, whole_folder
 from trainers.encoders.weight_files import REFERENCE, WEIGHTS, FrozenWeights, read_tensors, read_weights, save_tensors
 from trainers.m2can.floor import Network
-from trainers.m2can.network import M2CAN
 from trainers.model.card import EVALUATION, SCHEMA_VERSION, ModelCard, card_files
 from trainers.model.reference import SEEN_FILE, split_reference
+from trainers.model.trained_parts import TrainedParts
 from trainers.recipe.schema_versions import Migration, migrate
 
 
@@ -84,20 +84,13 @@ class Snapshot:
 
 
 def snapshot(
-    *,
-    network: M2CAN,
-    frozen: FrozenWeights,
-    card: ModelCard,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
-    state: TrainingState,
-    evaluation: dict[str, Tensor],
+    parts: TrainedParts, frozen: FrozenWeights, card: ModelCard, state: TrainingState, evaluation: dict[str, Tensor]
 ) -> Snapshot:
     """Copy what moves. From a GPU the copies go to pinned memory, and nothing waits for them here."""
-    tensors, groups = training_tensors(modules, optimizers)
+    tensors, groups = training_tensors(parts)
     tensors |= {f"arrays.{name}": tensor for name, tensor in state.arrays.items()}
     values = {"epoch": state.epoch, "step": state.step, "values": state.values, "groups": groups}
-    weights = {name: x for name, x in network.state_dict().items() if name not in frozen.tensors}
+    weights = {name: x for name, x in parts.network.state_dict().items() if name not in frozen.tensors}
     copies = _copies(weights), _copies(tensors)
     copied = None
     if any(tensor.is_cuda for tensor in weights.values()):
@@ -116,15 +109,13 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def training_tensors(
-    modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def training_tensors(parts: TrainedParts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What training.safetensors and training.json hold of modules and optimizers: tensors by name, groups by optimizer."""
     tensors: dict[str, Tensor] = {}
     groups: dict[str, Any] = {}
-    for name, module in modules.items():
+    for name, module in parts.modules.items():
         tensors |= {f"modules.{name}.{key}": value for key, value in module.state_dict().items()}
-    for name, optimizer in optimizers.items():
+    for name, optimizer in parts.optimizers.items():
         flat, groups[name] = _flatten_optimizer(optimizer)
         tensors |= {f"optimizers.{name}.{key}": value for key, value in flat.items()}
     return tensors, groups
@@ -151,22 +142,20 @@ def load_model_weights(folder: Path, network: Network) -> None:
         raise InputError(problem, file=folder / WEIGHTS) from None
 
 
-def load(
-    folder: Path, *, network: M2CAN, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]
-) -> TrainingState:
+def load(folder: Path, parts: TrainedParts) -> TrainingState:
     """Put everything back and return the rest. The checkpoint's files are verified first.
 
     Raises:
         InputError: truncated, altered, or of another run's shape.
     """
     verify(folder)
-    load_model_weights(folder / "model", network)
+    load_model_weights(folder / "model", parts.network)
     content = read_json(folder / "state" / "training.json")
     migrate(content, current=SCHEMA_VERSION, migrations=MIGRATIONS, file=folder / "state" / "training.json")
     tensors = read_tensors(folder / "state" / "training.safetensors")
-    for name, module in modules.items():
+    for name, module in parts.modules.items():
         module.load_state_dict(_below(tensors, f"modules.{name}."))
-    for name, optimizer in optimizers.items():
+    for name, optimizer in parts.optimizers.items():
         _restore_optimizer(optimizer, _below(tensors, f"optimizers.{name}."), content["groups"][name])
     return TrainingState(content["epoch"], content["step"], _below(tensors, "arrays."), content["values"])
 

@@ -45,7 +45,7 @@ def state_sizes(card: ModelCard, network: M2CAN) -> StateSizes:
     parts = _with_state(card.recipe, network)
     weights, frozen = parts.network.state_dict(), FrozenWeights(parts.network).tensors
     moving = {name: x for name, x in weights.items() if name not in frozen}
-    training, groups = training_tensors(parts.modules, parts.optimizers)
+    training, groups = training_tensors(parts)
     # The recipe is part of the files: a size that followed from `checkpoint.max_disk` would move with what it limits.
     plain = replace(card, recipe=card.recipe.model_copy(update={"checkpoint": Checkpoints()}))
     texts = sum(len(text.encode()) for text in [*card_files(plain).values(), json_text(groups)])

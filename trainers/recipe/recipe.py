@@ -62,6 +62,11 @@ class Recipe(Section):
         any_term = any(self.objective.weights().values())
         return self.uacr.enabled or any_term or self.train.target_labels != "unused"
 
+    @property
+    def uses_pseudo_labels(self) -> bool:
+        """Whether UACR labels the target: not where its own labels are trained on, for an upper bound."""
+        return self.uacr.enabled and self.train.target_labels != "oracle"
+
     def picture_views(self) -> PictureViews:
         """Those of data.pictures. The published code drops the alpha channel of a transparent picture."""
         views = self.data.pictures.views()

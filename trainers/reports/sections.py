@@ -154,7 +154,7 @@ def learning(run: Run) -> dict[str, Any]:
 def pseudo_labels(run: Run) -> dict[str, Any]:
     """UACR over the epochs, and how far the chosen epoch's score tells right from wrong."""
     records, recipe = run.outcome.records, run.outcome.card.recipe
-    if not recipe.uacr.enabled or recipe.train.target_labels == "oracle":
+    if not recipe.uses_pseudo_labels:
         return {"used": False}
     shares = [
         figures.series_of(records, f"uacr/class_share/{name}", name, i)

@@ -63,15 +63,15 @@ def test_a_step_that_is_not_finite_moves_nothing(run: Prepared) -> None:
         return terms if discriminators is None else {name: value * torch.nan for name, value in terms.items()}
 
     def state() -> dict[str, torch.Tensor]:
-        discriminators = loop.discriminators.state_dict(prefix="discriminators.")
+        discriminators = loop.parts.discriminators.state_dict(prefix="discriminators.")
         return {name: value.clone() for name, value in (loop.network.state_dict() | discriminators).items()}
 
-    before, calls = state(), loop.discriminators.counts()
+    before, calls = state(), loop.parts.discriminators.counts()
     loop.step.objective = broken  # type: ignore[assignment]
     with pytest.raises(NonFiniteLoss):
         loop.run_epoch()
     assert calls[0] > 0
-    assert loop.discriminators.counts() == calls
+    assert loop.parts.discriminators.counts() == calls
     for name, value in state().items():
         assert torch.equal(value, before[name]), name
 

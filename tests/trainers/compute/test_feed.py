@@ -207,8 +207,8 @@ def test_the_next_epoch_is_asked_for_before_the_scores_if_it_does_not_need_them(
 ) -> None:
     loop = make_loop(prepared_run(tmp_path, ["train.epochs=3", option]))
     asked = []
-    score = loop._score
-    monkeypatch.setattr(loop, "_score", lambda: (asked.append(loop._next is not None), score())[1])
+    score = loop.score
+    monkeypatch.setattr(loop, "score", lambda: (asked.append(loop._next is not None), score())[1])
     loop.run_epoch()
     assert asked == [before_scoring]
     assert loop._next is not None

@@ -353,7 +353,7 @@ def test_both_towers_of_a_dual_encoder(tmp_path: Path) -> None:
     loop = make_loop(run)
     trained = [name for name, p in loop.network.named_parameters() if p.requires_grad and "_encoder." in name]
     assert len(trained) == 2 * 2 * 2 * 2  # towers, layers, targets, matrices
-    rates = {group["name"]: group["base_lr"] for group in loop.optimizers["network"].param_groups}
+    rates = {group["name"]: group["base_lr"] for group in loop.parts.optimizers["network"].param_groups}
     assert {name: rate for name, rate in rates.items() if "encoder" in name} == pytest.approx({
         "text_encoder.1": 8e-4, "text_encoder.2": 1e-3, "picture_encoder.1": 8e-4, "picture_encoder.2": 1e-3,
     })  # fmt: skip

@@ -98,7 +98,7 @@ def test_training_moves_them_and_a_run_that_goes_on_is_the_same(tmp_path: Path) 
     assert wanted["missing.text"].any() and wanted["missing.picture"].any()
     plain = make_loop(prepared_run(tmp_path, ["train.epochs=3"]))
     assert set(wanted) - set(plain.network.state_dict()) == {"missing.text", "missing.picture"}
-    groups = [group["name"] for group in plain.optimizers["network"].param_groups]
+    groups = [group["name"] for group in plain.parts.optimizers["network"].param_groups]
     assert "missing" not in groups
 
 

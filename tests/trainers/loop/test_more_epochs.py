@@ -59,7 +59,7 @@ def test_rates_are_those_of_the_longer_schedule(finished: Path) -> None:
     halved = begun(finished, 4, "schedule.mode=constant", "optimizer.lr.heads=1e-5")
     go_on_from(halved, finished / "checkpoint")
     assert rates(halved)["head_0"] == 1e-5  # the recipe's, not the checkpoint's
-    assert halved.optimizers["network"].state_dict()["state"]  # with its moments
+    assert halved.parts.optimizers["network"].state_dict()["state"]  # with its moments
 
 
 def test_patience_counts_anew(finished: Path) -> None:

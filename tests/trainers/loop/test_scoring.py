@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from datasets_manifest.records.corpus import Corpus, Part
 from tests.trainers.step.test_host_answers import Answers
 from tests.trainers.tiny_run import make_loop, prepared_run
 from trainers.loop.scoring import COLUMNS, gather_columns
@@ -55,8 +57,9 @@ def test_evidence_does_not_grow_with_the_target(tmp_path: Path) -> None:
     network = make_loop(prepared_run(tmp_path)).network
     sizes = []
     for rows in (MOST_ROWS, 1_000_000):
-        labels = np.zeros(2 * rows, np.int64)
-        collector = ValidatorInputsCollector(np.arange(rows), np.arange(rows, 2 * rows), labels, network)
+        parts = [Part("source", "train", 0, 0), Part("target", "train", 0, rows)]
+        corpus = Corpus(pa.table({}), ["a", "b"], parts, [Part("source", "val", rows, 2 * rows), None], [])
+        collector = ValidatorInputsCollector(corpus, np.zeros(2 * rows, np.int64), network)
         tensors = [x for x in vars(collector).values() if isinstance(x, torch.Tensor)]
         arrays = [x for x in vars(collector).values() if isinstance(x, np.ndarray)]
         sizes.append(sum(x.nbytes for x in tensors) + sum(x.nbytes for x in arrays))

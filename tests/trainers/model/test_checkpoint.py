@@ -50,7 +50,7 @@ def test_a_resumed_run_gives_the_same_numbers_to_the_last_bit(run: Prepared, tra
         assert {name: found[name] for name in same} == {name: wanted[name] for name in same}
     for name, tensor in straight.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
-    assert straight.discriminators[0].calls == resumed.discriminators[0].calls > 0
+    assert straight.parts.discriminators[0].calls == resumed.parts.discriminators[0].calls > 0
 
 
 def test_a_snapshot_is_of_its_moment(run: Prepared, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_an_old_checkpoint_resumes(old: Path) -> None:
     card = load_card(old / "model")
     network = build_network(card.recipe, card.text_config, len(card.classes), load_weights=False)
     parts = build_trained_parts(card.recipe, network)
-    state = checkpoint.load(old, network=network, modules=parts.modules, optimizers=parts.optimizers)
+    state = checkpoint.load(old, parts)
     assert (state.epoch, state.step, state.values["steps_done"]) == (6, 228, 0)
     assert {"kept_rows", "kept_labels", "bad_rows"} <= set(state.arrays)
     saved = load_file(old / "state" / "training.safetensors")

@@ -54,7 +54,7 @@ def test_memory_holds_weights_gradients_and_optimizer(tmp_path: Path) -> None:
         return prepared_run(tmp_path, ["sam.rho=0", *settings]).state_bytes
 
     loop = make_loop(prepared_run(tmp_path))
-    weights = sum(x.nbytes for module in (loop.network, loop.discriminators) for x in module.parameters())
+    weights = sum(x.nbytes for module in (loop.network, loop.parts.discriminators) for x in module.parameters())
     assert state_bytes() == pytest.approx(4 * weights, rel=0.01)  # beside the weights: gradients, two moments
     assert state_bytes("optimizer.type=sgd") == pytest.approx(3 * weights, rel=0.01)
     assert state_bytes("train.precision=fp64") == pytest.approx(8 * weights, rel=0.01)

@@ -161,6 +161,7 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
 
     from tests.trainers.tiny_run import make_loop, prepared_run
     from trainers.compute.device_batches import make_encoding, to_batch
+    from trainers.loop.validator_inputs import ValidatorInputsCollector
     from trainers.m2can.collective import Collective
 
     loop = make_loop(prepared_run(tmp_path, ["train.epochs=1"]))
@@ -168,7 +169,7 @@ def test_the_loop_collects_the_same_rows_for_one_worker_and_two(tmp_path: Path) 
     parts = [loop.corpus.train[-1], *(part for part in loop.corpus.val if part is not None)]
     rows = np.concatenate([part.rows for part in parts])
     batches = loop.batches.source.evaluate(np.array_split(rows, 6), make_encoding(loop.recipe, loop.card.vocabulary))
-    one, halves = loop._collector(), [loop._collector(), loop._collector()]
+    one, *halves = (ValidatorInputsCollector(loop.corpus, loop.batches.labels, loop.network) for _ in range(3))
     with torch.inference_mode():
         for number, host in enumerate(batches):
             labels = np.full((1, len(host.rows)), -1)
