@@ -132,19 +132,18 @@ def gather_columns(
     return columns
 
 
-def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of every domain's validation part that has labels, by name, and the sources' mean; of the target also the
-    accuracy that is expected without its labels, and that on labels that were given and held out.
+def accuracies_by_domain(corpus: Corpus, of_part: Callable[[Part], tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Accuracy and macro-F1 of every domain's validation part that has labels, by name, and the sources' mean.
 
     Args:
-        labels: of all rows, -1 where unlabelled.
+        of_part: labels, -1 where unlabelled, and predicted classes of a part's rows.
     """
     metrics: dict[str, float] = {}
     of_sources = []
     for domain, part in enumerate(corpus.val):
         if part is None:
             continue
-        found = classification_metrics(labels[part.start : part.stop], scored.of(part)["label"])
+        found = classification_metrics(*of_part(part))
         is_target = domain == corpus.num_sources
         name = "target/val" if is_target else f"source/{part.domain}/val"
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
@@ -152,6 +151,17 @@ def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> di
             of_sources.append(found)
     for key in ("accuracy", "macro_f1") if of_sources else ():
         metrics[f"source/val/{key}"] = float(np.mean([found[key] for found in of_sources]))
+    return metrics
+
+
+def validation_metrics(scored: Scored, corpus: Corpus, labels: np.ndarray) -> dict[str, float]:
+    """`accuracies_by_domain`; of the target also the accuracy that is expected without its labels, and that on labels that
+    were given and held out.
+
+    Args:
+        labels: of all rows, -1 where unlabelled.
+    """
+    metrics = accuracies_by_domain(corpus, lambda part: (labels[part.start : part.stop], scored.of(part)["label"]))
     if (expected := expected_accuracy(scored.validator_inputs)) is not None:
         metrics |= expected.metrics()
     if (given := corpus.given) is not None:

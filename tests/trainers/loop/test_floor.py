@@ -12,8 +12,9 @@ import torch
 from datasets_manifest.records.corpus import Part
 from datasets_manifest.stream.evaluation_cache import EvaluationCache
 from tests.trainers.tiny_run import make_loop, prepared_run
-from trainers.loop import floor as floors
-from trainers.loop.floor import FoundFloor, find_floor, has_floor, rows_of
+from trainers.loop import floor_features, floor_predictions
+from trainers.loop.floor import FoundFloor, find_floor, has_floor
+from trainers.loop.floor_features import rows_of
 from trainers.loop.loop import Loop
 from trainers.model.card import load_card
 from trainers.model.floor_files import floor_metrics, write_floor
@@ -142,7 +143,7 @@ def test_features_that_are_not_finite_give_no_floor(tmp_path: Path) -> None:
 
 
 def test_large_parts_are_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "MOST_ROWS", MOST_ROWS + 100)
+    monkeypatch.setattr(floor_features, "MOST_ROWS", MOST_ROWS + 100)
     part = Part("sea", "train", 500, 50_500)
     wanted = part.rows[:: len(part) // MOST_ROWS][:MOST_ROWS]
     rows = rows_of(part, wanted, seed=1)
@@ -153,8 +154,9 @@ def test_large_parts_are_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_floor_of_a_part_says_which_rows_it_has(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "MOST_ROWS", 20)
-    monkeypatch.setattr(floors, "spread", lambda rows: rows[:5])
+    monkeypatch.setattr(floor_features, "MOST_ROWS", 20)
+    for module in (floor_features, floor_predictions):
+        monkeypatch.setattr(module, "spread", lambda rows: rows[:5])
     target = loop.corpus.train[-1]
     found = find_floor(loop)
     assert found is not None
