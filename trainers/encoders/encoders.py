@@ -53,6 +53,8 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
                 value=max_tokens,
                 wanted=f"at most {limit}",
             )
+    if section.dropout is not None:
+        hub_models.set_dropout(config, section.dropout)
     return config.to_dict()
 
 
@@ -81,7 +83,8 @@ def build_text_encoder(
 ) -> TextEncoder:
     """Raises InputError: no such encoder or weights. dual: the model whose tower is taken, if it was read already."""
     if load_weights and section.weights == "pretrained" and section.tiny is None:
-        model = hub_models.tower_of(dual or hub_models.read_model(section.name, "text"), "text", section.name)
+        whole = dual or hub_models.read_model(section.name, "text", section.dropout)
+        model = hub_models.tower_of(whole, "text", section.name)
     else:
         model = hub_models.tower_of(hub_models.empty_model(config), "text", section.name)
     model.train()  # from_pretrained leaves eval mode behind

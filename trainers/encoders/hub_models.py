@@ -58,17 +58,30 @@ def projection_width(config: Any) -> int | None:
     return None if width is None else int(width)
 
 
-def read_model(name: str, part: Part) -> Any:
+def set_dropout(config: Any, share: float) -> None:
+    """Of an encoder's layers and attention, as far as its architecture has any."""
+    for name, value in config.to_dict().items():
+        if "dropout" in name and "classifier" not in name and isinstance(value, float | int):
+            setattr(config, name, share)
+
+
+def read_model(name: str, part: Part, dropout: float | None = None) -> Any:
     """A model with its weights.
+
+    Args:
+        dropout: of the part; None: as its configuration says.
 
     Raises:
         InputError: they cannot be read, or are another architecture's.
     """
     from transformers import AutoModel
 
+    config = read_config(name, part)
+    if dropout is not None:
+        set_dropout(tower_config(config, part), dropout)
     try:
         model, found = AutoModel.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            name, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(

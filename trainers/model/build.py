@@ -30,7 +30,7 @@ def build_network(
     encoders, again = recipe.encoders, recipe.encoders.checkpointed
     sections = encoders.text, encoders.picture
     own = load_weights and encoders.both is not None and all(s.weights == "pretrained" for s in sections)
-    dual = read_model(str(encoders.text.name), "text") if own else None
+    dual = read_model(encoders.text.name, "text", encoders.text.dropout) if own else None
     text = build_text_encoder(encoders.text, config, load_weights=load_weights, checkpointed=again[0], dual=dual)
     picture = build_picture_encoder(
         encoders.picture, load_weights=load_weights, checkpointed=again[1], config=pictures, dual=dual

@@ -160,6 +160,11 @@ class TextEncoderSection(Section):
     freeze: Freeze = Field(
         "none", description="What is not trained: `none`, `all`, or a number of blocks from the input."
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Dropout of its layers and its attention; `null`: as its configuration says. In half precision on a GPU a "
+        "layer without dropout attends to all texts in one call.",
+    )
     lora: Lora | None = Field(None, description=_ADAPTER)
 
     @property

@@ -93,10 +93,6 @@ def _tiny(tree: Tree) -> None:
         is_default = sizes in (None, [REMOVED[key].default for key in old])
         if sizes is not None and not is_default and flatten(tree).get(name) == "tiny":
             put(tree, name, "tiny:" + "x".join(map(str, sizes)))
-    if str(flatten(tree).get("encoders.text.name", "")).startswith("tiny"):
-        with suppress(KeyError):
-            if (dropout := pop(tree, "encoders.text.dropout")) not in (None, 0):
-                put(tree, "encoders.text.dropout", dropout)
 
 
 def _checkpointing(tree: Tree) -> None:

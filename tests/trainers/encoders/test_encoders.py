@@ -204,6 +204,20 @@ def test_a_pretrained_encoder_from_a_folder_knows_what_is_alike() -> None:
     assert alike[1, 2] < 0.2
 
 
+@pytest.mark.parametrize("load_weights", [True, False])  # read from the folder, or built from a checkpoint's settings
+@pytest.mark.parametrize(("dropout", "found"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_dropout_is_the_recipes_or_the_configurations(dropout: float | None, found: float, load_weights: bool) -> None:
+    section = TextEncoderSection(name=MINILM, dropout=dropout)
+    config = text_config(section, 0, 0, 64)
+    encoder = build_text_encoder(section, config, load_weights=load_weights)
+    shares = {module.p for module in encoder.modules() if isinstance(module, nn.Dropout)}
+    assert shares == {found}
+    assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == found
+    tokens, mask = torch.tensor([[101, 2023, 102]]), torch.ones(1, 3, dtype=torch.long)
+    one, two = (encoder(tokens, mask, torch.tensor([3])) for _ in range(2))
+    assert torch.equal(one, two) == (found == 0)
+
+
 def test_a_saved_configuration_is_enough_to_build_it_again() -> None:
     """As a checkpoint does: no weights are read, and a pretrained name is not looked up."""
     section = TextEncoderSection(name=MINILM)

@@ -46,6 +46,7 @@ KEYS = [
     "encoders.text.name",
     "encoders.text.weights",
     "encoders.text.pooling",
+    "encoders.text.dropout",
     "encoders.text.freeze",
     "encoders.text.lora",
     "encoders.picture.name",
@@ -198,7 +199,7 @@ def test_a_removed_key_at_its_default_is_dropped_from_an_old_recipe(key: str) ->
 @pytest.mark.parametrize(("key", "value"), [
     *((key, 12345) for key, gone in REMOVED.items() if gone.now.startswith(("moved", "was removed", "is decided"))),
     *REMOVED_VALUES,
-    ("discriminators.hidden", 3), ("data.texts.form", "published"), ("encoders.text.dropout", 0.3),
+    ("discriminators.hidden", 3), ("data.texts.form", "published"),
 ])  # fmt: skip
 def test_an_old_recipe_with_another_value_is_refused(key: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"old\.json: {key}: "):
@@ -211,7 +212,7 @@ def test_an_old_recipe_with_another_value_is_refused(key: str, value: object) ->
     ({"data.pictures.strong.jitter.hue": 0.3, "data.pictures.strong.jitter.p": 0.1},
      {"data.pictures.strong.jitter": [0.4, 0.4, 0.4, 0.3], "data.pictures.strong.jitter_p": 0.1}),
     ({"encoders.text.name": "tiny", "encoders.text.hidden": 32, "encoders.text.layers": 0, "encoders.text.dropout": 0.0},
-     {"encoders.text.name": "tiny:32x0"}),
+     {"encoders.text.name": "tiny:32x0", "encoders.text.dropout": 0.0}),
     ({"encoders.picture.name": "tiny", "encoders.picture.width": 4}, {"encoders.picture.name": "tiny:4"}),
     ({"encoders.picture.width": 4}, {"encoders.picture.name": "torchvision:resnet50"}),
     ({"encoders.text.activation_checkpointing": True}, {"encoders.activation_checkpointing": "text"}),
