@@ -23,7 +23,7 @@ from trainers.cluster.resources import worker_resources
 from trainers.recipe import Recipe
 from trainers.store.run_store import RunStore, require_store, store_told
 from trainers.tracking.address import run_store, sqlite_file, tracking_uri
-from trainers.tracking.look import require_experiment
+from trainers.tracking.mlflow_check import require_experiment
 
 NODE_TIMEOUT_S = 60.0
 MLFLOW_TIMEOUT_S = 60.0

@@ -25,7 +25,7 @@ from trainers.recipe.overrides import differing
 from trainers.recipe.training_rule import decide, left_to_the_rule
 from trainers.store.run_store import require_store, store_told
 from trainers.tracking.address import run_storage, run_store
-from trainers.tracking.look import require_tracking
+from trainers.tracking.mlflow_check import require_tracking
 from trainers.tracking.provenance import data_hashes
 from trainers.validators import NEED_SOURCE_VALIDATION
 

@@ -1,4 +1,4 @@
-"""MLflow's store: its address, the experiment, and one run in it, by explicit client and ids."""
+"""MLflow's client, the experiment, and one run in it with each epoch's metrics, by explicit ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import without_password
 from trainers.journal.journal import EpochRecord
 from trainers.tracking.address import SERVERS, scheme, sqlite_file
-from trainers.tracking.look import deleted, lacks_package
+from trainers.tracking.mlflow_check import deleted, lacks_package
 from trainers.tracking.mlflow_compat import (
     EXPERIMENT_KIND,
     MAX_ENTITY_KEY_LENGTH,
@@ -44,13 +44,9 @@ def open_client(uri: str) -> MlflowClient:
     if file is not None:
         ensure_store(file)
     try:
-        return _client(uri)
+        return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     except ModuleNotFoundError as error:
         raise lacks_package(error, uri) from None
-
-
-def _client(uri: str) -> MlflowClient:
-    return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
 
 def open_experiment(uri: str, experiment: str, storage: Path) -> str:
@@ -116,6 +112,7 @@ class RunLink:
         return cls(client, found[0])
 
     def send(self, record: EpochRecord) -> None:
+        """Log an epoch's metrics, MARK last."""
         millis = int(record.time * 1000)
         # The epoch's own time: a database drops a second row of the same name, time, step and value.
         rows = [Metric(_key(name), value, millis, record.step) for name, value in sorted(record.metrics.items())]

@@ -16,7 +16,7 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.journal.journal import Journal
 from trainers.model.card import ModelCard, load_card, model_folder
 from trainers.tracking.address import resolve_tracking_uri, run_storage, run_store, tracking_uri
-from trainers.tracking.look import require_experiment
+from trainers.tracking.mlflow_check import require_experiment
 from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.provenance import code_version, data_fingerprint, environment, job_tags, recipe_hash
 from trainers.tracking.registration import IF_NOT_WORSE, SCORE_TAG, SOURCE_TAG, ModelToLog, require_name, signature_for

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets_manifest.files import draft_pattern, whole_file
 from trainers.tracking.address import sqlite_uri
-from trainers.tracking.look import is_whole
+from trainers.tracking.mlflow_check import is_whole
 from trainers.tracking.mlflow_compat import make_sqlite_store
 
 _log = logging.getLogger(__name__)

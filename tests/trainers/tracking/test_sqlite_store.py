@@ -21,7 +21,7 @@ from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import client, model_for, sender
 from trainers.journal.journal import Journal
 from trainers.recipe import make_recipe
-from trainers.tracking import look, sqlite_store
+from trainers.tracking import mlflow_check, sqlite_store
 from trainers.tracking.address import resolve_tracking_uri, run_storage, sqlite_file, sqlite_uri
 from trainers.tracking.mlflow_run import open_client, open_experiment
 from trainers.tracking.sqlite_store import ensure_store
@@ -75,7 +75,7 @@ def test_a_store_that_is_there_is_not_touched(store: Path) -> None:
 def test_a_locked_store_is_one_that_is_used(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(store / "mlflow.db", tmp_path)
     connect = sqlite3.connect
-    monkeypatch.setattr(look.sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.1}))
+    monkeypatch.setattr(mlflow_check.sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.1}))
     holder = connect(tmp_path / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     ensure_store(tmp_path / "mlflow.db")

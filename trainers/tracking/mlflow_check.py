@@ -140,7 +140,7 @@ def _within(timeout_s: float, ask: Callable[[], str | None]) -> str | None:
         except Exception as error:  # libraries of many kinds: MLflow's, requests', SQLAlchemy's, the driver's
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="m2can-look")
+    thread = threading.Thread(target=run, daemon=True, name="m2can-mlflow-check")
     thread.start()
     thread.join(timeout_s)
     if answers:
