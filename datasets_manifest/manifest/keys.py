@@ -93,9 +93,6 @@ class Split(Reading):
     records: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)] = Field(
         description="The file, or a list of files; with `format: folders` a folder."
     )
-    sample: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="Samples drawn in an epoch; left out: the trainer decides."
-    )
 
     @property
     def record_files(self) -> tuple[str, ...]:
@@ -149,7 +146,7 @@ class Manifest(_Section):
         splits = {name: _with_defaults(split, self.defaults) for name, split in self.splits.items()}
         if self.split is not None:
             (whole,) = splits.values()
-            splits[DIVIDED_OFF] = whole.model_copy(update={"sample": None})
+            splits[DIVIDED_OFF] = whole
         return splits
 
 

@@ -44,6 +44,9 @@ def _check_reading(keys: dict[Any, Any], where: str, file: Location) -> None:
     for key, value in keys.items():
         if key in _ROLES and isinstance(value, str):
             raise _misplaced(file, f"{where}.{key}", value, {"columns": {key: value}}, f"in `{where}`")
+        if key == "sample":  # of manifests before 0.2; no run ever read it
+            recipe = {"data": {"samples_per_epoch": value}}
+            raise _misplaced(file, f"{where}.sample", value, recipe, "in the recipe")
         if key in _OF_MANIFEST:
             raise _misplaced(file, f"{where}.{key}", value, {key: value}, "at the top of the manifest")
     columns = keys.get("columns")

@@ -205,9 +205,6 @@ def _unpack_picture(path: str, out: Path, name: str) -> str:
 
 def _manifest_text(manifest: LoadedManifest, suffix: str = ".parquet") -> str:
     splits = {name: {"records": f"{name}{suffix}"} for name in manifest.splits}
-    for name, split in manifest.splits.items():
-        if split.sample is not None:
-            splits[name]["sample"] = split.sample  # type: ignore[assignment]
     content = {"schema_version": 1, "name": manifest.name, "classes": manifest.classes, "splits": splits}
     Manifest.model_validate(content)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -53,6 +53,11 @@ def refusal(folder: Path, text: str) -> InputError:
             "splits.train.labels",
             "`labels: {Low: low}` at the top",
         ),
+        (
+            "splits: {train: {records: r.csv, sample: 9}}",
+            "splits.train.sample",
+            "`data: {samples_per_epoch: 9}` in the recipe",
+        ),
         (SPLITS + "labels: {low: Low, high: HIGH}", "labels.low", "`labels: {Low: low, HIGH: high}`"),
         (SPLITS + "labels: {Low: lwo}", "labels.Low", "one of low, high (nearest: low)"),
         (SPLITS + "labels: {yes: low}", "labels.True", "a string (in quotes)"),

@@ -18,7 +18,7 @@ from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, LoadedManifest
 GOOD: dict[str, Any] = {
     "name": "cards",
     "classes": ["low", "high"],
-    "splits": {"train": {"records": "train.jsonl", "columns": {"text": "caption"}, "sample": 3}},
+    "splits": {"train": {"records": "train.jsonl", "columns": {"text": "caption"}}},
 }
 
 
@@ -59,7 +59,7 @@ def test_yaml_and_json_give_the_same_manifest(folder: Path) -> None:
 name: cards
 classes: [low, high]
 splits:
-  train: {records: train.jsonl, columns: {text: caption}, sample: 3}
+  train: {records: train.jsonl, columns: {text: caption}}
 """
     from_yaml = load_manifest(write(folder, yaml_text))
     from_json = load_manifest(str(write(folder, GOOD, "data.json")))
@@ -67,7 +67,7 @@ splits:
     assert from_yaml.name == "cards"
     assert from_yaml.classes == ["low", "high"]
     split = from_yaml.splits["train"]
-    assert (split.format, split.sample, split.image_root) == ("auto", 3, None)
+    assert (split.format, split.image_root) == ("auto", None)
     assert (split.allow_absolute, split.allow_outside_root) == (False, False)
     assert split.columns == Columns(id=None, text="caption", image="image", label="label")
 
@@ -108,7 +108,7 @@ def test_manifest_is_frozen(folder: Path) -> None:
         ("clases", ["a", "b"], "clases", ["a", "b"], "`classes`"),
         ("splits.train.colums", {}, "splits.train.colums", {}, "`splits.train.columns`"),
         ("splits.train.columns.txt", "c", "splits.train.columns.txt", "c", "`splits.train.columns.text`"),
-        ("splits.train.zzz", 1, "splits.train.zzz", 1, "`allow_outside_root`, `records`, `sample`"),
+        ("splits.train.zzz", 1, "splits.train.zzz", 1, "`allow_outside_root`, `records`"),
         ("name", "a b", "name", "a b", "matches"),
         ("name", "", "name", "", "matches"),
         ("name", "x" * 65, "name", "x" * 65, "matches"),
@@ -132,9 +132,9 @@ def test_manifest_is_frozen(folder: Path) -> None:
         ("splits.train.records", "ftp://b/k", "splits.train.records", "ftp://b/k", "a local path"),
         ("splits.train.image_root", "gone", "splits.train.image_root", "gone", "a folder at"),
         ("splits.train.format", "jsnl", "splits.train.format", "jsnl", "(nearest: 'jsonl')"),
-        ("splits.train.sample", 0, "splits.train.sample", 0, "greater than 0"),
-        ("splits.train.sample", "3", "splits.train.sample", "3", "a valid integer"),
-        ("splits.train.sample", True, "splits.train.sample", True, "a valid integer"),
+        ("split", {"val": 0}, "split.val", 0, "greater than 0"),
+        ("split", {"val": 0.5, "seed": "3"}, "split.seed", "3", "a valid integer"),
+        ("split", {"val": 0.5, "seed": True}, "split.seed", True, "a valid integer"),
         ("splits.train.allow_absolute", "yes", "splits.train.allow_absolute", "yes", "a valid boolean"),
         ("schema_version", 2, "schema_version", 2, "1"),
     ],
