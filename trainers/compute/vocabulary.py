@@ -47,6 +47,14 @@ def encoder_vocabulary(recipe: Recipe) -> Vocabulary:
     if not specials["pad_token"]:
         wanted = "a tokenizer that names its pad_token"
         raise InputError("its tokenizer has no pad_token", field="encoders.text.name", value=name, wanted=wanted)
+    # What transformers makes of a folder without the tokenizer's files knows the special tokens alone.
+    if tokenizer.backend_tokenizer.get_vocab_size() <= len(set(tokenizer.all_special_tokens)):
+        raise InputError(
+            "its tokenizer has no words: its files are missing",
+            field="encoders.text.name",
+            value=name,
+            wanted="a folder or hub name with the tokenizer, as tokenizer.json",
+        )
     return _vocabulary(recipe, json, specials)
 
 

@@ -6,18 +6,34 @@ from typing import Any
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from torch import nn
 
 from datasets_manifest.errors import InputError, first_line, nearest
 from trainers.encoders import hub_models
 from trainers.encoders.adapters import add_adapters
-from trainers.encoders.weights import HEADS, is_weights_file, load_weights_file
-from trainers.m2can.encoders.freezing import checkpoint_activations, freeze
+from trainers.encoders.weights import FILES, HEADS, is_weights_file, load_weights_file
+from trainers.m2can.encoders.freezing import TooFewBlocks, checkpoint_activations, freeze
 from trainers.m2can.encoders.picture import PictureEncoder, SmallResNet, VisionModel
 from trainers.m2can.encoders.text import TextEncoder
-from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection, tiny_heads
+from trainers.recipe.data_sections import Encoders, PictureEncoderSection, TextEncoderSection, tiny_heads
 
 ALIGNED = "aligned"  # beside a tower's own settings: the width in which its dual encoder compares
+
+
+def require_kinds(encoders: Encoders) -> None:
+    """Look at the configurations of the transformers models that a recipe names, before anything else of them is read.
+
+    Raises:
+        InputError: there is no such model, or it does not read what it is to read.
+    """
+    if encoders.both is not None:
+        hub_models.require_dual(encoders.both)
+        return
+    if encoders.text.tiny is None:
+        hub_models.require_tower(encoders.text.name, "text")
+    if encoders.picture.name.startswith("hf:"):
+        hub_models.require_tower(encoders.picture.name[3:], "vision")
 
 
 def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_tokens: int) -> dict[str, Any]:
@@ -53,6 +69,14 @@ def text_config(section: TextEncoderSection, vocab_size: int, pad_id: int, max_t
                 value=max_tokens,
                 wanted=f"at most {limit}",
             )
+        rows = getattr(config, "vocab_size", None)
+        if rows is not None and vocab_size > rows:
+            raise InputError(
+                f"its tokenizer has {vocab_size:,} tokens and its embeddings are of {rows:,}",
+                field="encoders.text.name",
+                value=section.name,
+                wanted="the tokenizer and the weights of one model",
+            )
     if section.dropout is not None:
         hub_models.set_dropout(config, section.dropout)
     return config.to_dict()
@@ -83,7 +107,8 @@ def build_text_encoder(
 ) -> TextEncoder:
     """Raises InputError: no such encoder or weights. dual: the model whose tower is taken, if it was read already."""
     if load_weights and section.weights == "pretrained" and section.tiny is None:
-        whole = dual or hub_models.read_model(section.name, "text", section.dropout)
+        reads_pooler = section.pooling == "pooler"
+        whole = dual or hub_models.read_model(section.name, "text", section.dropout, reads_pooler=reads_pooler)
         model = hub_models.tower_of(whole, "text", section.name)
     else:
         model = hub_models.tower_of(hub_models.empty_model(config), "text", section.name)
@@ -93,6 +118,7 @@ def build_text_encoder(
     except ValueError as error:
         raise InputError(str(error), field="encoders.text") from None
     if load_weights and section.weights not in ("pretrained", "random"):
+        _require_known_weights(section, "encoders.text")
         load_weights_file(encoder.model, section.weights, "encoders.text.weights")
     _choose_trained(encoder, section, "encoders.text", checkpointed=checkpointed)
     return encoder
@@ -119,10 +145,10 @@ def build_picture_encoder(
     elif kind == "torchvision":
         model, width = _torchvision(name, section.weights if pretrained else None)
     elif kind == "timm":
-        _require_known_weights(section)
+        _require_known_weights(section, "encoders.picture")
         model, width = _timm(name, pretrained)
     elif kind == "hf" and config is not None:
-        _require_known_weights(section)
+        _require_known_weights(section, "encoders.picture")
         settings = {key: value for key, value in config.items() if key != ALIGNED}
         whole = (dual or hub_models.read_model(name, "vision")) if pretrained else hub_models.empty_model(settings)
         model, width = hub_models.vision_model(hub_models.tower_of(whole, "vision", section.name), section.name)
@@ -154,7 +180,8 @@ def _choose_trained(
     try:
         freeze(encoder, section.freeze)
     except ValueError as error:
-        wanted = "`none` or `all`"
+        known = error.most if isinstance(error, TooFewBlocks) else None
+        wanted = "`none` or `all`" if known is None else f"1 to {known}, `none` or `all`"
         raise InputError(str(error), field=f"{field}.freeze", value=section.freeze, wanted=wanted) from None
     if section.lora is not None:
         add_adapters(encoder, section.lora, f"{field}.lora")
@@ -168,14 +195,14 @@ def _choose_trained(
             ) from None
 
 
-def _require_known_weights(section: PictureEncoderSection) -> None:
-    """Raises InputError: the name of weights, which only torchvision has."""
+def _require_known_weights(section: TextEncoderSection | PictureEncoderSection, field: str) -> None:
+    """Raises InputError: the name of weights, which only torchvision has, or of another file."""
     if section.weights not in ("pretrained", "random") and not is_weights_file(section.weights):
         raise InputError(
             "unknown weights",
-            field="encoders.picture.weights",
+            field=f"{field}.weights",
             value=section.weights,
-            wanted="`pretrained`, `random` or a file",
+            wanted=f"`pretrained`, `random` or {FILES}",
         )
 
 
@@ -196,7 +223,7 @@ def _torchvision(name: str, weights: str | None) -> tuple[nn.Module, int]:
     except KeyError:
         wanted = ", ".join(w.name for w in torchvision.models.get_model_weights(name))
         raise InputError(
-            "unknown weights", field="encoders.picture.weights", value=weights, wanted=f"{wanted}, `random` or a file"
+            "unknown weights", field="encoders.picture.weights", value=weights, wanted=f"{wanted}, `random` or {FILES}"
         ) from None
     try:
         model = torchvision.models.get_model(name, weights=chosen)
@@ -244,6 +271,13 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     except RuntimeError as error:  # no weights of this tag
         problem = f"timm cannot make it ({first_line(error)})"
         raise InputError(problem, field="encoders.picture.name", value=f"timm:{name}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the weights of timm:{name} could not be fetched ({first_line(error)})",
+            field="encoders.picture.weights",
+            value="pretrained",
+            wanted="a network, the weights in the hub's cache (HF_HUB_OFFLINE=1 looks only there), `random`, or a file",
+        ) from None
     return model, model.num_features
 
 

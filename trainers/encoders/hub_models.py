@@ -5,13 +5,16 @@ A dual encoder is two towers whose features are trained to be alike: CLIP, SigLI
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from datasets_manifest.errors import InputError, first_line
+from trainers.encoders.weights import why_unreadable
 from trainers.m2can.encoders.picture import VisionModel
 from trainers.m2can.encoders.text import Pooling, TextEncoder
 
@@ -22,7 +25,7 @@ _WANTED = "a local folder, or a hub name that is reachable or in the cache (HF_H
 _FIRST_TOKEN = ("align_text_model", "chinese_clip_text_model")  # towers whose projection reads the first token
 
 
-def read_config(name: str, part: Part) -> Any:
+def read_config(name: str, part: Part, field: str | None = None) -> Any:
     """The configuration of a model. Raises InputError: none can be read, or it wants code of its own."""
     from transformers import AutoConfig
 
@@ -31,10 +34,31 @@ def read_config(name: str, part: Part) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"no encoder could be read ({first_line(error)})",
-            field=f"{_FIELDS[part]}.name",
+            field=field or f"{_FIELDS[part]}.name",
             value=name,
-            wanted=f"`tiny`, or {_WANTED}",
+            wanted=_WANTED if field else f"`tiny`, or {_WANTED}",
         ) from None
+
+
+def require_dual(name: str) -> None:
+    """Raises InputError: it is no dual encoder, or none can be read."""
+    config = read_config(name, "text", "encoders.both")
+    if not is_dual(config):
+        raise InputError(
+            f"is a model of the kind `{config.model_type}`, which is no dual encoder",
+            field="encoders.both",
+            value=name,
+            wanted="CLIP, SigLIP or another dual encoder; or encoders.text.name and encoders.picture.name",
+        )
+
+
+def require_tower(name: str, part: Part) -> None:
+    """Look at a model's configuration alone. Raises InputError: it reads something else, or none can be read."""
+    from transformers import MODEL_MAPPING
+
+    config = read_config(name, part)
+    if not is_dual(config) and type(config) in MODEL_MAPPING:
+        _require_inputs(MODEL_MAPPING[type(config)], part, name)
 
 
 def is_dual(config: Any) -> bool:
@@ -52,6 +76,12 @@ def context_length(name: str) -> int | None:
     return most
 
 
+def picture_size(name: str) -> int | None:
+    """The pixels of a picture's side that a vision model was trained with, as far as its configuration says it."""
+    size = getattr(tower_config(read_config(name, "vision"), "vision"), "image_size", None)
+    return size if isinstance(size, int) else None
+
+
 def projection_width(config: Any) -> int | None:
     """The width in which a dual encoder compares texts and pictures; None if it is none."""
     width = getattr(config, "projection_dim", None) or getattr(config.text_config, "projection_size", None)
@@ -65,11 +95,12 @@ def set_dropout(config: Any, share: float) -> None:
             setattr(config, name, share)
 
 
-def read_model(name: str, part: Part, dropout: float | None = None) -> Any:
+def read_model(name: str, part: Part, dropout: float | None = None, *, reads_pooler: bool = False) -> Any:
     """A model with its weights.
 
     Args:
         dropout: of the part; None: as its configuration says.
+        reads_pooler: whether its pooler must be among the weights; those of many models have none.
 
     Raises:
         InputError: they cannot be read, or are another architecture's.
@@ -80,17 +111,32 @@ def read_model(name: str, part: Part, dropout: float | None = None) -> Any:
     if dropout is not None:
         set_dropout(tower_config(config, part), dropout)
     try:
-        model, found = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with _quiet():
+            model, found = AutoModel.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below
+            )
+    except Exception as error:  # its readers raise many kinds, all of them mean the same here
         raise InputError(
-            f"its weights could not be read ({first_line(error)})",
+            f"its weights could not be read ({why_unreadable(error)})",
             field=f"{_FIELDS[part]}.weights",
             value=name,
             wanted=f"`random`, a file, or {_WANTED}",
         ) from None
-    missing = sorted(key for key in found["missing_keys"] if ".pooler." not in f".{key}")
+    others = sorted(found["mismatched_keys"], key=str)
+    if others:
+        shown = ", ".join(f"{key} {tuple(theirs)}, not {tuple(ours)}" for key, theirs, ours in others[:3])
+        raise InputError(
+            f"{len(others)} of its {len(model.state_dict())} tensors have other shapes than its configuration says ({shown})",
+            field=f"{_FIELDS[part]}.name",
+            value=name,
+            wanted="the configuration and the weights of one model",
+        )
+    missing = sorted(key for key in found["missing_keys"] if reads_pooler or ".pooler." not in f".{key}")
     if missing:
         raise InputError(
             f"its weights lack {len(missing)} of the {len(model.state_dict())} tensors of a {type(model).__name__}",
@@ -117,17 +163,37 @@ def empty_model(settings: dict[str, Any]) -> nn.Module:
 def tower_of(model: Any, part: Part, name: str) -> nn.Module:
     """A dual encoder's tower, or the model itself. Raises InputError: it reads something else."""
     tower: Any = getattr(model, f"{part}_model", None) if is_dual(model.config) else model
-    reads = getattr(tower, "main_input_name", None)
-    if reads != _INPUTS[part]:
+    _require_inputs(type(tower), part, name)
+    encoder: nn.Module = tower
+    return encoder
+
+
+def _require_inputs(model: type, part: Part, name: str) -> None:
+    """Raises InputError: the class of models reads something else."""
+    if getattr(model, "main_input_name", None) != _INPUTS[part]:
         kind = {"text": "texts", "vision": "pictures"}[part]
         raise InputError(
-            f"is a {type(model).__name__}, which is no encoder of {kind}",
+            f"is a {model.__name__}, which is no encoder of {kind}",
             field=f"{_FIELDS[part]}.name",
             value=name,
             wanted=f"a transformers encoder of {kind}, or a dual encoder",
         )
-    encoder: nn.Module = tower
-    return encoder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's own report of what it read: what matters of it is told as an InputError."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def text_tower(model: nn.Module, section_pooling: Pooling, settings: dict[str, Any]) -> TextEncoder:

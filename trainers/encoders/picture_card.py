@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torchvision
 from PIL import Image
+from pydantic import ValidationError
 
-from datasets_manifest.errors import InputError
+from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.stream.images import PictureViews
+from trainers.encoders.hub_models import picture_size
 from trainers.encoders.weights import is_weights_file
 from trainers.recipe import Recipe
 from trainers.recipe.data_sections import OF_THE_CARD, PictureEncoderSection
 
+_FILES = ("preprocessor_config.json", "processor_config.json")  # the second is that of a whole dual encoder
 _PUBLISHED = {key: getattr(PictureViews(), key) for key in OF_THE_CARD}
 
 
@@ -31,7 +35,7 @@ def picture_card(section: PictureEncoderSection) -> PictureCard:
     """The card of an encoder; ImageNet's usual values for one that has none.
 
     Raises:
-        InputError: pictures that are no squares.
+        InputError: pictures that are no squares, or a card that cannot be read.
     """
     kind, _, name = section.name.partition(":")
     if kind == "torchvision" and not is_weights_file(section.weights) and section.weights != "random":
@@ -46,18 +50,36 @@ def picture_card(section: PictureEncoderSection) -> PictureCard:
         return found
     if section.tiny is not None or section.weights == "random":
         return PictureCard(_PUBLISHED, "ImageNet's: the encoder starts at random")
-    return PictureCard(_PUBLISHED, f"ImageNet's, assumed: {section.name} has no card", assumed=True)
+    size = picture_size(name) if kind == "hf" else None
+    sides = {} if size is None else {"crop": size, "resize": size * _PUBLISHED["resize"] // _PUBLISHED["crop"]}
+    return PictureCard(_PUBLISHED | sides, f"ImageNet's, assumed: no card of {section.name} was found", assumed=True)
 
 
 def with_views(recipe: Recipe, card: PictureCard) -> Recipe:
-    """The recipe with the card's values where it leaves them open; a stated size goes before the card's."""
+    """The recipe with the card's values where it leaves them open; a stated size goes before the card's.
+
+    Raises:
+        InputError: a value of the card is out of its range.
+    """
     section = recipe.data.pictures
     chosen = {key: card.values[key] for key in section.left_to_the_card}
     if isinstance(chosen.get("resize"), int):
         chosen["resize"] = max(chosen["resize"], section.crop or card.values["crop"])
     if "crop" in chosen and isinstance(section.resize, int):
         chosen["crop"] = min(chosen["crop"], section.resize)
-    return recipe.with_pictures(chosen)
+    made = recipe.with_pictures(chosen)
+    try:
+        made.data.pictures.views()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "crop"
+        raise InputError(
+            f"is not usable as it stands {card.whence} ({first['msg']})",
+            field=f"data.pictures.{key}",
+            value=chosen.get(key),
+            wanted=f"data.pictures.{key} in the recipe",
+        ) from None
+    return made
 
 
 def described(recipe: Recipe) -> str:
@@ -90,13 +112,28 @@ def _of_torchvision(name: str, weights: str) -> PictureCard | None:
 
 
 def _of_transformers(name: str) -> PictureCard | None:
-    """From preprocessor_config.json; None if there is none."""
+    """From preprocessor_config.json or processor_config.json; None if there is none."""
     from transformers import AutoImageProcessor
 
+    there = [file for file in _FILES if (Path(name) / file).is_file()]
     try:
-        card = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return None
+        return _of_processor(AutoImageProcessor.from_pretrained(name, trust_remote_code=False), name, there)
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged card is read as
+        if not there and isinstance(error, OSError | ValueError | KeyError):
+            return None
+        raise InputError(
+            f"its card cannot be read ({first_line(error)})",
+            file=Path(name) / there[0] if there else None,
+            field="encoders.picture.name",
+            value=name,
+            wanted="the file as the library writes it",
+        ) from None
+
+
+def _of_processor(card: Any, name: str, there: list[str]) -> PictureCard | None:
+    """there: which of the files lie in the folder; none for a name of the hub."""
     size, cut = dict(getattr(card, "size", None) or {}), dict(getattr(card, "crop_size", None) or {})
     shorter, sides = size.get("shortest_edge"), (size.get("height"), size.get("width"))
     values: dict[str, Any] = {"channels": "bgr" if getattr(card, "do_flip_channel_order", False) else "rgb"}
@@ -119,7 +156,7 @@ def _of_transformers(name: str) -> PictureCard | None:
     exact = factor == 1 and not shift
     values["mean"] = tuple(float(x) if exact else (x + shift) / factor for x in means)
     values["std"] = tuple(float(x) if exact else x / factor for x in stds)
-    return PictureCard(values, f"of {name}'s preprocessor_config.json")
+    return PictureCard(values, f"of {name}'s {[*there, _FILES[0]][0]}")
 
 
 def _whole(sides: tuple[Any, Any]) -> tuple[int, int]:

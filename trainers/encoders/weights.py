@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,8 +15,19 @@ from datasets_manifest.errors import InputError, first_line
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision calls a model's last part
 
 
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+FILES = f"a file that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}"
+
+
 def is_weights_file(weights: str) -> bool:
-    return weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
+    return weights.endswith(_ENDINGS)
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file is not read as weights, in words."""
+    if isinstance(error, UnpicklingError):  # torch's own text tells how to load it all the same
+        return "it is no file of torch, or holds more than tensors, which is not loaded: it could run code"
+    return first_line(error)
 
 
 def load_weights_file(model: nn.Module, path: str, field: str) -> None:
@@ -33,7 +45,7 @@ def load_weights_file(model: nn.Module, path: str, field: str) -> None:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds, all of them mean the same here
-        raise InputError(f"cannot be read as weights ({first_line(error)})", file=file, field=field) from None
+        raise InputError(f"cannot be read as weights ({why_unreadable(error)})", file=file, field=field) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError("does not hold tensors by name", file=file, field=field, wanted="a state dict")
@@ -52,9 +64,8 @@ def load_weights_file(model: nn.Module, path: str, field: str) -> None:
     missing = [name for name in missing if not name.startswith("fc.")]
     if missing:
         raise InputError(
-            f"lacks {len(missing)} of the encoder's tensors",
+            f"lacks {len(missing)} of the encoder's {len(ours)} tensors",
             file=file,
             field=field,
-            value=missing[:5],
-            wanted="all of them",
+            wanted=f"weights with {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}",
         )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets_manifest.errors import InputError, first_line
 from trainers.m2can.encoders.picture import PictureEncoder
+from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
 
 
 @torch.no_grad()
 def require_size(network: M2CAN, crop: int) -> None:
-    """Raises InputError: the picture encoder does not take pictures of `crop` pixels."""
+    """Raises InputError: the picture encoder does not take pictures of `crop` pixels, or makes no finite features of them."""
     encoder = network.picture_encoder
     if not isinstance(encoder, PictureEncoder):
         return
     try:
-        _show_blank(network, crop)
+        features_1K = _show_blank(network, crop)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
             f"the picture encoder takes no pictures of this size ({first_line(error)})",
@@ -25,6 +26,35 @@ def require_size(network: M2CAN, crop: int) -> None:
             value=crop,
             wanted="the size that it was trained with: leave `crop` and `resize` out",
         ) from None
+    _require_finite(features_1K, "encoders.picture.weights")
+
+
+@torch.no_grad()
+def require_texts(network: M2CAN) -> None:
+    """Raises InputError: the text encoder takes no batch of tokens (one with a decoder), or gives no finite features."""
+    encoder = network.text_encoder
+    if not isinstance(encoder, TextEncoder):
+        return
+    ones_13 = torch.ones(1, 3, dtype=torch.long, device=next(encoder.parameters()).device)
+    training = encoder.training
+    encoder.eval()
+    try:
+        features_1K = encoder(ones_13, ones_13, torch.tensor([3]))
+    except Exception as error:  # models raise many kinds, all of them mean the same here
+        raise InputError(
+            f"a {type(encoder.model).__name__} takes no batch of texts alone ({first_line(error)})",
+            field="encoders.text.name",
+            wanted="a transformers encoder of texts, such as BERT, or a dual encoder",
+        ) from None
+    finally:
+        encoder.train(training)
+    _require_finite(features_1K, "encoders.text.weights")
+
+
+def _require_finite(features_1K: Tensor, field: str) -> None:
+    if not torch.isfinite(features_1K).all():
+        wanted = "weights that are whole"
+        raise InputError("the encoder gives features that are no finite numbers", field=field, wanted=wanted)
 
 
 @torch.no_grad()
@@ -57,14 +87,15 @@ def require_statistics(network: M2CAN, crop: int) -> None:
         )
 
 
-def _show_blank(network: M2CAN, crop: int) -> None:
+def _show_blank(network: M2CAN, crop: int) -> Tensor:
     model: nn.Module = network.picture_encoder.model  # type: ignore[assignment]
     training = network.training
     network.eval()
     try:
-        model(next(network.parameters()).new_zeros(1, 3, crop, crop))
+        features: Tensor = model(next(network.parameters()).new_zeros(1, 3, crop, crop))
     finally:
         network.train(training)
+    return features
 
 
 def require_parts(network: M2CAN, parts: int) -> None:

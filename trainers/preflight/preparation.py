@@ -17,7 +17,7 @@ from datasets_manifest.records.corpus import Corpus
 from trainers.compute.compiled import require_blocks
 from trainers.compute.precision import expected_device, require_device
 from trainers.compute.vocabulary import count_cut_texts, make_vocabulary
-from trainers.encoders.encoders import picture_config, text_config
+from trainers.encoders.encoders import picture_config, require_kinds, text_config
 from trainers.encoders.hub_models import context_length
 from trainers.encoders.picture_card import PictureCard, described, picture_card, with_views
 from trainers.m2can.network import M2CAN
@@ -27,7 +27,7 @@ from trainers.model.warm_start import require_same_encoders, taken_from
 from trainers.preflight.disk import evaluation_bytes, require_disk
 from trainers.preflight.features import begin_encoders, require_features, seeded_network
 from trainers.preflight.inputs import DATA, Inputs, read_inputs, require_own_name
-from trainers.preflight.network_checks import require_parts, require_size, require_statistics
+from trainers.preflight.network_checks import require_parts, require_size, require_statistics, require_texts
 from trainers.preflight.sizes import state_sizes
 from trainers.preflight.start import STARTED, Start, model_of_started
 from trainers.recipe import Recipe
@@ -84,6 +84,7 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     inputs = inputs or read_inputs(recipe)
     recipe, corpus, notes, start = inputs.recipe, inputs.corpus, list(inputs.notes), inputs.start
     storage = run_storage(recipe)
+    require_kinds(recipe.encoders)
     of_encoder = _picture_card(recipe, inputs.before)
     recipe = with_views(_with_max_tokens(recipe, inputs.before), of_encoder)
     pictures = f"{described(recipe)} ({of_encoder.whence})"
@@ -118,6 +119,7 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
         require_device(recipe, device)
     with one_thread():
         network = seeded_network(card)
+        require_texts(network)
         require_size(network, recipe.data.pictures.views().crop)
         require_statistics(network, recipe.data.pictures.views().crop)
         require_parts(network, recipe.train.accumulate)

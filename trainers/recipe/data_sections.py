@@ -177,6 +177,7 @@ class TextEncoderSection(Section):
     @classmethod
     def _is_a_tiny_size(cls, name: str) -> str:
         _require_size(name, _TINY_TEXT, "`tiny:<hidden units>x<layers>`, for example tiny:32x1")
+        name = name.removeprefix("hf:")  # as picture encoders have it
         found = _TINY_TEXT.fullmatch(name)
         hidden = int(found.group(1) or 64) if found is not None else 64
         if hidden % tiny_heads(hidden):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from PIL import Image
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.stream.images import PictureViews, decode_views
 from services.cli.commands.train import dry_run_recipe
 from tests.trainers.encoders import ten_pictures
+from tests.trainers.encoders.hub_folders import write_clip, write_vit
 from tests.trainers.tiny_run import small_recipe
 from trainers.cluster.dry_run import DryRun
 from trainers.compute.device_batches import normalise
@@ -24,6 +27,7 @@ from trainers.encoders.picture_card import described, picture_card
 from trainers.preflight.inputs import recipe_of_run, require_own_name
 from trainers.preflight.preparation import claim, prepare
 from trainers.recipe import make_recipe
+from trainers.recipe.data_sections import PictureEncoderSection
 
 RESNET = {"name": "torchvision:resnet18", "weights": "IMAGENET1K_V1"}
 
@@ -108,6 +112,44 @@ def test_an_encoder_without_a_card_says_what_is_assumed(tmp_path: Path) -> None:
     assert card.assumed
     assert (card.values["mean"], card.values["resize"]) == ((0.485, 0.456, 0.406), 256)
     assert "ImageNet's, assumed" in card.whence
+
+
+def test_a_vision_model_without_a_card_is_shown_pictures_of_its_own_size(tmp_path: Path) -> None:
+    transformers.ViTConfig(image_size=48, patch_size=16).save_pretrained(tmp_path)
+    card = picture_card(PictureEncoderSection(name=f"hf:{tmp_path}"))
+    assert card.assumed and "no card of hf:" in card.whence
+    assert (card.values["crop"], card.values["resize"], card.values["mean"]) == (48, 54, (0.485, 0.456, 0.406))
+
+
+def test_the_card_of_a_whole_dual_encoder_is_its_processors(tmp_path: Path) -> None:
+    write_clip(tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    before = picture_card(PictureEncoderSection(name=f"hf:{tmp_path}"))
+    (tmp_path / "preprocessor_config.json").unlink()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    transformers.CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(tmp_path)
+    card = picture_card(PictureEncoderSection(name=f"hf:{tmp_path}"))
+    assert card.values == before.values and not card.assumed
+    assert card.whence == f"of {tmp_path}'s processor_config.json"
+
+
+@pytest.mark.parametrize("content", ['{"size": ', "[]", '{"image_processor_type": "ViTImageProcessor", "size": 3.5}'])
+def test_a_damaged_card_is_not_taken_for_none(content: str, tmp_path: Path) -> None:
+    write_vit(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"preprocessor_config\.json: encoders\.picture\.name: its card cannot be read"
+    ):
+        picture_card(PictureEncoderSection(name=f"hf:{tmp_path}"))
+
+
+def test_a_value_of_a_card_that_is_not_usable_may_be_stated(tmp_path: Path) -> None:
+    write_vit(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_std": [0, 0, 0]}))
+    with pytest.raises(InputError, match=r"data\.pictures\.std: is not usable as it stands of .*greater than 0"):
+        ten_pictures.recipe_of({"name": f"hf:{tmp_path}"})
+    ten_pictures.recipe_of({"name": f"hf:{tmp_path}"}, pictures={"std": [1, 1, 1]})
 
 
 def test_a_timm_encoder_of_oblong_pictures_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

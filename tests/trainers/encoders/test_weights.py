@@ -88,7 +88,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"weight": torch.zeros(2, 2)}, "lacks 1 of the encoder's tensors"),
+        ({"weight": torch.zeros(2, 2)}, "lacks 1 of the encoder's 2 tensors"),
         ({}, "lacks 2"),
         ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "does not fit the encoder"),
         ({"weight": "text", "bias": torch.zeros(2)}, "does not fit the encoder"),

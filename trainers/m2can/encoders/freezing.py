@@ -18,6 +18,14 @@ from trainers.m2can.encoders.transformers_compat import text_layers
 Encoder = TextEncoder | PictureEncoder | GivenFeatures
 
 
+class TooFewBlocks(ValueError):
+    """More blocks are to be frozen than an encoder has. most: how many it has."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the encoder has {most} blocks")
+        self.most = most
+
+
 def blocks_of(encoder: Encoder) -> list[nn.Module]:
     """The blocks that `freeze: k` counts, input first; block 0 is the embeddings or the stem.
 
@@ -70,13 +78,20 @@ def parameter_blocks(encoder: Encoder) -> list[list[nn.Parameter]]:
 
 
 def freeze(encoder: TextEncoder | PictureEncoder, what: Literal["none", "all"] | int) -> None:
-    """Stop the gradients of all parameters, of none, or of the first `what` blocks and what lies before them."""
+    """Stop the gradients of all parameters, of none, or of the first `what` blocks and what lies before them.
+
+    Raises:
+        ValueError: there are not so many blocks, or the architecture's are not known here.
+    """
     if what == "none":
         return
     if what == "all":
         encoder.requires_grad_(False)
         return
-    for block in parameter_blocks(encoder)[:what]:
+    blocks = parameter_blocks(encoder)
+    if what > len(blocks):
+        raise TooFewBlocks(len(blocks))
+    for block in blocks[:what]:
         for parameter in block:
             parameter.requires_grad_(False)
 
