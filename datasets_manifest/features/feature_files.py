@@ -142,7 +142,23 @@ def shard_file(folder: Path, shard: int) -> Path:
 
 
 def missing_shards(folder: Path, rows: int) -> list[int]:
-    return [shard for shard in range(num_shards(rows)) if not shard_file(folder, shard).is_file()]
+    """The numbers of shards that are not there, or are not what features.json says of them: truncated or altered."""
+    known: dict[str, Any] = {}
+    if (folder / FEATURES).is_file():
+        known = read_json(folder / FEATURES).get("shards") or {}
+
+    def is_there(file: Path) -> bool:
+        return file.is_file() and (digest(file) == known[file.name] if file.name in known else _is_whole(file))
+
+    return [shard for shard in range(num_shards(rows)) if not is_there(shard_file(folder, shard))]
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
 
 
 def write_shard(folder: Path, shard: int, records: pa.Table, computed: pa.Table) -> None:
@@ -173,10 +189,10 @@ def finish(folder: Path) -> dict[str, Any]:
         RuntimeError: shards are missing.
     """
     content = read_json(folder / FEATURES)
-    missing = missing_shards(folder, content["rows"])
+    files = [shard_file(folder, shard) for shard in range(num_shards(content["rows"]))]
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise RuntimeError(f"{folder} lacks {len(missing)} shards")
-    files = [shard_file(folder, shard) for shard in range(num_shards(content["rows"]))]
     content["shards"] = {file.name: digest(file) for file in files}
     write_atomically(folder / FEATURES, json_text(content))
     return content
@@ -214,12 +230,13 @@ class FeatureFolder:
 
     def verify(self) -> None:
         """Compare every shard with its hash. Raises InputError: one is missing, truncated or altered."""
-        for name, wanted in self.content["shards"].items():
-            file = self.folder / name
-            if not file.is_file():
-                raise InputError("is missing", file=file, field=self.field)
+        again = "the command that computes them, given again: it makes the shard anew"
+        for number, (name, wanted) in enumerate(self.content["shards"].items()):
+            file = shard_file(self.folder, number)
+            if file.name != name or not file.is_file():
+                raise InputError("is missing", file=file, field=self.field, wanted=again)
             if digest(file) != wanted:
-                raise InputError("is truncated or altered", file=file, field=self.field, wanted=str(wanted))
+                raise InputError("is truncated or altered", file=file, field=self.field, wanted=again)
 
     def described(self) -> str:
         """In words: `1,200 records, the weak and 2 strong views, 15 MB in /data/features`."""

@@ -280,3 +280,4 @@ def quiet() -> None:
     """Ray Data reports each of its executions; a run has one per worker and epoch and reports for itself."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that there are no bars

@@ -44,9 +44,10 @@ app.command("predict", epilog='Example:  m2can predict runs/my-run/checkpoint_1 
 )
 app.command("adapt", epilog="Example:  m2can adapt m2can-mountain@champion --target river/manifest.yaml")(adapt.adapt)
 app.command("tune", epilog="Examples:  m2can tune sweep.yaml    m2can tune ablation --recipe recipe.yaml")(tune.tune)
-app.command("features", epilog="Example:  m2can features recipe.yaml features, then m2can train recipe.yaml")(
-    features.features
-)
+app.command(
+    "features",
+    epilog="Example:  m2can features recipe.yaml features, then m2can train recipe.yaml --set encoders.features=features",
+)(features.features)
 app.command("demo", epilog="Example:  m2can demo --folder demo --workers 1")(demo.demo)
 app.command("doctor", epilog="Example:  m2can doctor --json")(doctor.doctor)
 app.command("serve", epilog="Example:  m2can serve m2can-mountain@champion --port 8000 --tokens tokens.yaml")(

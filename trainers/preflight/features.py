@@ -56,9 +56,9 @@ def require_features(card: ModelCard, corpus: Corpus, network: M2CAN) -> str:
         InputError: it does not; names the key or the record that differs.
     """
     folder = _folder(card.recipe)
+    folder.verify()
     folder.places(records_of(corpus))
     require_same_features(folder, card, network)
-    folder.verify()
     return f"trains on features: {folder.described()}"
 
 

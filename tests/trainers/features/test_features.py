@@ -272,8 +272,36 @@ def test_a_folder_that_is_no_features_or_was_altered_is_refused(computed: Comput
     with pytest.raises(InputError, match=r"features-00001\.parquet: encoders\.features: is truncated or altered"):
         prepare(computed.recipe_with(features=copy))
     content = json.loads((copy / "features.json").read_text())
+    file = copy / "features-00000.parquet"
+    whole = file.read_bytes()
+    for part in (whole[:1000], b""):
+        file.write_bytes(part)
+        with pytest.raises(InputError, match=r"features-00000\.parquet: encoders\.features: is truncated or altered"):
+            prepare(computed.recipe_with(features=copy))
+    file.unlink()
+    with pytest.raises(
+        InputError, match=r"features-00000\.parquet: encoders\.features: is missing; wanted the command"
+    ):
+        prepare(computed.recipe_with(features=copy))
+    (copy / "features.json").write_text(json.dumps(content | {"shards": {"../elsewhere.parquet": {}}}))
+    with pytest.raises(InputError, match="is missing"):
+        prepare(computed.recipe_with(features=copy))
     (copy / "features.json").write_text(json.dumps(content | {"schema_version": 99}))
     with pytest.raises(InputError, match=r"features\.json: schema_version: is of another version; found 99; wanted 1"):
+        prepare(computed.recipe_with(features=copy))
+
+
+def test_a_damaged_shard_is_made_anew(computed: Computed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compute, "computed_on_ray", computed_here)
+    monkeypatch.setattr(feature_files, "SHARD_ROWS", 50)
+    copy = tmp_path / "copy"
+    for is_complete in (True, False):
+        shutil.copytree(computed.out, copy, dirs_exist_ok=True)
+        content = json.loads((copy / "features.json").read_text())
+        (copy / "features.json").write_text(json.dumps(content | ({} if is_complete else {"shards": None})))
+        file = copy / "features-00001.parquet"
+        file.write_bytes(file.read_bytes()[:1000])
+        assert compute_features(computed.recipe, copy).resumed == 126 - 50
         prepare(computed.recipe_with(features=copy))
 
 
