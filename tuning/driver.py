@@ -40,13 +40,13 @@ from trainers.tracking.sender import CLOSED_WITHIN_S, Sender, TrackedRun
 from trainers.validators import choose_candidate
 from tuning.packing import DRIVER_CPUS, pack
 from tuning.progress import Progress, live_table, settings
-from tuning.report import draw_report, idle_lines, table
+from tuning.report import draw_report, summary
 from tuning.search import METRIC, scheduler, search_space
 from tuning.shared_features import share
 from tuning.sweep import LEAVE_ONE_SOURCE_OUT, SweepPlan
 from tuning.sweep_floor import SweepFloor, compared_with, floor_before
 from tuning.trial import TrialJob, draw_report_of, placed_recipe, run_trial, train_run
-from tuning.trial_results import Trial, floor_line, read_trials, result_tree
+from tuning.trial_results import Trial, read_trials, result_tree
 
 Found = TypeVar("Found")
 
@@ -79,9 +79,7 @@ class SweepResult:
 
     def table(self) -> str:
         """The trials and what was chosen, as text, and searched keys that cannot have acted."""
-        more = [floor_line(self.floor)] if self.floor else []
-        lines = [table(self.plan.sweep, self.trials, self.best), *more, *idle_lines(self.plan, self.trials)]
-        return "\n".join(lines)
+        return summary(self.plan, self.trials, self.best, self.floor)
 
     def to_dict(self) -> dict[str, Any]:
         """The `end` event that `m2can tune --json` prints."""

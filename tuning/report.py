@@ -16,7 +16,7 @@ from tuning import report_pictures as pictures
 from tuning.idle_keys import idle_keys
 from tuning.report_page import sweep_page, trials_table, variants_table
 from tuning.sweep import Choices, Sweep, SweepPlan
-from tuning.trial_results import Trial, result_tree, variant_rows
+from tuning.trial_results import Trial, floor_line, result_tree, variant_rows
 
 IMPORTANCE_TRIALS = 10
 
@@ -50,7 +50,7 @@ def _draw(
 ) -> None:
     sweep = plan.sweep
     finished = [trial for trial in trials if trial.finished]
-    (folder / "table.md").write_text(table(sweep, trials, best) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(summary(plan, trials, best, floor) + "\n", encoding="utf-8")
     tree = result_tree(sweep, trials, best, floor) | {"shared_features": shared}
     (folder / "sweep.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     pictures.score_over_epochs(trials, best, folder / "score_over_epochs.png")
@@ -74,6 +74,12 @@ def idle_lines(plan: SweepPlan, trials: list[Trial]) -> list[str]:
     return [f"{key} cannot have acted: {why}" for key, why in idle_keys(plan, trials).items()]
 
 
+def summary(plan: SweepPlan, trials: list[Trial], best: Trial | None, floor: FloorResult | None) -> str:
+    """Markdown: the table of trials, below it the floor beside the best one, and searched keys that cannot have acted."""
+    below = [*([floor_line(floor)] if floor else []), *idle_lines(plan, trials)]
+    return "\n\n".join([table(plan.sweep, trials, best), *below])
+
+
 def table(sweep: Sweep, trials: list[Trial], best: Trial | None) -> str:
     """Markdown. Accuracies by target labels are there for the reader; nothing was chosen by them."""
     head, rows = variants_table(sweep, trials) if sweep.is_comparison else trials_table(sweep, trials, best)
@@ -92,6 +98,7 @@ def importances(sweep: Sweep, finished: list[Trial]) -> dict[str, float]:
     known = [trial for trial in finished if np.isfinite(trial.score)]
     if len(known) < IMPORTANCE_TRIALS or len({trial.score for trial in known}) < 2:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for trial in known:
         params: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from trainers.reports.charts import FITTED, Chart, Scale, Series, curves, percen
 from trainers.reports.page import render
 from trainers.reports.sections import versions
 from tuning.report_pictures import mean_and_deviation, measure, score_by_value, short
-from tuning.sweep import Choices, Sweep, SweepPlan
+from tuning.sweep import Sweep, SweepPlan
 from tuning.trial_results import Trial, floor_line, result_tree, variant_rows
 
 _SHOWN_CURVES = 8  # trials whose curves are drawn: as many as there are colours
@@ -87,7 +87,7 @@ def _overview(plan: SweepPlan, trials: list[Trial]) -> list[tuple[str, str]]:
         ("scored by", sweep.objective),
         ("target labels in scores", "not used"),
     ]
-    rows += [(key, _space(part)) for key, part in sweep.space.items()]
+    rows += [(key, part.described()) for key, part in sweep.space.items()]
     rows += [(name, ", ".join(overrides) or "the recipe as it is") for name, overrides in sweep.variants.items()]
     rows += [("seeds", ", ".join(map(str, sweep.seeds)))] if sweep.seeds else []
     rows += [("set in all trials", ", ".join(sweep.set))] if sweep.set else []
@@ -179,9 +179,3 @@ def _domain(manifest: str) -> str:
     """A manifest as people call it: its own name, or that of the folder it lies in."""
     place = Path(without_password(manifest))
     return (place.parent.name if place.stem == "manifest" else place.stem) or manifest
-
-
-def _space(part: Any) -> str:
-    if isinstance(part, Choices):
-        return "one of " + ", ".join(map(str, part.choices))
-    return f"{part.low:g} to {part.high:g}" + (", logarithmic" if part.log else "")

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
@@ -33,6 +34,7 @@ def search_space(plan: SweepPlan, concurrent: int) -> tuple[dict[str, Any], Any]
     domains = {key: _domain(part) for key, part in sweep.space.items()}
     if sweep.algorithm == "random":
         return domains, BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each study that it makes
     search = OptunaSearch(OptunaSearch.convert_search_space(domains), metric=METRIC, mode="max", seed=sweep.seed)
     return {}, ConcurrencyLimiter(search, max_concurrent=concurrent)
 

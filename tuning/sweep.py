@@ -39,6 +39,9 @@ class _Section(BaseModel):
 class Choices(_Section):
     choices: Annotated[list[Any], Field(min_length=1)]
 
+    def described(self) -> str:
+        return "one of " + ", ".join(map(str, self.choices))
+
 
 class Range(_Section):
     """From `low` to `high`, both included. `step`: only every so far; a grid needs it."""
@@ -61,6 +64,15 @@ class Range(_Section):
 
     def number(self, value: float) -> float | int:
         return int(value) if self.integer else value
+
+    def described(self) -> str:
+        """In words: `0.1 to 0.6, logarithmic`."""
+        more = {
+            "whole numbers": self.integer,
+            "logarithmic": self.log,
+            f"every {self.step or 0:g}": self.step is not None,
+        }
+        return ", ".join([f"{self.low:g} to {self.high:g}", *(word for word, holds in more.items() if holds)])
 
     def grid(self) -> list[float | int]:
         assert self.step is not None

@@ -11,6 +11,7 @@ from PIL import Image
 from datasets_manifest.files import read_json
 from tests.browser import ask
 from tests.tuning.sweeps import finished, plan_of
+from trainers.journal.outcome import FloorResult
 from tuning.packing import Packing, pack
 from tuning.report import draw_report, importances, table
 from tuning.search import planned_trials, search_space
@@ -46,8 +47,37 @@ def test_report_of_a_search(tmp_path):
     for name in ("parallel_coordinates", "importance", "score_over_epochs"):
         pixels = np.asarray(Image.open(tmp_path / "report" / f"{name}.png").convert("RGB"))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
-    lines = (tmp_path / "report" / "table.md").read_text().splitlines()
+    rows, idle = (tmp_path / "report" / "table.md").read_text().split("\n\n")
+    lines = rows.splitlines()
+    assert idle == "uacr.start cannot have acted: no trial used a pseudo label\n"
     assert len(lines) == 2 + 12 and "best" in lines[2 + 4]
+
+
+def test_the_table_has_the_floor_that_the_best_trial_was_compared_with(tmp_path):
+    plan = plan_of(tmp_path, {"space": SPACE})
+    trials = searched()
+    floor = FloorResult(False, tmp_path, {"selection/score": 0.25, "target/val/accuracy": 0.5})
+    draw_report(plan, trials, trials[4], tmp_path / "report", floor=floor)
+    rows, below, _ = (tmp_path / "report" / "table.md").read_text().split("\n\n")
+    assert len(rows.splitlines()) == 2 + 12
+    said = "the floor, without training: score 0.25, target accuracy 50.0 %, the best trial is preferred"
+    assert below == said
+    assert said[1:] in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_space_in_words(tmp_path):
+    space = {
+        **SPACE,
+        "objective.mcc": {"low": 0.01, "high": 2, "log": True},
+        "uacr.warmup": {"low": 1, "high": 4, "integer": True, "step": 1},
+    }
+    found = {key: part.described() for key, part in plan_of(tmp_path, {"space": space}).sweep.space.items()}
+    assert found == {
+        "uacr.start": "0.1 to 0.6",
+        "sam.rho": "one of 0, 0.05",
+        "objective.mcc": "0.01 to 2, logarithmic",
+        "uacr.warmup": "1 to 4, whole numbers, every 1",
+    }
 
 
 def test_comparison_means_over_seeds(tmp_path):

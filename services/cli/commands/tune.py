@@ -79,6 +79,6 @@ def _show_plan(plan: Any) -> None:
     reason = why_not(plan, plan.recipe([]))
     typer.echo(f"  features: {'computed once, shared by all trials' if reason is None else f'not shared: {reason}'}")
     for key, part in sweep.space.items():
-        typer.echo(f"  {key}: {part.model_dump(exclude_defaults=True)}")
+        typer.echo(f"  {key}: {part.described()}")
     for variant, overrides in sweep.variants.items():
         typer.echo(f"  {variant}: {', '.join(overrides) or 'the recipe as it is'}  × seeds {sweep.seeds}")
