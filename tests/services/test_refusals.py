@@ -89,7 +89,7 @@ TRAIN = ("train", "recipe.yaml", "--set")
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "train: no file": (("train", "nowhere.yaml"), 2, "there is no such file"),
     "train: key": ((*TRAIN, "train.epoch=3"), 2, "train.epochs"),
-    "train: text encoder": ((*TRAIN, "encoders.text.name=/nowhere/bert"), 2, "no fast tokenizer could be read"),
+    "train: text encoder": ((*TRAIN, "encoders.text.name=/nowhere/bert"), 2, "no encoder could be read"),
     "train: picture encoder": ((*TRAIN, "encoders.picture.name=torchvision:resnet5"), 2, "torchvision has no such"),
     "train: weights": ((*TRAIN, "encoders.picture.weights=/nowhere.pt"), 2, "encoders.picture.weights"),
     "train: device": ((*TRAIN, "cluster.device=cuda"), 2, "no CUDA device is here"),
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "tune: other sweep": (("tune", "sweep.yaml", "--name", "known"), 2, "is the name of a sweep that differs"),
     "tune: at work": (("tune", "sweep.yaml", "--name", "held"), 2, "another command is at work on it"),
     "tune: experiment": (("tune", "sweep.yaml", "--set", "tracking.experiment=gone"), 2, "was deleted in MLflow"),
-    "tune: encoder": (("tune", "sweep.yaml", "--set", "encoders.text.name=/nowhere/bert"), 2, "no fast tokenizer"),
+    "tune: encoder": (("tune", "sweep.yaml", "--set", "encoders.text.name=/nowhere/bert"), 2, "no encoder could be read"),
     "tune: disk": (("tune", "sweep.yaml", "--set", "checkpoint.max_disk=1000"), 2, "a checkpoint takes"),
     "generate: other files": (("data", "generate", "other"), 2, "holds other files"),
     "generate: file": (("data", "generate", "recipe.yaml"), 2, "is not a folder"),

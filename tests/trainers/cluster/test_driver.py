@@ -204,7 +204,7 @@ def test_missing_pictures_are_found_before_ray(tmp_path: Path) -> None:
         (["data.samples_per_epoch=7", "cluster.workers=5"], "cluster.workers: a step has 3 rows of each domain"),
         (["encoders.picture.name=torchvision:resnet5"], "torchvision has no such model"),
         (["data.splits=[trian, val]"], "trian"),
-        (["data.texts.max_tokens=600", "encoders.text.name=/nowhere"], "no fast tokenizer could be read"),
+        (["data.texts.max_tokens=600", "encoders.text.name=/nowhere"], "no encoder could be read"),
         (["run.storage=ftp://bucket/runs"], "run.storage: is no place where runs can lie"),
     ],
 )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from datasets_manifest.errors import InputError
-from tests.trainers.encoders.hub_folders import write_clip, write_tokenizer, write_vit
+from tests.trainers.encoders.hub_folders import write_clip, write_siglip, write_tokenizer, write_vit
 from tests.trainers.encoders.test_hub_models import refusal
 from tests.trainers.encoders.test_weights import Malice
 from tests.trainers.tiny_run import small_recipe
@@ -114,6 +114,14 @@ def test_a_tokenizer_without_its_files(tmp_path: Path) -> None:
         file.unlink()
     said = refused(tmp_path, f"encoders.text.name={folder}", "data.texts.max_tokens=12")
     assert "encoders.text.name: its tokenizer has no words: its files are missing" in said
+
+
+def test_a_kind_of_model_without_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    write_siglip(tmp_path / "siglip")
+    for file in (tmp_path / "siglip").glob("tokenizer*"):
+        file.unlink()
+    said = refused(tmp_path, f"encoders.text.name={tmp_path / 'siglip'}", "data.texts.max_tokens=12")
+    assert "encoders.text.name: no fast tokenizer could be read" in said
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
