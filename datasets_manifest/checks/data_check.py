@@ -61,6 +61,8 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
+    """All splits and what was found in them, the gravest first. harmful: whether it would harm training."""
+
     splits: list[SplitReport]
     findings: list[Finding] = field(default_factory=list)
 

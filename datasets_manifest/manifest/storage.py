@@ -56,6 +56,7 @@ def normalise(uri: str) -> str:
 
 
 def parent(location: Location) -> Location:
+    """The folder that holds it."""
     if isinstance(location, Path):
         return location.parent
     scheme, path = _split(location)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError, nearest
 from datasets_manifest.manifest.schema import LoadedManifest
-from datasets_manifest.manifest.storage import Location
 from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records.division import divide
 from datasets_manifest.records.label_faults import LabelFaults
@@ -143,12 +141,6 @@ def _read_files(
         allow_outside_root=settings.allow_outside_root,
     )
 
-    def read_images(file: Location, value: Any) -> list[str]:
-        try:
-            return paths.read(value)
-        except OSError as error:
-            raise InputError(f"the pictures' store cannot be reached ({with_store(file, error)})", file=file) from None
-
     rows = _TableBuilder(manifest.name, keep_empty, write)
     number = 0
     for file in manifest.record_paths(split):
@@ -159,9 +151,12 @@ def _read_files(
             try:
                 identity = read_id(record.id) or f"{split}-{number}"
                 texts = read_texts(record.text)
-                images = read_images(file, split_paths(record.image, separator))
+                images = paths.read(split_paths(record.image, separator))
             except ValueFault as fault:
                 raise fault.located(file, record) from None
+            except OSError as error:
+                problem = f"the pictures' store cannot be reached ({with_store(file, error)})"
+                raise InputError(problem, file=file) from None
             try:
                 label = labels.read(record.label)
             except ValueFault as fault:

@@ -35,6 +35,7 @@ class ValueFault(Exception):
         self.column, self.problem, self.value, self.wanted = column, problem, value, wanted
 
     def located(self, file: Location, record: RawRecord) -> InputError:
+        """With file, record and column."""
         known = isinstance(record.id, str | int) and record.id != ""
         position = f"{record.position} (id {str(record.id)[:80]!r})" if known else record.position
         field = f"{position}, {self.column}"
@@ -47,7 +48,7 @@ def is_nothing(value: Any) -> bool:
 
 
 def read_id(value: Any) -> str:
-    """The id as a string, "" if there is none. 17.0, as pandas writes integers beside empty cells, is 17."""
+    """The id as a string, "" if there is none. 17.0, as pandas writes integers beside empty cells, is 17. Raises ValueFault."""
     if is_nothing(value):
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -120,12 +120,10 @@ class Loop:
         )
 
     def make_network(self) -> M2CAN:
+        """With the weights that it begins with."""
+        card, num_classes = self.card, len(self.corpus.classes)
         return build_network(
-            self.recipe,
-            self.card.text_config,
-            len(self.corpus.classes),
-            load_weights=True,
-            pictures=self.card.picture_config,
+            card.recipe, card.text_config, num_classes, load_weights=True, pictures=card.picture_config
         )
 
     @property

@@ -131,6 +131,7 @@ def check_files(folder: Path, version: ModelVersion) -> None:
 
 
 def download(client: MlflowClient, version: ModelVersion) -> Path:
+    """The folder of a version's files, unchecked. Raises InputError: they are gone. MlflowException: MLflow is away."""
     uri = client.get_model_version_download_uri(version.name, version.version)
     try:
         return Path(download_artifacts(uri, tracking_uri=client.tracking_uri))
@@ -142,11 +143,12 @@ def download(client: MlflowClient, version: ModelVersion) -> Path:
 
 
 def newest(client: MlflowClient, versions: Sequence[Any]) -> ModelVersion:
+    """The version of the highest number among those that MLflow found."""
     return version_of(client, max(versions, key=lambda version: int(version.version)))
 
 
 def version_of(client: MlflowClient, found: Any) -> ModelVersion:
-    # MLflow's search leaves the aliases out.
+    """A version that MLflow found, read anew: its search leaves the aliases out."""
     read = client.get_model_version(found.name, str(found.version))
     return ModelVersion(
         name=read.name,

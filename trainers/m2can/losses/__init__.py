@@ -36,6 +36,7 @@ class Term:
     needs: Literal["nothing", "target", "discriminators"] = "nothing"
 
     def takes_part(self, inputs: TermInputs) -> bool:
+        """Whether the pass has what the term needs."""
         if self.needs == "target":
             return inputs.target_takes_part
         return self.needs != "discriminators" or inputs.discriminators is not None
