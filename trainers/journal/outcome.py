@@ -76,7 +76,6 @@ class Outcome:
     checkpoint: the chosen epoch's folder, or the floor's. checkpoints: of all epochs that were kept, by epoch; of the floor by 0
     if it was chosen. floor: None if the run has none.
     findings: what went wrong, with what to change.
-    verdicts: what every validator would have chosen: {validator, epoch, accuracy, regret}, accuracies by target labels.
     """
 
     name: str
@@ -89,7 +88,6 @@ class Outcome:
     oracle: EpochRecord | None
     checkpoint: Path
     checkpoints: dict[int, Path]
-    verdicts: list[dict[str, Any]]
     findings: list[Finding] = field(default_factory=list)
     floor: FloorResult | None = None
 
@@ -173,7 +171,6 @@ def choose_epoch_of(
     predicted = read_tensors(checkpoints[chosen.epoch] / EVALUATION)
     target = corpus.train[-1]
     of_sources = [corpus.labels[part.start : part.stop] for part in corpus.val[:-1] if part is not None]
-    found = verdicts(inputs, [record.metrics.get(TARGET_ACCURACY) for record in candidates], selection.gate)
     labelled = [record for record in records if TARGET_ACCURACY in record.metrics]
     return Outcome(
         name=name,
@@ -186,7 +183,6 @@ def choose_epoch_of(
         oracle=max(labelled, key=lambda record: record.metrics[TARGET_ACCURACY], default=None),
         checkpoint=checkpoints[chosen.epoch],
         checkpoints=checkpoints,
-        verdicts=[{"epoch": candidates[row.pop("position")].epoch, **row} for row in found],
         findings=after_run(
             card.recipe,
             records,
@@ -197,6 +193,16 @@ def choose_epoch_of(
         ),
         floor=found_floor,
     )
+
+
+def verdicts_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """What every validator would have chosen among the epochs that were kept: {validator, epoch, accuracy, regret}, accuracies by
+    target labels. It takes a second or more: some of them fit a classifier to each epoch's features."""
+    candidates = [record for record in outcome.records if record.epoch in outcome.checkpoints]
+    inputs = [read_validator_inputs(outcome.checkpoints[record.epoch]) for record in candidates]
+    accuracies = [record.metrics.get(TARGET_ACCURACY) for record in candidates]
+    found = verdicts(inputs, accuracies, outcome.card.recipe.selection.gate)
+    return [{"epoch": candidates[row.pop("position")].epoch, **row} for row in found]
 
 
 def floor_alone(name: str, folder: Path, card: ModelCard, corpus: Corpus, metrics: dict[str, float]) -> Outcome:
@@ -214,7 +220,6 @@ def floor_alone(name: str, folder: Path, card: ModelCard, corpus: Corpus, metric
         oracle=None,
         checkpoint=place,
         checkpoints={0: place},
-        verdicts=[],
         floor=FloorResult(True, place, metrics),
     )
 

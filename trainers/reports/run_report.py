@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets_manifest.files import whole_folder
 from trainers.encoders.weight_files import read_tensors
-from trainers.journal.outcome import TARGET_ACCURACY, Outcome
+from trainers.journal.outcome import TARGET_ACCURACY, Outcome, verdicts_of
 from trainers.loop.evaluation import calibration_error, confusion, reliability
 from trainers.model.card import EVALUATION
 from trainers.reports import figures, samples, sections
@@ -35,7 +35,7 @@ def draw_report(outcome: Outcome, *, pictures: bool = True) -> Path:
     """Write the run's page, pictures and summary into its folder `report`; the same run gives the same files.
 
     Args:
-        pictures: False for the summary alone.
+        pictures: False for the summary alone, without what other validators would have chosen.
     """
     report = outcome.folder / "report"
     with whole_folder(report, replace=True) as folder:
@@ -49,7 +49,7 @@ def draw_report(outcome: Outcome, *, pictures: bool = True) -> Path:
 def _draw(outcome: Outcome, folder: Path, pictures: bool) -> None:
     found = read_tensors(outcome.checkpoint / EVALUATION)
     tensors = {name: tensor.numpy() for name, tensor in found.items()}
-    numbers = outcome.numbers() | {"verdicts": outcome.verdicts}
+    numbers = outcome.numbers() | ({"verdicts": verdicts_of(outcome)} if pictures else {})
     numbers["warnings"] = [asdict(finding) for finding in outcome.findings]
     recipe, classes = outcome.card.recipe, outcome.card.classes
     run = sections.Run(outcome, numbers, tensors)

@@ -124,7 +124,7 @@ def choice(run: Run) -> dict[str, Any]:
     ]
     verdicts = [
         (row["validator"], f"{row['epoch']}", charts.percent(row["accuracy"]), charts.percent(row["regret"]))
-        for row in outcome.verdicts
+        for row in run.numbers["verdicts"]
     ]
     return {"rows": rows, "verdicts": verdicts, **_checked(outcome)}
 

@@ -11,7 +11,7 @@ from trainers.validators.agreement import ensv
 from trainers.validators.confidence import bnm, corr_c, infomax, negative_entropy, source_accuracy
 from trainers.validators.inputs import ValidatorInputs
 from trainers.validators.mixing import interpolation_consistency, mixval
-from trainers.validators.reweighting import density_ratio, dev, devn
+from trainers.validators.reweighting import dev, devn
 from trainers.validators.structure import class_ami, snd
 
 Validator = Literal[
@@ -24,7 +24,7 @@ NEED_SOURCE_VALIDATION = ("source_accuracy", "dev", "devn")
 def _reweighted(risk: Callable[[np.ndarray, np.ndarray], float], e: ValidatorInputs) -> float:
     if not len(e.source_labels_M):
         return float("nan")
-    return risk(density_ratio(e.source_features_MK, e.target_features_NK), e.source_losses_M)
+    return risk(e.source_weights_M, e.source_losses_M)
 
 
 def _consistency(e: ValidatorInputs) -> np.ndarray:

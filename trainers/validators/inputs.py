@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
+
+from trainers.validators.reweighting import density_ratio
 
 PREFIX = "evidence/"
 MOST_ROWS = 2048  # of the target and of the sources, spread evenly: a bound on what is computed and stored
@@ -47,6 +50,11 @@ class ValidatorInputs:
     def source_losses_M(self) -> np.ndarray:
         """1 where a source row is predicted wrongly, else 0."""
         return (self.source_probs_MC.argmax(1) != self.source_labels_M).astype(float)
+
+    @cached_property
+    def source_weights_M(self) -> np.ndarray:
+        """How much each source row looks like the target: reweighting.density_ratio."""
+        return density_ratio(self.source_features_MK, self.target_features_NK)
 
 
 def spread(rows: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
