@@ -20,7 +20,7 @@ import torch
 from benchmarks.cached import frozen_encoders
 from benchmarks.loops import one_worker
 from datasets_manifest.files import write_atomically
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from trainers.exported.export import Export, export_model

@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from benchmarks.loops import one_worker
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from services.promotion import promote

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from benchmarks.stack_parts import BIN, MODEL, Stack
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from deploy.commands import commands

@@ -39,7 +39,7 @@ API = {
         "trainers.validators.confidence", "trainers.validators.structure", "trainers.validators.choice",
     ],
     "Data": [
-        "datasets_manifest.manifest.schema", "datasets_manifest.records.readers", "datasets_manifest.stream.plan",
+        "datasets_manifest.manifest.loading", "datasets_manifest.records.readers", "datasets_manifest.stream.plan",
         "datasets_manifest.checks.data_check",
     ],
     "Services": ["services.registry", "services.promotion", "services.jobs.jobs", "services.serving.deployment"],

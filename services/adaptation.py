@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_folder
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from services.assessment import records_for
 from trainers.encoders.weight_files import save_tensors
 from trainers.m2can.batch import Outputs

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from datasets_manifest.errors import InputError, composed
 from datasets_manifest.files import require_file, whole_file
-from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.manifest.loading import LoadedManifest, load_manifest
 from datasets_manifest.records.class_sets import remap_labels
 from datasets_manifest.records.readers import read_split
 from trainers.loop.evaluation import calibration_error, classification_metrics, confusion, reliability

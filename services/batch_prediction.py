@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, read_json, require_folder, write_atomically
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import ALL, read_for_prediction
 from services.prediction_output import count_withheld, withhold, write_predictions
 from trainers.exported.predictor import load_predictor

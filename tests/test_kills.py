@@ -21,7 +21,7 @@ import torch
 
 from datasets_manifest import files
 from datasets_manifest.files import write_atomically
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split

@@ -22,7 +22,7 @@ from torch import nn
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import read_json
 from datasets_manifest.manifest import catalog, misplaced_keys
-from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, load_manifest
+from datasets_manifest.manifest.loading import MAX_MANIFEST_BYTES, load_manifest
 from datasets_manifest.packing.pack import unpack
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.class_folders import list_pictures

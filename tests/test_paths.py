@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.corpus import load_corpus

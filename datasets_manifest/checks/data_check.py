@@ -12,7 +12,7 @@ import numpy as np
 from datasets_manifest.checks.picture_facts import IN_PROCESS, PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.file_names import similar_file
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.records.class_sets import require_same_classes
 from datasets_manifest.records.label_faults import LabelFaults
 from datasets_manifest.records.readers import ReadResult, read_split

@@ -28,7 +28,7 @@ import yaml
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import whole_file, whole_folder, write_atomically
 from datasets_manifest.manifest.keys import Manifest
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.records import packed_pictures as packed
 from datasets_manifest.records.picture_formats import FORMATS, known_format
 from datasets_manifest.records.readers import read_split

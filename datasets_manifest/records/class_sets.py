@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError, composed
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.records.record_values import UNLABELLED
 
 

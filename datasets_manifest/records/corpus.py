@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.manifest.loading import LoadedManifest, load_manifest
 from datasets_manifest.manifest.storage import Location
 from datasets_manifest.records.class_sets import remap_labels, require_same_classes
 from datasets_manifest.records.large_corpus import Split, is_large, read_shards, shards_of, written

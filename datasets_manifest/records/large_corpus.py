@@ -16,7 +16,7 @@ from pyarrow import fs
 from datasets_manifest.errors import InputError, first_line
 from datasets_manifest.files import whole_folder
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.manifest.storage import Location
 from datasets_manifest.records.record_files import format_of
 from datasets_manifest.records.sharded_table import ShardedTable, ShardWriter, open_output

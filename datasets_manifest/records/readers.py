@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError, nearest
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.manifest.store_faults import with_store
 from datasets_manifest.records.division import divide
 from datasets_manifest.records.label_faults import LabelFaults

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_for_prediction, read_split
 from services.drift.comparison import Drift, compare
 from services.drift.sample import read_sample

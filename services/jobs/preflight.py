@@ -15,7 +15,7 @@ from datasets_manifest.errors import InputError, first_line, without_password
 from datasets_manifest.files import made_folder, require_file, require_folder
 from datasets_manifest.manifest import storage
 from datasets_manifest.manifest.catalog import is_reference
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from trainers.cluster.local_cluster import start_ray
 from trainers.cluster.ray_compat import autoscaled_resources

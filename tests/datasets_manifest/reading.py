@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import TABLE_SCHEMA, ReadResult, read_split
 
 CLASSES = ["negative", "neutral", "positive"]

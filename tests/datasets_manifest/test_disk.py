@@ -14,7 +14,7 @@ import torch
 
 from datasets_manifest.disk import CannotWrite, cannot_write
 from datasets_manifest.files import whole_file, whole_folder, write_atomically
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing.pack import Packing, pack, unpack
 from datasets_manifest.postcards.generate import write_postcards
 from services.prediction_output import write_predictions

@@ -11,7 +11,7 @@ import pytest
 
 from datasets_manifest.checks.manifest_guess import guess_manifest
 from datasets_manifest.manifest.keys import Columns, Division, Manifest, Reading, Split
-from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.manifest.loading import LoadedManifest, load_manifest
 from datasets_manifest.records.readers import read_split
 from docs.reference import manifest_rows
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import m2can
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.corpus import load_corpus
 from datasets_manifest.records.readers import read_split
 from m2can.frames import written_frames

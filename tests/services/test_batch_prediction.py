@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from services import batch_prediction as inference

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing.pack import Packing, pack
 from services.cli.job_entrypoint import run_preflight
 from services.jobs.job_request import train_request

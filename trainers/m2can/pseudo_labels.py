@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST_KEPT = 0.1  # of a class's quota, whatever the threshold: no class with predictions stays empty
+LEAST_SELECTED = 0.1  # of a class's quota, whatever the threshold: no class with predictions stays empty
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def score_samples(logits_HNC: Tensor) -> Scores:
 
 
 def selection_rate(epoch: int, start: float, update: float) -> float:
-    """Part of the target that is kept after `epoch` (0-based): min(start + epoch·update, 1)."""
+    """Part of the target that is selected after `epoch` (0-based): min(start + epoch·update, 1)."""
     return min(start + epoch * update, 1.0)
 
 
@@ -63,12 +63,12 @@ def select(
         score_N: higher is surer.
         rate: 0 to 1.
         prior_C: the classes' shares of the target, summing to 1.
-        threshold: rows with a lower score are left out, but for the best LEAST_KEPT of a class's quota.
+        threshold: rows with a lower score are left out, but for the best LEAST_SELECTED of a class's quota.
 
     Returns:
-        row numbers kept, ascending.
+        row numbers selected, ascending.
     """
-    kept_N = np.zeros(len(label_N), bool)
+    selected_N = np.zeros(len(label_N), bool)
     for c, prior in enumerate(prior_C):
         rows = np.flatnonzero(label_N == c)
         # The tiny slack keeps a product like 0.3·100/3·… from losing a row to rounding.
@@ -79,9 +79,9 @@ def select(
         below = np.nan_to_num(-score_N[rows], copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
         best = rows[_smallest(below, quota)]
         sure = best[score_N[best] >= threshold]
-        least = math.ceil(LEAST_KEPT * quota)
-        kept_N[sure if len(sure) >= least else rows[_smallest(below, least)]] = True
-    return np.flatnonzero(kept_N)
+        least = math.ceil(LEAST_SELECTED * quota)
+        selected_N[sure if len(sure) >= least else rows[_smallest(below, least)]] = True
+    return np.flatnonzero(selected_N)
 
 
 def _smallest(values_N: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from datasets_manifest.checks.data_check import DataReport, SplitReport
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.records.readers import read_split
 from trainers.reports.page import render
 

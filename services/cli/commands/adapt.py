@@ -30,7 +30,7 @@ def adapt(
     Nothing is written where something speaks against the adapted model: the command says so, and the model stays. Exit code 0.
     """
     from datasets_manifest.errors import InputError
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from services.adaptation import adapt as adapted_to
     from services.adaptation import write_adapted
     from services.model_files import model_files

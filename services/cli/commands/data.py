@@ -44,7 +44,7 @@ def init(
     from datasets_manifest.checks.manifest_guess import guess_manifest
     from datasets_manifest.errors import InputError
     from datasets_manifest.files import write_atomically
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.records.readers import read_split
 
     guess = guess_manifest(records)
@@ -114,7 +114,7 @@ def check(
     from datasets_manifest.checks import data_check as checking
     from datasets_manifest.checks.picture_facts import IN_PROCESS
     from datasets_manifest.files import write_atomically
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from trainers.cluster.local_cluster import start_ray
     from trainers.reports.data_check_page import page
 
@@ -148,7 +148,7 @@ def pack(
     json_: AsJson = False,
 ) -> None:
     """Put pictures one after another into few large files, from which training reads them by offset."""
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.packing.pack import Packing
     from datasets_manifest.packing.pack import pack as run
     from trainers.store import is_store
@@ -170,7 +170,7 @@ def unpack(
     json_: AsJson = False,
 ) -> None:
     """Write a packed data set as one file a picture again."""
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.packing.pack import unpack as run
 
     unpacked = str(run(load_manifest(manifest), out))
@@ -193,7 +193,7 @@ def suggest(
 ) -> None:
     """Write the target's training records that are most worth a label, and a page to label them on in a browser."""
     from datasets_manifest.files import whole_folder
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.records.readers import read_split
     from services.labelling.page import labelling_page
     from services.labelling.suggest import suggest as chosen_of

@@ -26,7 +26,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
 ) -> None:
     """The whole way on the generated data set: train on sources alone, train M2CAN, look the model up, predict."""
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.postcards.generate import write_postcards
     from datasets_manifest.records.readers import read_split
     from services.cli.commands.train import run_recipe

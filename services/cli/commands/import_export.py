@@ -102,7 +102,7 @@ def export(
         export_published(predictor.network, predictor.card.recipe, out)
         show(json_, {"file": str(out)}, str(out))
         return
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.records.readers import read_split
     from trainers.exported.export import export_model
     from trainers.exported.graph import Form

@@ -140,7 +140,7 @@ def _predict_to_file(
     model: str,
     sampled: tuple[Path, int] | None,
 ) -> BatchSummary:
-    from datasets_manifest.manifest.schema import load_manifest
+    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.records.readers import read_for_prediction
     from services.batch_prediction import predict_rows, summary_of
     from services.drift.sample import Sampler

@@ -16,7 +16,7 @@ from datasets_manifest.checks import picture_facts
 from datasets_manifest.checks.data_check import DataReport, check
 from datasets_manifest.checks.picture_facts import PictureFacts, read_all_facts
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import LoadedManifest, load_manifest
+from datasets_manifest.manifest.loading import LoadedManifest, load_manifest
 from datasets_manifest.records.corpus import load_corpus
 from datasets_manifest.records.picture_check import require_pictures
 from trainers.reports.data_check_page import page

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from datasets_manifest.checks.manifest_guess import guess_manifest
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import ReadResult, read_split
 from services.cli.main import app
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 
 HEAD = "name: shop\nclasses: [low, high]\n"

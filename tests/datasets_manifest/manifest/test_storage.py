@@ -18,7 +18,7 @@ from PIL import Image
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import storage
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing.pack import Packing, pack
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.corpus import load_corpus

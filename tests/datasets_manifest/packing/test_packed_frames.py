@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.packing import frames as writing
 from datasets_manifest.packing.frames import classes_of, splits_of, write_domain
 from datasets_manifest.records.readers import read_split

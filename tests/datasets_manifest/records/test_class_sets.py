@@ -8,7 +8,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.keys import Manifest
-from datasets_manifest.manifest.schema import LoadedManifest
+from datasets_manifest.manifest.loading import LoadedManifest
 from datasets_manifest.records.class_sets import remap_labels, require_same_classes
 from datasets_manifest.records.readers import TABLE_SCHEMA
 from tests.datasets_manifest.reading import CLASSES, read

@@ -14,7 +14,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest import catalog
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records import text_files
 from datasets_manifest.records.readers import read_split
 from tests.datasets_manifest.reading import column, read, refusal

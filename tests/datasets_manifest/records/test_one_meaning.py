@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records import readers
 from datasets_manifest.records.class_sets import remap_labels, require_same_classes
 from datasets_manifest.records.readers import read_split

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import ReadResult, read_split
 from tests.datasets_manifest.reading import CLASSES, column, read, refusal
 

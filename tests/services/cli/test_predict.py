@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from services import registry
 from services.assessment import assess

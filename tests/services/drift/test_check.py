@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from services.cli.main import app
 from services.drift.check import check_drift

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.records.target_labels import read_target_labels
 from services.cli.main import app

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.stack_parts import free_ports
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from services import promotion
 from services.batch_prediction import predict_samples

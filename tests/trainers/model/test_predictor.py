@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import read_split
 from tests.datasets_manifest.hub_dataset import Dataset
 from tests.trainers.tiny_run import make_loop, prepared_run

@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from datasets_manifest.checks.data_check import check
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from trainers.reports.data_check_page import page
 

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from datasets_manifest.errors import InputError
-from datasets_manifest.manifest.schema import load_manifest
+from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from datasets_manifest.stream.images import read_picture_bytes

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.keys import Columns
-from datasets_manifest.manifest.schema import MAX_MANIFEST_BYTES, LoadedManifest, load_manifest
+from datasets_manifest.manifest.loading import MAX_MANIFEST_BYTES, LoadedManifest, load_manifest
 
 GOOD: dict[str, Any] = {
     "name": "cards",
