@@ -36,7 +36,7 @@ class FeatureSummary:
     """Counts of records.
 
     records: with features. with_bad_pictures: some of their pictures could not be read. resumed: written by an earlier,
-    interrupted call. strong_views: of each. bytes: of the shards.
+    interrupted call. strong_views: of each. bytes: of the shards. notes: what should be known of recipe and data.
     """
 
     records: int
@@ -45,6 +45,7 @@ class FeatureSummary:
     strong_views: int
     bytes: int
     out: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def compute_features(
     shards = feature_files.finish(out)["shards"]
     folder = feature_files.FeatureFolder(out, "OUT")
     bad, size = folder.with_bad_pictures(), sum(shard["bytes"] for shard in shards.values())
-    return FeatureSummary(records.num_rows, bad, resumed, strong, size, str(out))
+    return FeatureSummary(records.num_rows, bad, resumed, strong, size, str(out), tuple(prepared.notes))
 
 
 def _without_run(recipe: Recipe) -> Recipe:

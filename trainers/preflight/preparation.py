@@ -14,6 +14,7 @@ import torch
 
 from datasets_manifest.files import json_text, write_atomically
 from datasets_manifest.records.corpus import Corpus
+from datasets_manifest.stream.encode import Vocabulary
 from trainers.compute.compiled import require_blocks
 from trainers.compute.precision import expected_device, require_device
 from trainers.compute.vocabulary import count_cut_texts, make_vocabulary
@@ -108,12 +109,8 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     )
     if start is not None and start.epoch is None:
         require_same_encoders(card, start.card, start.name)
-    cut, looked_at = count_cut_texts(recipe, corpus, vocabulary)
-    if cut:
-        notes.append(
-            f"{cut:,} of {looked_at:,} training texts looked at have more than {recipe.data.texts.most_tokens} tokens and "
-            "are cut"
-        )
+    if recipe.encoders.features is None:  # else they were counted when the features were computed
+        notes += _cut_texts(recipe, corpus, vocabulary)
     device = expected_device(recipe)
     if device is not None:
         require_device(recipe, device)
@@ -136,6 +133,15 @@ def prepare(recipe: Recipe, inputs: Inputs | None = None) -> Prepared:
     notes += require_disk(recipe, size, storage / name, sizes.frozen)
     return Prepared(
         recipe, name, storage / name, corpus, card, notes, size, sizes.memory, sizes.frozen, pictures, start, taken
+    )
+
+
+def _cut_texts(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> list[str]:
+    """A note that says how many, if any."""
+    cut, looked_at = count_cut_texts(recipe, corpus, vocabulary)
+    most = recipe.data.texts.most_tokens
+    return (
+        [f"{cut:,} of {looked_at:,} training texts looked at have more than {most} tokens and are cut"] if cut else []
     )
 
 

@@ -61,6 +61,7 @@ def features(
     show(
         json_,
         replace(summary, out=out),
+        *(f"note: {note}" for note in summary.notes),
         f"{summary.records:,} records{there}, {summary.with_bad_pictures:,} lack some pictures that cannot be read; the weak "
         f"and {summary.strong_views} strong views, {megabytes(summary.bytes)} → {out}",
         f"trains on them: m2can train {recipe} --set encoders.features={named}",

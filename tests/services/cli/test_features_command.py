@@ -22,7 +22,7 @@ def test_the_command_computes_and_says_how_to_train(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(compute, "computed_on_ray", computed_here)
     monkeypatch.setattr("trainers.cluster.local_cluster.start_ray", started.append)
     recipe = tmp_path / "recipe.yaml"
-    stated = stated_values(small_recipe(tmp_path, FROZEN))
+    stated = stated_values(small_recipe(tmp_path, [*FROZEN, "data.texts.max_tokens=3"]))
     recipe.write_text(yaml.safe_dump(stated | {"encoders": stated["encoders"] | {"features": "out"}}))
     command = ["features", str(recipe), str(tmp_path / "out"), "--views", "1", "--address", "ray://there:1"]
     result = CliRunner().invoke(app, command)
@@ -30,8 +30,10 @@ def test_the_command_computes_and_says_how_to_train(tmp_path: Path, monkeypatch:
     assert started == ["ray://there:1"]
     assert "126 records, 0 lack some pictures" in result.output
     assert f"--set encoders.features={tmp_path / 'out'}" in result.output
+    assert "have more than 3 tokens and are cut" in result.output
     notes = prepare(load_recipe(recipe)).notes  # its `features: out` is beside it
     assert any(note.startswith("trains on features: 126 records, the weak and 1 strong views") for note in notes)
+    assert not any("are cut" in note for note in notes)  # it was said once
     again = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert (again["records"], again["resumed"], again["strong_views"]) == (126, 126, 1)
     assert len(started) == 1
