@@ -15,12 +15,12 @@ from trainers.loop.loop import Loop
 from trainers.loop.reference_records import FactsCollector
 from trainers.loop.validator_inputs import validator_rows
 from trainers.m2can.floor import Features
+from trainers.m2can.names import ENCODERS_READ
 from trainers.m2can.network import features_of
 from trainers.validators.inputs import spread
 
 # Of each part of each domain: they bound memory and time, and a probe with strong decay gains nothing from more.
 MOST_ROWS = 4096
-_READ = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",)}
 
 
 def rows_to_read(loop: Loop, facts: FactsCollector) -> tuple[dict[Part, np.ndarray], dict[Part, np.ndarray]]:
@@ -55,7 +55,7 @@ def encode_parts(loop: Loop, facts: FactsCollector, *groups: Mapping[Part, np.nd
 
     The first group is that of every epoch's evaluation, whose encoded rows are kept for it.
     """
-    network, names = loop.network, _READ[loop.network.modalities]
+    network, names = loop.network, ENCODERS_READ[loop.network.modalities]
     size = eval_batch_size(loop.recipe, loop.device)
     joined = [np.concatenate(list(parts.values())) for parts in groups]
     mine = [list(EvalPlan(rows, size).worker_batches(loop.rank, loop.world_size)) for rows in joined]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from trainers.m2can.names import ENCODERS_READ
 from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 from trainers.recipe.overrides import Tree, flatten, merge, put
 from trainers.recipe.presets import DECIDED_BY_RULE
@@ -49,7 +50,7 @@ GROWTH = 0.7  # of the rate of pseudo labels, over the epochs after the warm-up:
 
 
 def what_is_trained(recipe: Recipe) -> Trained:
-    read = {"both": ("text", "picture"), "text": ("text",), "pictures": ("picture",)}[recipe.network.modalities]
+    read = ENCODERS_READ[recipe.network.modalities]
     encoders: list[TextEncoderSection | PictureEncoderSection] = [getattr(recipe.encoders, name) for name in read]
     trained = [encoder for encoder in encoders if encoder.freeze != "all"]
     if not trained:
