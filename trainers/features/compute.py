@@ -24,6 +24,7 @@ from trainers.compute.device_batches import make_encoding
 from trainers.model.card import ModelCard
 from trainers.model.features import FrozenEncoders, described, encoder_weights, require_frozen
 from trainers.preflight.features import begin_encoders, seeded_network
+from trainers.preflight.inputs import read_inputs
 from trainers.preflight.preparation import prepare
 from trainers.recipe import Recipe
 
@@ -36,7 +37,8 @@ class FeatureSummary:
     """Counts of records.
 
     records: with features. with_bad_pictures: some of their pictures could not be read. resumed: written by an earlier,
-    interrupted call. strong_views: of each. bytes: of the shards. notes: what should be known of recipe and data.
+    interrupted call. strong_views: of each. bytes: of the shards. notes: what should be known of the encoders and what
+    they read.
     """
 
     records: int
@@ -80,7 +82,9 @@ def compute_features(
     """
     require_frozen(recipe)
     require_folder(out, "OUT")
-    prepared = prepare(_without_run(recipe))
+    inputs = read_inputs(_without_run(recipe))
+    prepared = prepare(inputs.recipe, inputs)
+    notes = prepared.notes[len(inputs.notes) :]  # those of the encoders; the others are of training
     corpus, card = prepared.corpus, prepared.card
     network = seeded_network(card)
     begin_encoders(network, prepared.start.model if prepared.start is not None else None, prepared.taken)
@@ -103,7 +107,7 @@ def compute_features(
     shards = feature_files.finish(out)["shards"]
     folder = feature_files.FeatureFolder(out, "OUT")
     bad, size = folder.with_bad_pictures(), sum(shard["bytes"] for shard in shards.values())
-    return FeatureSummary(records.num_rows, bad, resumed, strong, size, str(out), tuple(prepared.notes))
+    return FeatureSummary(records.num_rows, bad, resumed, strong, size, str(out), tuple(notes))
 
 
 def _without_run(recipe: Recipe) -> Recipe:
