@@ -76,7 +76,7 @@ def idle_lines(plan: SweepPlan, trials: list[Trial]) -> list[str]:
 
 def summary(plan: SweepPlan, trials: list[Trial], best: Trial | None, floor: FloorResult | None) -> str:
     """Markdown: the table of trials, below it the floor beside the best one, and searched keys that cannot have acted."""
-    below = [*([floor_line(floor)] if floor else []), *idle_lines(plan, trials)]
+    below = [*([floor_line(floor, best)] if floor else []), *idle_lines(plan, trials)]
     return "\n\n".join([table(plan.sweep, trials, best), *below])
 
 

@@ -62,7 +62,7 @@ def sweep_page(
         best=best,
         objective=sweep.objective,
         result=result_tree(sweep, trials, best, floor),
-        floor=floor_line(floor) if floor else None,
+        floor=floor_line(floor, best) if floor else None,
         values=score_by_value(sweep, finished, best),
         wide=wide,
         importance=sorted(shares.items(), key=lambda pair: -pair[1]),
@@ -80,7 +80,7 @@ def _overview(plan: SweepPlan, trials: list[Trial]) -> list[tuple[str, str]]:
     rows = [
         ("domains", f"{sources} → {_domain(recipe.data.target)}"),
         ("preset", recipe.preset),
-        ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
+        ("encoders", recipe.encoders.described()),
         ("epochs, at most", f"{recipe.train.epochs or 'by the data'}"),
         ("kind", "comparison of variants" if sweep.is_comparison else f"search, {sweep.algorithm}"),
         ("trials", ", ".join(f"{number} {status}" for status, number in count.items() if number) or "none"),

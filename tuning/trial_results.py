@@ -96,12 +96,14 @@ def result_tree(
     return tree
 
 
-def floor_line(floor: FloorResult) -> str:
+def floor_line(floor: FloorResult, best: Trial | None) -> str:
     """The floor beside the best trial, in a sentence; its accuracy by target labels is for the reader."""
     accuracy, score = floor.metrics.get(TARGET_ACCURACY), floor.metrics.get("selection/score")
     said = [f"score {score:.4g}"] if score is not None else []
     said += [f"target accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
     than = "no trial is better, it is the model" if floor.chosen else "the best trial is preferred"
+    if not floor.chosen and score is not None and best is not None and score > best.score:
+        than += ": the floor has other class shares, a lower source accuracy, or encoders that start at random"
     return f"the floor, without training: {', '.join([*said, than])}"
 
 

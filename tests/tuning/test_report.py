@@ -15,7 +15,7 @@ from trainers.journal.outcome import FloorResult
 from tuning.packing import Packing, pack
 from tuning.report import draw_report, importances, table
 from tuning.search import planned_trials, search_space
-from tuning.trial_results import Trial
+from tuning.trial_results import Trial, floor_line
 
 SPACE = {"uacr.start": {"low": 0.1, "high": 0.6}, "sam.rho": {"choices": [0, 0.05]}}
 
@@ -56,13 +56,15 @@ def test_report_of_a_search(tmp_path):
 def test_the_table_has_the_floor_that_the_best_trial_was_compared_with(tmp_path):
     plan = plan_of(tmp_path, {"space": SPACE})
     trials = searched()
-    floor = FloorResult(False, tmp_path, {"selection/score": 0.25, "target/val/accuracy": 0.5})
+    floor = FloorResult(False, tmp_path, {"selection/score": 0.001, "target/val/accuracy": 0.5})
     draw_report(plan, trials, trials[4], tmp_path / "report", floor=floor)
     rows, below, _ = (tmp_path / "report" / "table.md").read_text().split("\n\n")
     assert len(rows.splitlines()) == 2 + 12
-    said = "the floor, without training: score 0.25, target accuracy 50.0 %, the best trial is preferred"
+    said = "the floor, without training: score 0.001, target accuracy 50.0 %, the best trial is preferred"
     assert below == said
     assert said[1:] in (tmp_path / "report" / "report.html").read_text()
+    surer = FloorResult(False, tmp_path, {"selection/score": trials[4].score + 1})
+    assert "preferred: the floor has other class shares" in floor_line(surer, trials[4])
 
 
 def test_a_space_in_words(tmp_path):

@@ -253,6 +253,13 @@ def _require_unfrozen(section: TextEncoderSection | PictureEncoderSection) -> No
         raise ValueError(f"freeze: `all` leaves no layer for lora; wanted {wanted}")
 
 
+def _trained(section: TextEncoderSection | PictureEncoderSection) -> str:
+    if section.freeze == "all":
+        return "frozen"
+    trained = "trained" if section.lora is None else f"LoRA of rank {section.lora.rank}"
+    return trained if section.freeze == "none" else f"{trained} after {section.freeze} blocks"
+
+
 class Encoders(Section):
     """The two encoders."""
 
@@ -312,6 +319,13 @@ class Encoders(Section):
             found = f"encoders.{trained[0]}.freeze: {getattr(self, trained[0]).freeze}"
             raise ValueError(f"features: of an encoder that is trained they would move; found {found}, wanted `all`")
         return self
+
+    def described(self) -> str:
+        """In words: `text models/bert (frozen), picture timm:vit_tiny_patch16_224 (LoRA of rank 8)`."""
+        return ", ".join(
+            f"{part} {section.name} ({_trained(section)})"
+            for part, section in (("text", self.text), ("picture", self.picture))
+        )
 
     @property
     def adapters(self) -> dict[str, Lora]:

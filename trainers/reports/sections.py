@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from datasets_manifest.errors import without_password
+from trainers.encoders.picture_card import described
 from trainers.journal.outcome import Outcome
 from trainers.loop.evaluation import BINS, calibration_error, confusion, reliability
 from trainers.recipe import Recipe, make_recipe
@@ -70,7 +71,9 @@ def overview(run: Run) -> dict[str, Any]:
         ("classes", ", ".join(outcome.card.classes)),
         ("preset", recipe.preset),
         *([("started from", outcome.card.started_from)] if outcome.card.started_from else []),
-        ("encoders", f"text {recipe.encoders.text.name}, picture {recipe.encoders.picture.name}"),
+        ("encoders", recipe.encoders.described()),
+        ("pictures", described(recipe)),
+        *([("features, computed once", recipe.encoders.features)] if recipe.encoders.features else []),
         ("components", ", ".join(["cross-entropy", *parts])),
         ("target labels in training", _target_labels(run)),
         ("epochs", f"{outcome.last.epoch} of {recipe.train.epochs}, {outcome.last.step:,} steps"),

@@ -253,3 +253,14 @@ def test_transparent_pictures_are_read_as_the_preset_says(load: Load, preset: st
     assert recipe.picture_views() == recipe.data.pictures.views().model_copy(update={"transparency": wanted})
     vocabulary = Vocabulary("", "[CLS]", "[SEP]", "[PAD]", 0, 5)
     assert make_encoding(recipe, vocabulary).pictures.transparency == wanted
+
+
+def test_encoders_in_words(load: Load) -> None:
+    recipe = load(
+        encoders={
+            "text": {"name": "models/bert", "freeze": "all"},
+            "picture": {"name": "tiny", "freeze": 2, "lora": {"rank": 4}},
+        }
+    )
+    found = recipe.encoders.described()
+    assert found.endswith("bert (frozen), picture tiny (LoRA of rank 4 after 2 blocks)")

@@ -69,6 +69,7 @@ def test_all_sections_are_there_and_tables_have_their_rows(made: tuple[Outcome, 
     assert links == {f"#{anchor}" for anchor in SECTIONS}
     words = tree.words
     assert "hill + town → sea" in words["overview"] and "bad, middling, good" in words["overview"]
+    assert "(trained)" in words["overview"] and "bilinear, rgb, mean 0.485 0.456 0.406" in words["overview"]
     assert re.search(r"chosen, without target labels\s+2\s+60.0 %", words["choice"])
     assert re.search(r"about 60 % \(40-75\)\s+0.5", words["choice"]) and "It is no promise" in words["choice"]
     assert "target, expected" in words["learning"]
