@@ -11,6 +11,7 @@ import numpy as np
 from trainers.journal.journal import EpochRecord
 from trainers.recipe import Recipe
 from trainers.recipe.base import decided
+from trainers.recipe.data_sections import Encoders
 from trainers.recipe.training_rule import LEAST_STEPS, what_is_trained
 
 FEW_STEPS = 0.5  # of the rule's least steps: below this share a run is told to be short
@@ -39,6 +40,8 @@ def before_start(recipe: Recipe, steps_per_epoch: int) -> list[Finding]:
     found = [
         never_pseudo_labels(recipe),
         nothing_to_choose_from(epochs),
+        idle_layer_decay(recipe),
+        idle_prompts(recipe),
         few_steps(recipe, epochs * steps_per_epoch, steps_per_epoch),
     ]
     return [finding for finding in found if finding is not None]
@@ -153,6 +156,22 @@ def few_steps(recipe: Recipe, steps: int, steps_per_epoch: int, *, stopped_early
     if stopped_early:
         change = "a larger train.patience, or a smaller train.batch_size"
     return Finding("few-steps", what, change)
+
+
+def idle_layer_decay(recipe: Recipe) -> Finding | None:
+    if recipe.optimizer.layer_decay == 1 or what_is_trained(recipe) != "heads on frozen encoders":
+        return None
+    what = f"optimizer.layer_decay={recipe.optimizer.layer_decay:g} changes nothing, no encoder is trained"
+    return Finding("idle-layer-decay", what, "leave it out, or encoders.text.freeze or encoders.picture.freeze=none")
+
+
+def idle_prompts(recipe: Recipe) -> Finding | None:
+    if recipe.encoders.both is not None or recipe.encoders.prompts == Encoders().prompts:
+        return None
+    what = (
+        "encoders.prompts changes nothing, only a dual encoder in encoders.both classifies by the names of the classes"
+    )
+    return Finding("idle-prompts", what, "leave it out, or name the encoder in encoders.both")
 
 
 def nothing_to_choose_from(epochs: int) -> Finding | None:

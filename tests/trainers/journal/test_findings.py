@@ -84,3 +84,15 @@ def test_nothing_to_choose_from_and_few_steps() -> None:
     told = findings.few_steps(short, 40, 40)
     assert told is not None and "train.epochs=10" in told.change
     assert [finding.name for finding in findings.before_start(short, 40)] == ["one-epoch", "few-steps"]
+
+
+def test_keys_that_change_nothing() -> None:
+    frozen = {part: {**section, "freeze": "all"} for part, section in TINY.items()}
+    stated = recipe(encoders={**frozen, "prompts": ["{}"]}, optimizer={"layer_decay": 0.5})
+    found = findings.before_start(stated, 40)
+    assert [finding.name for finding in found] == ["idle-layer-decay", "idle-prompts"]
+    assert "optimizer.layer_decay=0.5 changes nothing" in str(found[0])
+    trained = recipe(encoders=TINY | {"text": frozen["text"]}, optimizer={"layer_decay": 0.5})
+    assert findings.before_start(trained, 40) == []
+    dual = recipe(encoders={"both": "clip", "prompts": ["{}"]})
+    assert [finding.name for finding in findings.before_start(dual, 40)] == []
