@@ -25,3 +25,11 @@ def test_what_is_stated_gives_the_recipe(preset: str, changes: dict[str, object]
     stated = stated_values(recipe)
     assert make_recipe(stated) == recipe
     assert set(stated) == {"schema_version", "preset", "data", *changes}
+
+
+def test_a_dual_encoder_is_named_once() -> None:
+    """So that another one may be put in its place."""
+    recipe = make_recipe({"data": DATA, "encoders": {"both": "models/clip", "text": {"freeze": "all"}}})
+    stated = stated_values(recipe)
+    assert stated["encoders"] == {"both": "models/clip", "text": {"freeze": "all"}}
+    assert make_recipe(stated) == recipe
