@@ -30,7 +30,8 @@ def read_config(name: str, part: Part, field: str | None = None) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with _quiet():
+            return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"no encoder could be read ({first_line(error)})",
