@@ -1,4 +1,4 @@
-"""What is said when something cannot be written: where, why, how much is free and how much was needed."""
+"""Errors of writing, with the place, the reason, the free bytes and those needed."""
 
 from __future__ import annotations
 

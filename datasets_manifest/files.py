@@ -146,7 +146,7 @@ def _before(folder: Path) -> Path:
 
 
 def _put_back(folder: Path) -> None:
-    """What was set aside for a new folder is removed, or put back if the new one never came."""
+    """Remove what was set aside for a new folder, or put it back if the new one never came."""
     before = _before(folder)
     if before.exists() and not folder.exists():
         before.replace(folder)

@@ -282,7 +282,7 @@ def _copies_within(rows: SplitRows) -> Iterator[Finding]:
 
 
 def _copies_between(splits: Iterable[SplitRows]) -> Iterator[Finding]:
-    """What a later split shares with an earlier one: records, single pictures, ids of different records."""
+    """Records, single pictures and ids that a later split shares with an earlier one."""
     records: dict[tuple[object, ...], tuple[SplitRows, int]] = {}
     pictures: dict[bytes, SplitRows] = {}
     ids: dict[tuple[str, str], tuple[SplitRows, tuple[object, ...]]] = {}

@@ -1,4 +1,4 @@
-"""What to say when an object store does not do what it is asked: bucket, endpoint, and what its client lacks here."""
+"""Messages about an object store that fails: its bucket and endpoint, and which variables are missing here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation reads the same weak views after every epoch: those that fit stay in memory and are not made again."""
+"""A cache of the weak views that are scored after every epoch: those that fit are kept in memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EvaluationCache:
             yield host
 
     def bytes_of(self, batches: int) -> int:
-        """What so many batches like those that are kept will take."""
+        """Bytes that so many batches like those in the cache will take."""
         return min(self.most_bytes, self.bytes * batches // max(1, len(self._kept)))
 
     def _keep(self, name: bytes, host: HostBatch | FeatureBatch) -> None:

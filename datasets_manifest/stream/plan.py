@@ -32,7 +32,7 @@ BLOCK_ROWS, WINDOW_BLOCKS = 1024, 16
 
 @dataclass(frozen=True, eq=False)
 class DomainPool:
-    """What one domain may be drawn from in this epoch.
+    """The rows that one domain is drawn from in an epoch.
 
     rows: int64 [n], row numbers in the shared table; neighbouring rows may be a range, which takes no memory.
     labels: integers [n], label or pseudo label of each row; -1 takes no part in the task loss. Numbers that nobody can write to,

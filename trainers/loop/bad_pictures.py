@@ -14,7 +14,7 @@ from trainers.m2can.collective import Collective
 
 
 class BadPictures:
-    """Rows of which this worker found a picture bad.
+    """Rows with a picture that this worker could not read.
 
     Args:
         rows: of the whole table.
@@ -29,11 +29,11 @@ class BadPictures:
         self.bad_N = np.zeros(rows, bool)
 
     def add(self, bad: list[tuple[int, str]]) -> None:
-        """Row numbers and reasons."""
+        """Note pictures that could not be read: (row number, reason) each."""
         self.bad_N[[row for row, _ in bad]] = True
 
     def require_few(self) -> float:
-        """Number of records with a bad picture. All workers call it together.
+        """Number of records with such a picture. All workers call it together.
 
         Raises:
             InputError: a domain has too many.

@@ -93,7 +93,7 @@ class Batches:
         return Feed(step_batches(slices, hosts, self.device, self.dtype, self.pictures, dropout), self.device)
 
     def eval_plan(self) -> tuple[list[Part], EvalPlan]:
-        """What is scored after an epoch: the target's training rows and all validation rows."""
+        """What is scored after an epoch: the target's training part, all validation parts, and the plan of their rows."""
         parts = [self.corpus.train[-1], *(part for part in self.corpus.val if part is not None)]
         rows = np.concatenate([part.rows for part in parts])
         return parts, EvalPlan(rows, eval_batch_size(self.recipe, self.device))

@@ -1,4 +1,4 @@
-"""The floor of a run: what a linear classifier on the initial encoders' features makes of the target, before any training.
+"""The floor of a run: a linear classifier on the untrained encoders' features, fitted and scored before the first step.
 
 All workers read and encode; the first one fits. Nothing of training moves by it: weights, batch statistics, random
 numbers and the plan stay as they are.

@@ -1,4 +1,4 @@
-"""What the floor, or a zero-shot classifier, says of the rows that an epoch scores, in the forms in which an epoch says it."""
+"""Predictions of the floor, or of a zero-shot classifier, for the rows that an epoch scores; named as an epoch's are."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FloorPredictions:
     components: Mapping[Part, Tensor]
 
     def validator_inputs(self) -> ValidatorInputs:
-        """What the validators read, of the rows that they read of every epoch."""
+        """Inputs of the validators, for the same rows as of every epoch."""
         all_rows = np.concatenate(list(self.rows.values()))
         logits, features = (torch.cat([of[part] for part in self.rows]) for of in (self.logits, self.components))
         order = np.argsort(all_rows, kind="stable")
@@ -93,7 +93,7 @@ class FloorPredictions:
         return tensors
 
     def seen(self, rows: np.ndarray, facts_NF: np.ndarray) -> Seen:
-        """What later records are compared with: the outputs for these rows of `reference_part`, and their facts."""
+        """The reference for later records: outputs for these rows of `reference_part`, and their facts."""
         part = reference_part(self.corpus)
         places = np.searchsorted(self.rows[part], rows)
         probs_NC = self.logits[part][places].softmax(1).float().numpy()

@@ -58,7 +58,7 @@ class Loop:
         source: gives the batches.
         collective: exchange with the other workers.
         device: where the network lives.
-        observer: is told what happens.
+        observer: its methods are called as training goes on.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Loop:
             self._next = None
 
     def state(self) -> TrainingState:
-        """What moves beside the weights and the optimizers. All workers call it together.
+        """The training state beside weights and optimizers. All workers call it together.
 
         Raises:
             NonFiniteLoss: see `check`.
@@ -305,7 +305,7 @@ class Loop:
             torch.cuda.manual_seed_all(seed)
 
     def score(self, floor: FloorLabels | None = None) -> Scored:
-        """What the network, or floor and network together, say of the rows of `Batches.eval_plan`."""
+        """Predictions for the rows of `Batches.eval_plan`, by the network, or by floor and network together."""
         floor = floor or self.floor_labels
         return score_epoch(self.batches, self.network, self.collective, self.autocast, floor)
 

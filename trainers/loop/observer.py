@@ -1,4 +1,4 @@
-"""What a loop tells while it runs."""
+"""Callbacks of the training loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainers.step.finite_check import Passes
 
 
 class Observer:
-    """Is told what happens; does nothing. The base of those that do."""
+    """Called by a Loop; does nothing. The base of observers that do something."""
 
     def step(self, slice_: StepSlice, plan: EpochPlan, passes: Passes) -> None: ...
 

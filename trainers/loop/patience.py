@@ -23,7 +23,7 @@ class Patience:
         self.best_score, self.best_epoch = -math.inf, 0
 
     def add(self, epoch: int, score: float, collective: Collective, device: torch.device) -> None:
-        """An epoch's score, as the first worker has it: rounding on another machine must not part them."""
+        """Note an epoch's score. All workers take the first one's, since rounding may differ between machines."""
         if self.epochs is None:
             return
         mine = torch.tensor([score if collective.rank == 0 else 0.0], dtype=torch.float64, device=device)
@@ -32,7 +32,7 @@ class Patience:
             self.best_score, self.best_epoch = score, epoch
 
     def is_over(self, epoch: int) -> bool:
-        """After so many completed epochs."""
+        """Whether the run ends after `epoch` completed epochs."""
         return self.epochs is not None and epoch - max(self.best_epoch, self.warmup) >= self.epochs
 
     def state_dict(self) -> dict[str, Any]:

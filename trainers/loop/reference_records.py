@@ -1,4 +1,4 @@
-"""Keeps what the network sees of some target records while an epoch is scored (see trainers.model.reference)."""
+"""Collects predictions and facts of some target records while an epoch is scored (see trainers.model.reference)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reference_part(corpus: Corpus) -> Part:
 
 
 class FactsCollector:
-    """Takes the facts of these records, in the order of their `rows`."""
+    """Collects FACTS of at most MOST_RECORDS records of `reference_part`, in the order of `rows`."""
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
         self.rows = spread(reference_part(corpus).rows, MOST_RECORDS)
@@ -72,5 +72,5 @@ class ReferenceCollector:
 
 
 def shuffled(seen: Seen) -> Seen:
-    """The order of the records is lost on purpose."""
+    """In an order that does not tell which record is which."""
     return seen.take(np.random.default_rng(0).permutation(len(seen)))

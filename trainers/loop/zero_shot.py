@@ -33,7 +33,7 @@ def make_zero_shot(loop: Loop, target: Features) -> ZeroShotHead | None:
 
 @torch.no_grad()
 def encode_prompts(loop: Loop) -> Tensor:
-    """What stands for each class, [C, A]: see class_features. Texts are cleaned and cut as those of the data are."""
+    """A unit feature of each class from its prompts, [C, A] (class_features). Prompts are cleaned and cut as the data's texts."""
     network, recipe = loop.network, loop.recipe
     names = [name.replace("_", " ") for name in loop.corpus.classes]
     texts = [[template.replace("{}", name)] for template in recipe.encoders.prompts for name in names]

@@ -1,4 +1,4 @@
-"""What a step gets and what the network gives.
+"""Input and output of the network.
 
 Legend of the shape suffixes in this package:
     V view (0 weak, 1 strong)   D domain (sources first, target last)   B sample of this worker's slice of the batch
@@ -148,7 +148,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network makes of a batch.
+    """The network's outputs for a batch.
 
     Args:
         text_VDBK: unit text features.

@@ -1,4 +1,4 @@
-"""What the method needs from other workers: a sum and a gather, both with gradients. On one worker both are the identity.
+"""Sum and gather over the workers, both with gradients. On one worker both are the identity.
 
 The loss is the sum of the workers' shares, so the gradient of a sum over the workers is the sum of their gradients.
 """

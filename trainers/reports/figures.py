@@ -85,7 +85,7 @@ def accuracy_curves(records: Sequence[EpochRecord], chosen_epoch: int | None, fi
 
 
 def selection_curves(records: Sequence[EpochRecord], file: Path) -> None:
-    """What UACR selects."""
+    """Precision and share of the pseudo labels, by epoch."""
     _draw_panels([pseudo_label_panel(records)], records, file, height=4.2)
 
 

@@ -66,7 +66,7 @@ def data(run: Run) -> dict[str, Any]:
 
 
 def _findings(corpus: Corpus, parts: Sequence[Part]) -> list[tuple[str, str, str]]:
-    """What people should know before they believe the numbers: (split, count, what)."""
+    """Facts about the data that bear on the results: (split, count, what)."""
     rows: list[tuple[str, str, str]] = []
     first: dict[tuple[object, ...], Part] = {}  # where a record's content is met first
     for part in parts:

@@ -57,7 +57,7 @@ class Run:
 
 
 def overview(run: Run) -> dict[str, Any]:
-    """What was trained, on what, with what."""
+    """Domains, encoders, components, sizes and speed of the run, and its recipe."""
     outcome, recipe = run.outcome, run.outcome.card.recipe
     metrics = [record.metrics for record in outcome.records]
     seconds = sum(m.get("time/train_s", 0.0) + m.get("time/score_s", 0.0) for m in metrics)
@@ -133,7 +133,7 @@ def choice(run: Run) -> dict[str, Any]:
 
 
 def _checked(outcome: Outcome) -> dict[str, Any]:
-    """What the held-out labels say, and whether what was expected without them agrees; None where there is nothing."""
+    """The accuracy on held-out labels, and whether the expected one agrees with it; None where either is missing."""
     checked, expected = outcome.checked, outcome.expected
     agrees = None
     if checked is not None and expected is not None:

@@ -1,4 +1,4 @@
-"""Looks at MLflow's store and writes nothing: is it whole, and can the experiment take a run?
+"""Checks, without writing, that MLflow's store is complete and that the experiment can take a run.
 
 MLflow itself, whose import takes seconds, is needed for a server alone. Its own client would make the tables of a database
 that has none.
@@ -22,7 +22,7 @@ _STAGE = "SELECT lifecycle_stage FROM experiments WHERE name = {}"
 
 
 def require_tracking(recipe: Recipe) -> None:
-    """Look whether MLflow will take the run. One that does not answer is no reason not to train: the journal waits for it.
+    """Check that MLflow will take the run. If it does not answer, training starts all the same: the journal keeps the records.
 
     Raises:
         InputError: an address MLflow cannot track to, a package that is missing, a file that is no store, or the

@@ -1,4 +1,4 @@
-"""The target's accuracy on the labelled records that were held out: measured, where labels were given."""
+"""The target's accuracy on labelled records that were held out, where labels of the target were given."""
 
 from __future__ import annotations
 

@@ -47,12 +47,12 @@ _ALONE: dict[str, Callable[[ValidatorInputs], float]] = {
 
 
 def epoch_score(validator: Validator, inputs: ValidatorInputs) -> float:
-    """A score that an epoch has by itself, for curves and early stopping; information maximisation in EnsV's place."""
+    """The score of one epoch alone, for curves and early stopping. EnsV needs several candidates: infomax takes its place."""
     return _ALONE["infomax" if validator == "ensv" else validator](inputs)
 
 
 def candidate_scores(validator: Validator, inputs: Sequence[ValidatorInputs]) -> list[float]:
-    """Scores of candidates that were seen together."""
+    """Scores of candidates, of which some validators compare all with each other."""
     if validator == "ensv":
         return ensv([e.target_probs_NC for e in inputs])
     if validator == "mixval":

@@ -1,4 +1,4 @@
-"""The target's accuracy that predictions let expect. No label of the target is read, so it is an estimate and no promise."""
+"""An estimate of the target's accuracy from predictions alone, without target labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from trainers.validators.inputs import ValidatorInputs
 EXPECTED = "target/expected_accuracy"
 _LOW, _HIGH = f"{EXPECTED}_low", f"{EXPECTED}_high"
 SIGNALS = ("thresholded", "difference", "agreement")
-# Chosen by benchmarks/expected.py, which measures them: by what the error that the signals let expect is multiplied, since
-# none sees all of a shift; what nine of ten errors of the estimate are below, in shares of that error.
-FACTOR = 1.5
-SPREAD = 1.1
-LEAST_WRONG = 0.02  # such a share among few records
+# FACTOR and SPREAD are chosen by benchmarks/expected.py, which measures them.
+FACTOR = 1.5  # multiplies the share of errors that the signals suggest, since none sees all of a shift
+SPREAD = 1.1  # nine of ten estimates err by less than this part of that share
+LEAST_WRONG = 0.02  # share of errors that is assumed at least, as among few records none may be seen
 NORMAL = 1.645  # deviations of a normal distribution that hold nine of ten
-VAGUE = 0.5  # an interval of more than half the scale has no middle that is worth to be told
+VAGUE = 0.5  # a wider interval is shown without its middle
 _TEMPERATURES = np.geomspace(0.05, 20, 121)
 
 
@@ -116,7 +115,7 @@ def signals(inputs: ValidatorInputs) -> dict[str, float]:
 
 
 def combined(estimates: Sequence[float], factor: float, on_sources: float) -> tuple[float, float]:
-    """The target's accuracy by the signals, and the share of wrong predictions on which its error is reckoned.
+    """The target's accuracy by the signals, and the share of errors from which the interval follows.
 
     Neither is better than on the sources: training on the target makes its predictions sure, whether they are right or not.
     """
@@ -125,7 +124,7 @@ def combined(estimates: Sequence[float], factor: float, on_sources: float) -> tu
 
 
 def expected_accuracy(inputs: ValidatorInputs) -> ExpectedAccuracy | None:
-    """What the signals together let expect, and an interval of the errors that were measured. None without labelled source rows.
+    """The accuracy by all signals together, and an interval of measured errors. None without labelled source rows.
 
     The interval joins the error of the estimate on data sets whose labels are known and that of counting so few rows.
     """

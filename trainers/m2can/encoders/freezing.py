@@ -120,7 +120,7 @@ def _inside(encoder: Encoder) -> Any:
 
 
 def _largest_list(model: nn.Module) -> list[nn.Module]:
-    """What stands before the largest list of layers, in one block, and the members of the list.
+    """The modules before the largest list of layers, as one block, and the list's members.
 
     Raises:
         ValueError: there is no list of layers.

@@ -47,7 +47,7 @@ class HalfWeights:
                 self._groups[-1].append((f"{path}.{name}" if path else name, module, name))
 
     def call(self, *inputs: Any, **named: Any) -> Any:
-        """What the model gives for these inputs."""
+        """The model's output for these inputs."""
         device = next(self.model.parameters()).device.type
         if not (self.enabled and torch.is_autocast_enabled(device)):
             return self.model(*inputs, **named)

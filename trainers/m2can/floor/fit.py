@@ -142,7 +142,7 @@ def fit_probe(x_NK: Tensor, y_NC: Tensor, weight_N: Tensor | None = None) -> tup
 
 
 def prior_shift(logits_NC: Tensor, log_prior_C: Tensor) -> Tensor:
-    """What is added to the logits so that the mean of their softmax is the prior: Sinkhorn's scaling of the classes."""
+    """The shift [C] of the logits that makes the mean of their softmax the prior: Sinkhorn's scaling of the classes."""
     shift_C = torch.zeros_like(log_prior_C).requires_grad_()
 
     def loss() -> Tensor:  # its gradient is the mean prediction less the prior

@@ -1,4 +1,4 @@
-"""What a loss term is computed from."""
+"""Inputs of a loss term."""
 
 from __future__ import annotations
 
