@@ -175,5 +175,7 @@ def test_a_run_has_the_summary_and_its_report_is_drawn_later(whole: Outcome, com
     before = json.loads((result.report / "summary.json").read_text())
     assert (result.folder / "best").resolve() == result.checkpoint.resolve()
     assert draw_finished(recipe) == result.report and result.report_page.is_file()
-    assert json.loads((result.report / "summary.json").read_text()) == before
+    drawn = json.loads((result.report / "summary.json").read_text())
+    assert drawn.pop("verdicts")  # of every validator: with the page alone, since they take seconds
+    assert drawn == before
     assert {"loss_curves.png", "accuracy_curves.png"} <= {path.name for path in result.report.iterdir()}
