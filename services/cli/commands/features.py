@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,9 @@ def features(
             start_ray=lambda: start_ray(address or loaded.cluster.address),
         )
     named = out if is_store(out) else str(Path(out).resolve())
+    again = shlex.join(
+        part for override in [*(set_ or []), f"encoders.features={named}"] for part in ("--set", override)
+    )
     there = f", {summary.resumed:,} were there already" if summary.resumed else ""
     show(
         json_,
@@ -64,5 +68,5 @@ def features(
         *(f"note: {note}" for note in summary.notes),
         f"{summary.records:,} records{there}, {summary.with_bad_pictures:,} lack some pictures that cannot be read; the weak "
         f"and {summary.strong_views} strong views, {megabytes(summary.bytes)} → {out}",
-        f"trains on them: m2can train {recipe} --set encoders.features={named}",
+        f"trains on them: m2can train {recipe} {again}",
     )

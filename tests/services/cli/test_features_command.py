@@ -24,12 +24,13 @@ def test_the_command_computes_and_says_how_to_train(tmp_path: Path, monkeypatch:
     recipe = tmp_path / "recipe.yaml"
     stated = stated_values(small_recipe(tmp_path, [*FROZEN, "data.texts.max_tokens=3"]))
     recipe.write_text(yaml.safe_dump(stated | {"encoders": stated["encoders"] | {"features": "out"}}))
-    command = ["features", str(recipe), str(tmp_path / "out"), "--views", "1", "--address", "ray://there:1"]
+    command = ["features", str(recipe), str(tmp_path / "out"), "--views", "1", "--address", "ray://there:1",
+               "--set", "train.seed=1"]  # fmt: skip
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert started == ["ray://there:1"]
     assert "126 records, 0 lack some pictures" in result.output
-    assert f"--set encoders.features={tmp_path / 'out'}" in result.output
+    assert f"m2can train {recipe} --set train.seed=1 --set encoders.features={tmp_path / 'out'}" in result.output
     assert "have more than 3 tokens and are cut" in result.output
     notes = prepare(load_recipe(recipe)).notes  # its `features: out` is beside it
     assert any(note.startswith("trains on features: 126 records, the weak and 1 strong views") for note in notes)
