@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, T5Config, T5Model
+from transformers import BertConfig, BertModel, FunnelConfig, T5Config, T5Model
 
 from datasets_manifest.errors import InputError
 from tests.trainers.encoders.hub_folders import write_clip, write_siglip, write_tokenizer, write_vit
@@ -19,7 +19,7 @@ from tests.trainers.encoders.test_weights import Malice
 from tests.trainers.tiny_run import small_recipe
 from trainers.compute.vocabulary import encoder_vocabulary
 from trainers.encoders.encoders import build_picture_encoder, build_text_encoder, picture_config, text_config
-from trainers.encoders.hub_models import require_dual
+from trainers.encoders.hub_models import require_dual, require_tower
 from trainers.preflight.preparation import prepare
 from trainers.recipe.data_sections import PictureEncoderSection, TextEncoderSection
 
@@ -102,6 +102,11 @@ def test_both_that_is_no_dual_encoder(tmp_path: Path) -> None:
     folder = write_bert(tmp_path / "bert")
     said = refused(tmp_path, "encoders.text={}", "encoders.picture={}", f"encoders.both={folder}")
     assert "encoders.both: is a model of the kind `bert`, which is no dual encoder" in said
+
+
+def test_a_kind_of_two_classes_is_left_to_its_weights(tmp_path: Path) -> None:
+    FunnelConfig().save_pretrained(tmp_path)
+    require_tower(str(tmp_path), "text")
 
 
 def test_a_model_of_pictures_for_texts_is_told_before_its_tokenizer(tmp_path: Path) -> None:
