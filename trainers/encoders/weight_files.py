@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """Raises OSError: disk full or not writable."""
+    file.touch()
+    mode = file.stat().st_mode
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"{file}: {error}") from error
+    with contextlib.suppress(PermissionError):  # a file system without modes
+        file.chmod(mode)  # safetensors leaves it readable for its owner alone

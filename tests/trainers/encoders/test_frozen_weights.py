@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests
 from tests.trainers.tiny_run import make_loop, prepared_run, two_epochs
+from trainers.encoders.weight_files import read_tensors, save_tensors
 from trainers.loop.loop import Loop
 from trainers.model.predictor import Predictor
 from trainers.model.trained_network import complete_model
@@ -151,3 +154,14 @@ def test_checkpoints_that_hold_all_weights_still_load(
     new = make_loop(run)
     new.load(tmp_path / "checkpoint_3")
     assert new.run_epoch()[0]["loss/total"] == old.run_epoch()[0]["loss/total"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_are_readable_for_those_who_may_read_other_files(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_tensors(tmp_path / "weights", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "weights").stat().st_mode) == mode
+    assert read_tensors(tmp_path / "weights")["a"].tolist() == [1, 1]
