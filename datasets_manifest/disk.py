@@ -12,6 +12,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # safetensors, pyarrow and SQLite have words only, and torch says no more than that writing failed.
 _FULL_IN_WORDS = re.compile(r"No space left|[Dd]isk quota|disk is full|os error (28|122)\b|errno (28|122)\b")
+_TOO_LARGE_IN_WORDS = re.compile(r"os error 27\b|errno 27\b")
 _LITTLE = 10**8  # bytes; where fewer are free, a disk is called full though nobody knows what was needed
 _LEAST_FREE = 2**16  # bytes; where fewer are free, a failure to write needs no other reason
 
@@ -41,6 +42,9 @@ def cannot_write(place: Path, error: Exception, *, written: int = 0, needed: int
         problem = os.strerror(number)
         words = f"{place}: cannot be written ({problem}); make {there} writable for this user, or name another folder"
         return CannotWrite(number, words)
+    if number == errno.EFBIG or _TOO_LARGE_IN_WORDS.search(str(error)):
+        words = f"{place}: {os.strerror(errno.EFBIG)}: this shell (ulimit -f) or the disk's file system limits the size of a file"
+        return CannotWrite(errno.EFBIG, f"{words}; raise the limit, or name another folder")
     free = shutil.disk_usage(there).free
     if number in _FULL or _FULL_IN_WORDS.search(str(error)) or (_is_of_writing(error) and free < _LEAST_FREE):
         number = number if number in _FULL else errno.ENOSPC

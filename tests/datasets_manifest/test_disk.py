@@ -142,6 +142,8 @@ def test_words_only_for_errors_of_writing(tmp_path: Path) -> None:
         RuntimeError("(sqlite3.OperationalError) database or disk is full"),
     ):
         assert "MB needed" in str(cannot_write(tmp_path / "x", error, needed=10**18)), error
+    for error in (OSError(errno.EFBIG, "File too large"), OSError("I/O error: File too large (os error 27)")):
+        assert "limits the size of a file" in str(cannot_write(tmp_path / "x", error)), error
     with pytest.raises(FileExistsError, match="mine"), whole_file(tmp_path / "x"):
         raise FileExistsError("mine")
     write_atomically(tmp_path / "x", "kept")
