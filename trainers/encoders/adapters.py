@@ -105,12 +105,12 @@ def _show(encoder: TextEncoder | PictureEncoder) -> Callable[[], Any]:
 
 def _targets(layers: dict[str, nn.Module], wanted: list[str] | None, field: str) -> list[str]:
     """Names of the layers that get an adapter."""
+    if not layers:
+        part = field.rpartition(".")[0]
+        instead = f"a smaller number in {part.rpartition('.')[0]}.freeze if it is one, or another encoder"
+        raise InputError("the encoder has no layer that can have an adapter", field=part, wanted=instead)
     if wanted is None:
-        linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
-        found = linear or list(layers)
-        if not found:
-            raise InputError("the encoder has no layer that can have an adapter", field=field.rpartition(".")[0])
-        return found
+        return [name for name, layer in layers.items() if isinstance(layer, nn.Linear)] or list(layers)
     names: list[str] = []
     for target in wanted:
         matched = [name for name in layers if name == target or name.endswith(f".{target}")]

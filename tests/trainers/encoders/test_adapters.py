@@ -151,9 +151,11 @@ def test_targets_that_match_nothing_are_refused(
         assert word in str(caught.value)
 
 
-def test_no_layer_is_left(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"encoders\.text\.lora: the encoder has no layer that can have an adapter"):
-        made("tiny:32x1", tmp_path, text=True, lora=LORA, freeze=2)
+@pytest.mark.parametrize("lora", [LORA, {"rank": 4, "targets": ["query"]}])
+def test_no_layer_is_left(lora: dict[str, Any], tmp_path: Path) -> None:
+    said = r"encoders\.text\.lora: the encoder has no layer that can have an adapter; wanted a smaller .* encoders\.text\.freeze"
+    with pytest.raises(InputError, match=said):
+        made("tiny:32x1", tmp_path, text=True, lora=lora, freeze=2)
 
 
 def test_packed_texts_are_padded_texts(tmp_path: Path) -> None:
