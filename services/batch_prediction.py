@@ -7,6 +7,7 @@ A part appears whole or not at all and is not predicted again: an interrupted ru
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets_manifest.disk import CannotWrite
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, read_json, require_folder, write_atomically
 from datasets_manifest.manifest.loading import load_manifest
@@ -71,6 +73,7 @@ def predict_manifest(
 
     Raises:
         InputError: no such manifest or model, `out` holds another prediction, or too few CPUs for the workers.
+        CannotWrite: disk full or not writable; what was written stays, and another call goes on from there.
     """
     manifest = load_manifest(data)
     table = read_for_prediction(manifest, split)
@@ -163,13 +166,19 @@ class _Worker:
             self._predictor = load_predictor(Path(folder))
         self._table, self._out = ray.get(table), Path(out)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-        done = []
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Rows by shard. A part that cannot be written is an answer, too: of an error Ray Data would keep a traceback only."""
+        rows, refusals = [], []
         for shard in batch["shard"].tolist():
             part = predict_rows(self._predictor, self._table.slice(shard * SHARD_ROWS, SHARD_ROWS))
-            write_predictions(part, _part(self._out, shard))
-            done.append(part.num_rows)
-        return {"rows": done}
+            refusal = ""
+            try:
+                write_predictions(part, _part(self._out, shard))
+            except CannotWrite as error:
+                refusal = str(error)
+            rows.append(part.num_rows)
+            refusals.append(refusal)
+        return {"rows": rows, "refusal": refusals}
 
 
 def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], workers: int) -> Iterator[int]:
@@ -192,6 +201,8 @@ def _run_actors(bundle: Path, table: pa.Table, out: Path, shards: list[int], wor
         fn_constructor_args=arguments,
     )
     for row in dataset.iter_rows():
+        if row["refusal"]:
+            raise CannotWrite(errno.EIO, row["refusal"])
         yield int(row["rows"])
 
 

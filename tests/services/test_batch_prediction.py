@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from datasets_manifest.disk import CannotWrite
 from datasets_manifest.errors import InputError
 from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.postcards.generate import write_postcards
 from datasets_manifest.records.readers import read_split
 from services import batch_prediction as inference
 from tests.services.registered import Registered
+from tests.small_disk import SMALL_DISK, small_disk
 from trainers.model.predictor import Predictor
 
 
@@ -57,6 +59,23 @@ def test_every_record_has_one_row_and_bad_ones_are_marked(
             np.testing.assert_allclose(found, probs[row["id"]], atol=1e-5)
             assert len(row["head_labels"]) == 2
             assert (row["disagreement"] >= 0) and row["confidence"] == pytest.approx(max(found))
+
+
+def test_a_full_disk_ends_it_with_a_line_and_it_goes_on_after_that(
+    registered: Registered, tmp_path: Path, ray_cluster: None
+) -> None:
+    with small_disk(tmp_path / "disk", SMALL_DISK) as remount:
+        out = tmp_path / "disk" / "out"
+        filling = tmp_path / "disk" / "filling"
+        out.mkdir()
+        filling.write_bytes(bytes(SMALL_DISK - 8192))  # room for the plan, not for a part
+        with pytest.raises(CannotWrite, match=r"No space left on device.* make room in .*disk/out"):
+            inference.predict_manifest(registered.bundles[0], registered.manifest, out, split="train")
+        assert not list(out.rglob("*.parquet"))
+        filling.unlink()
+        remount(f"size={2**20}")
+        summary = inference.predict_manifest(registered.bundles[0], registered.manifest, out, split="train")
+        assert summary.records == pq.read_table(out / "predictions.parquet").num_rows > 0
 
 
 def test_a_prediction_goes_on_where_it_was_cut_off(
