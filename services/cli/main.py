@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from pathlib import Path
@@ -82,6 +83,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end a command
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # hides the progress bars of downloads
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # its traceback of what is said below in a line
     from services.errors import ServiceUnavailable, in_words
     from trainers.failures import RunFailed, RunStopped, TrackingUnavailable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from datasets_manifest.errors import InputError, without_password
 from services.cli.main import main
 from services.errors import in_words
 from services.web.problems import install_problems
+from tests.small_disk import small_disk
 from tests.trainers.made_run import made_run
 from trainers.model.card import card_files
 
@@ -158,3 +161,20 @@ def test_no_password_goes_into_a_model(tmp_path: Path) -> None:
     assert card.recipe.tracking.uri == uri
     content = card_files(card)["model.json"]
     assert json.loads(content)["recipe"]["tracking"]["uri"] == "http://***@host:5000" and PASSWORD not in content
+
+
+def test_a_store_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 2**22):
+        store = tmp_path / "disk" / "mlflow.db"
+        client = MlflowClient(f"sqlite:///{store}", f"sqlite:///{store}")
+        client.create_registered_model("m2can-sea")
+        client.create_model_version("m2can-sea", str(tmp_path))
+        with (tmp_path / "disk" / "filling").open("wb", buffering=0) as filling, contextlib.suppress(OSError):
+            while filling.write(bytes(4096)):
+                pass
+        capfd.readouterr()
+        assert run(["models", "promote", "m2can-sea:1"], f"sqlite:///{store}", monkeypatch) == 1
+    told = capfd.readouterr().err.strip()
+    assert told.count("\n") == 0 and "MLflow's store cannot be written" in told and "make room" in told
