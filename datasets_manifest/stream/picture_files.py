@@ -100,7 +100,7 @@ def open_picture(data: bytes) -> PictureFile:
     except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
         raise _damage(data, error) from error
     if image.width * image.height > MAX_PIXELS:
-        raise BadPicture("too large")
+        raise _too_large()
     if image.format == "TIFF" and image.mode in ("F", "I"):  # 0 to 1, 0 to 255, 0 to 65535? The file does not say.
         raise BadPicture("not read here", detail=_tiff_kind(data))
     exifs += [image.info["exif"]] if "exif" in image.info else []
@@ -227,10 +227,14 @@ def _ends_early(data: bytes) -> bool:
     return data.startswith(b"RIFF") and len(data) < int.from_bytes(data[4:8], "little") + 8
 
 
+def _too_large() -> BadPicture:
+    return BadPicture("too large", detail=f"more than {MAX_PIXELS:,} pixels")
+
+
 def _damage(data: bytes, error: Exception) -> BadPicture:
     """What an error of Pillow's means."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return BadPicture("too large")
+        return _too_large()
     known = known_format(data)
     if isinstance(error, UnidentifiedImageError):
         if known is None or known == "AVIF":

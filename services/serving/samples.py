@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from datasets_manifest.errors import nearest, without_repeated_keys
@@ -162,8 +163,13 @@ async def read_samples(request: Request, limits: Limits) -> list[Sample]:
             # Separate from the check of its form: what is not JSON is 400, not 422.
             body = await request.body()
             _require_few_values(body, limits)
+            body.decode()
             content = _ANY.validate_json(body)
             json.loads(body, object_pairs_hook=without_repeated_keys)
+        except UnicodeDecodeError as error:
+            packed = request.headers.get("content-encoding", "identity").lower() != "identity"
+            why = "a Content-Encoding is not read here" if packed else f"byte {error.start} is not UTF-8"
+            raise Problem(415 if packed else 400, f"{why}; send JSON in UTF-8") from None
         except (ValidationError, RecursionError):
             raise Problem(400, "the body is not a JSON object") from None
         except ValueError as error:
@@ -218,6 +224,10 @@ def _require_few_values(body: bytes, limits: Limits) -> None:
 
 
 async def _from_form(request: Request, limits: Limits) -> dict[str, Any]:
+    # Starlette takes what came of a form that was cut off: a request without its picture would be answered.
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
+    if boundary and b"--" + boundary + b"--" not in await request.body():
+        raise Problem(400, "the form is cut off: its last boundary is missing")
     form = await request.form(max_files=limits.pictures + 1, max_fields=1000, max_part_size=limits.body_bytes)
     content: dict[str, list[Any]] = {"text": [], "images": []}
     for name, value in form.multi_items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import struct
@@ -176,6 +177,8 @@ def flat_png(width: int, height: int) -> bytes:
 
 
 JSON_TYPE = {"Content-Type": "application/json"}
+FORM_TYPE = {"Content-Type": 'multipart/form-data; boundary="AB"'}
+FORM = b'--AB\r\nContent-Disposition: form-data; name="text"\r\n\r\nx\r\n--AB--\r\n'
 SMALL = Limits(body_bytes=4000, samples=2, pictures=2, text_chars=50)
 
 
@@ -219,6 +222,28 @@ def test_a_bad_request_is_told_what_is_wrong(
     body = response.json()
     assert body["status"] == status and body["detail"]
     assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "request_"),
+    [
+        ("byte 10 is not UTF-8", 400, {"content": '{"text": "é"}'.encode("latin-1"), "headers": JSON_TYPE}),
+        (
+            "a Content-Encoding is not read here",
+            415,
+            {"content": gzip.compress(b'{"text": "x"}'), "headers": {**JSON_TYPE, "Content-Encoding": "gzip"}},
+        ),
+        ("the form is cut off", 400, {"content": FORM[:-6], "headers": FORM_TYPE}),
+        ("more than 50,000,000 pixels", 413, {"json": {"image": base64.b64encode(bomb()).decode()}}),
+    ],
+)
+def test_the_reason_of_a_refusal_is_the_true_one(
+    backend: Here, tokens: Tokens, told: str, status: int, request_: dict[str, Any]
+) -> None:
+    response = ask(backend, tokens, SMALL, **dict(request_))
+    assert response.status_code == status and told in response.json()["detail"], response.text
+    whole = ask(backend, tokens, SMALL, content=FORM, headers=FORM_TYPE)
+    assert whole.status_code == 200, whole.text
 
 
 def test_a_body_of_untold_length_is_cut_off(backend: Here, tokens: Tokens) -> None:
