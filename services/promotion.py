@@ -88,7 +88,8 @@ def rollback(client: MlflowClient, name: str, alias: str = CHAMPION, by: str | N
             befores.pop()
     earlier = befores[-1] if befores else None
     if earlier is None:
-        raise InputError(f"no version had @{alias} before", field="NAME", value=name, wanted="a model promoted twice")
+        wanted = "a promotion in the place of another version that was not rolled back"
+        raise InputError(f"no version had @{alias} before", field="NAME", value=name, wanted=wanted)
     version = find_model(client, f"{name}:{earlier}")
     return _move(client, name, by, alias=alias, action="rollback", after=version.version)
 

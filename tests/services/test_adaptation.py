@@ -70,6 +70,8 @@ def test_a_registered_model_gets_a_version_that_was_adapted(
     version = registered.client.get_model_version_by_alias(other_name, "candidate")
     assert version.tags["m2can.adapted"] == "true" and version.tags["m2can.started_from"] == f"{NAME}:1"
     assert "m2can.target_accuracy_expected" not in version.tags and version.tags["m2can.target"] == "city"
+    listed = CliRunner().invoke(app, ["models", "list", "--storage", str(registered.storage)]).stdout
+    assert f"adapted from {NAME}:1 without the sources" in listed
     card, before = load_card(out), load_card(registered.bundles[0])
     assert (card.target, card.started_from, card.sources) == ("city", f"{NAME}:1", before.sources)
     assert card.recipe.data.target == city(registered)

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 ALIAS = "candidate"
 ALWAYS, IF_NOT_WORSE = "always", "if-not-worse"
 SCORE_TAG, SOURCE_TAG, VALIDATOR_TAG = "m2can.selection_score", "m2can.source_accuracy", "m2can.validator"
+STARTED_TAG = "m2can.started_from"
 CHECKSUMS = "files.json"
 CHECKSUM_TAG = "m2can.files_sha256"
 _MODEL_NAME = "model"
@@ -124,7 +125,9 @@ def register(link: RunLink, model: ModelToLog) -> Registered:
     present = _alias_at(client, name)
     if present is not None and int(present.version) >= number:
         return Registered(str(number))
-    worse = _worse(model, present) if present is not None and model.candidate != ALWAYS else None
+    worse = None
+    if present is not None and model.candidate != ALWAYS:
+        worse = _worse(model, _scored(client, present))
     if worse is None:
         client.set_registered_model_alias(name, ALIAS, str(number))
     return Registered(str(number), worse)
@@ -145,6 +148,24 @@ def _worse(model: ModelToLog, present: ModelVersion) -> str | None:
                 f"its {name} {own} is below {other} of version {present.version} by more than the gate {model.gate:g}"
             )
     return None
+
+
+def _scored(client: MlflowClient, version: ModelVersion) -> ModelVersion:
+    """The version whose scores count for `version`: itself, or what it was adapted from, for an adapted model has none.
+
+    Without this the next model, however bad, would become the candidate.
+    """
+    while SOURCE_TAG not in version.tags:
+        name, _, number = version.tags.get(STARTED_TAG, "").rpartition(":")
+        if name != version.name or not number.isdigit() or int(number) >= int(version.version):
+            break
+        try:
+            version = client.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            break
+    return version
 
 
 def _create_version(link: RunLink, model: ModelToLog, logged: LoggedModel) -> int:

@@ -128,7 +128,8 @@ def stop(identity: Identity, address: Dashboard = None, json_: AsJson = False) -
     from services.jobs.jobs import JobServer
 
     job = JobServer(address).stop(identity)
-    show(json_, job, f"{job.id}  {job.status}")
+    asked = "" if job.has_ended else "  asked to stop; it has cluster.grace_s for a checkpoint"
+    show(json_, job, f"{job.id}  {job.status}{asked}")
 
 
 @app.command(epilog="Example:  m2can jobs delete train-1123-1200-3fa1c2")

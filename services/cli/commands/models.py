@@ -178,10 +178,12 @@ def _print_versions(found: list[Any], as_json: bool) -> None:
         accuracy = version.tags.get("m2can.target_accuracy_chosen", "–")
         if (expected := version.tags.get("m2can.target_accuracy_expected")) is not None:
             accuracy += f" (expected without labels: {expected})"
+        how = f"target accuracy {accuracy} by {tag['validator']}  run {tag['run_name']}"
+        if "m2can.adapted" in version.tags:
+            how = f"adapted from {version.tags['m2can.started_from']} without the sources"
         lines.append(
             f"{version.name}:{version.version} {' '.join(f'@{alias}' for alias in version.aliases)}  "
-            f"{tag['sources']} → {tag['target']}  target accuracy {accuracy} by {tag['validator']}  "
-            f"run {tag['run_name']}  {version.created}"
+            f"{tag['sources']} → {tag['target']}  {how}  {version.created}"
         )
     show(as_json, found, *(lines or ["no model fits"]))
 

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from datasets_manifest.errors import InputError
 from tests.trainers.tracking.tracked import client, make_bundle, model_for, record, rows, sender
 from trainers.journal.journal import Journal
-from trainers.tracking.registration import ALIAS, SCORE_TAG, SOURCE_TAG, ModelToLog
+from trainers.tracking.registration import ALIAS, SCORE_TAG, SOURCE_TAG, STARTED_TAG, ModelToLog
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -84,6 +84,22 @@ def test_the_alias_moves_to_versions_that_are_not_worse(store: Path, journal: Jo
     nothing = model_for(tmp_path, name)  # imported: nothing to compare
     assert sender(store, journal, "imported").finish("FINISHED", model=nothing).not_candidate is None
     assert int(client(store).get_model_version_by_alias(name, ALIAS).version) == 7
+
+
+def test_the_scores_of_an_adapted_candidate_are_those_of_what_it_was_adapted_from(
+    store: Path, journal: Journal, tmp_path: Path
+) -> None:
+    name = "m2can-adapted"
+    good, bad = scored(tmp_path, name, 0.5, 0.9), scored(tmp_path, name, 0.5, 0.33)
+    assert sender(store, journal, "good").finish("FINISHED", model=good).not_candidate is None
+    plain = model_for(tmp_path, name)
+    for run, started in (("adapted", "1"), ("adapted again", "2")):
+        adapted = replace(plain, tags=plain.tags | {STARTED_TAG: f"{name}:{started}"})
+        assert sender(store, journal, run).finish("FINISHED", model=adapted).not_candidate is None
+    assert "below 0.9 of version 1" in str(sender(store, journal, "bad").finish("FINISHED", model=bad).not_candidate)
+    assert int(client(store).get_model_version_by_alias(name, ALIAS).version) == 3
+    client(store).delete_model_version(name, "1")  # then nothing is known to compare with
+    assert sender(store, journal, "bad later").finish("FINISHED", model=bad).not_candidate is None
 
 
 def test_the_saved_model_is_code_and_safetensors(store: Path, journal: Journal, tmp_path: Path) -> None:
