@@ -27,6 +27,13 @@ def changed_keys(plan: SweepPlan) -> set[str]:
     return {*plan.sweep.space, *(override.partition("=")[0].strip() for override in overrides)}
 
 
+def of_recipe(plan: SweepPlan, base: Recipe) -> str | None:
+    """The features that a sweep's recipe names for all its trials, in words; None: it names none, or trials differ in them."""
+    if base.encoders.features is None or "encoders.features" in changed_keys(plan):
+        return None
+    return f"those of the recipe, {base.encoders.features}"
+
+
 def why_not(plan: SweepPlan, base: Recipe) -> str | None:
     """Why trials do not share features, in words; None: they do.
 
@@ -59,14 +66,14 @@ def share(plan: SweepPlan, base: Recipe, folder: Path) -> tuple[SweepPlan, str |
         folder: of the sweep.
 
     Returns:
-        the plan as it is, and None, where trials do not share features; else what they share, in words.
+        the plan as it is, and None, where trials do not share features; else what they share, in words: the recipe's own, too.
 
     Raises:
         InputError: the recipe or its data are not right.
         OSError: disk full or not writable.
     """
     if why_not(plan, base) is not None:
-        return plan, None
+        return plan, of_recipe(plan, base)
     place, started = folder / FOLDER, time.monotonic()
     _tell("all trials freeze the same encoders: their features are computed once (share_features)")
     summary = compute_features(base, place)

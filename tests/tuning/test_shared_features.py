@@ -32,7 +32,7 @@ from trainers.tracking.mlflow_compat import PARENT_TAG
 from trainers.tracking.mlflow_run import open_client
 from trainers.validators import ValidatorInputs
 from tuning.driver import _claim, _require_own_name, run_sweep
-from tuning.shared_features import FOLDER, why_not
+from tuning.shared_features import FOLDER, share, why_not
 from tuning.sweep import SweepPlan, load_sweep
 
 FROZEN = ["encoders.text.freeze=all", "encoders.picture.freeze=all"]
@@ -65,6 +65,14 @@ def test_which_sweeps_share_features(
 ) -> None:
     made = plan(tmp_path, content, overrides)
     assert why_not(made, made.recipe([])) == wanted
+
+
+def test_features_that_the_recipe_names_are_shared_without_being_computed(tmp_path: Path) -> None:
+    made = plan(tmp_path, GRID, [*FROZEN, "encoders.features=/there"])
+    assert share(made, made.recipe([]), tmp_path) == (made, "those of the recipe, /there")
+    other = COMPARED | {"variants": {"a": [], "b": ["encoders.features=null"]}}
+    made = plan(tmp_path, other, [*FROZEN, "encoders.features=/there"])
+    assert share(made, made.recipe([]), tmp_path) == (made, None)
 
 
 def test_a_sweep_of_before_is_gone_on_with_as_it_was(tmp_path: Path) -> None:

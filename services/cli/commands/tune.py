@@ -54,7 +54,9 @@ def tune(
             typer.echo("            no trial is better than the floor: the model is the floor")
         typer.echo(f"recipe      {result.best_recipe}  (m2can train {result.best_recipe})")
         if result.shared is not None and (result.folder / "best").is_dir():
-            thawed = " ".join(f"--set encoders.{tower}.freeze=none" for tower in ("text", "picture"))
+            keys = [f"encoders.{tower}.freeze=none" for tower in ("text", "picture")]
+            keys += ["encoders.features=null"] if plan.recipe([]).encoders.features is not None else []
+            thawed = " ".join(f"--set {key}" for key in keys)
             typer.echo(f"            m2can train {result.best_recipe} --start-from {result.folder / 'best'} {thawed}")
             typer.echo("            goes on from the heads that were found, and trains the encoders, too")
     if result.registered is not None:
@@ -70,14 +72,15 @@ def tune(
 def _show_plan(plan: Any) -> None:
     from trainers.preflight.preparation import prepare
     from tuning.search import planned_trials
-    from tuning.shared_features import why_not
+    from tuning.shared_features import of_recipe, why_not
 
     prepared = prepare(plan.recipe([]))
     sweep = plan.sweep
     typer.echo(f"sweep {sweep.name}: {planned_trials(plan)} trials of {prepared.recipe.train.epochs} epochs")
     typer.echo(f"  {' + '.join(prepared.card.sources)} → {prepared.card.target}, scored by {sweep.objective}")
-    reason = why_not(plan, plan.recipe([]))
-    typer.echo(f"  features: {'computed once, shared by all trials' if reason is None else f'not shared: {reason}'}")
+    reason, own = why_not(plan, plan.recipe([])), of_recipe(plan, plan.recipe([]))
+    computed = "computed once, shared by all trials" if reason is None else f"not shared: {reason}"
+    typer.echo(f"  features: {own or computed}")
     for key, part in sweep.space.items():
         typer.echo(f"  {key}: {part.described()}")
     for variant, overrides in sweep.variants.items():
