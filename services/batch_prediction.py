@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from datasets_manifest.disk import CannotWrite
 from datasets_manifest.errors import InputError
 from datasets_manifest.files import digests, read_json, require_folder, write_atomically
-from datasets_manifest.manifest.loading import load_manifest
 from datasets_manifest.records.readers import ALL, read_for_prediction
 from services.prediction_output import count_withheld, withhold, write_predictions
+from services.records_to_predict import manifest_to_predict
 from trainers.exported.predictor import load_predictor
 from trainers.model.card import model_folder
 from trainers.model.predictor import Predictions, Predictor
@@ -62,23 +62,27 @@ def predict_manifest(
     abstain_below: float | None = None,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     start_ray: Callable[[], object] = lambda: None,
+    on_guess: Callable[[str | None], None] = lambda guessed: None,
 ) -> BatchSummary:
     """Predict all records of a split, or of all splits, into the folder `out`, which is on storage that all nodes share.
 
     Args:
+        data: a manifest, or a records file.
         model: a checkpoint folder; its files travel to the actors.
         abstain_below: confidence, 0 to 1, that a label needs; None: every row that can be predicted has a label.
         on_rows: called with rows done and rows in all.
+        on_guess: called with what was guessed of a records file, or None.
         start_ray: called once model, data and folder were found good; afterwards Ray must be running.
 
     Raises:
         InputError: no such manifest or model, `out` holds another prediction, or too few CPUs for the workers.
         CannotWrite: disk full or not writable; what was written stays, and another call goes on from there.
     """
-    manifest = load_manifest(data)
-    table = read_for_prediction(manifest, split)
     bundle = model_folder(model)
     classes = list(load_predictor(bundle, device="cpu").classes)
+    manifest, guessed = manifest_to_predict(data, classes)
+    on_guess(guessed)
+    table = read_for_prediction(manifest, split)
     plan = {
         "model": hashlib.sha256(json.dumps(digests(bundle), sort_keys=True).encode()).hexdigest(),
         "data": hashlib.sha256(_content(table)).hexdigest(),

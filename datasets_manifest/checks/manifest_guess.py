@@ -45,12 +45,16 @@ def guess_manifest(file: Path) -> GuessedManifest:
     Raises:
         InputError: the file cannot be read, holds no record, or its manifest exists already.
     """
-    file = file.absolute()
-    stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
-    is_train = stem.lower() in _TRAIN
-    manifest = file.with_name("manifest.yaml" if is_train else f"{stem}.yaml")
-    if manifest.exists():
+    if (manifest := _place(file.absolute())).exists():
         raise InputError("exists already and is not overwritten", file=manifest, wanted="another name, or remove it")
+    return guess_of(file)
+
+
+def guess_of(file: Path) -> GuessedManifest:
+    """As guess_manifest, for a manifest that is not to be written. Raises InputError: cannot be read, or holds no record."""
+    file = file.absolute()
+    manifest, stem = _place(file), _stem(file)
+    is_train = stem.lower() in _TRAIN
     records, separator, notes = read_plain(file)
     if not records:
         raise InputError("no record", file=file)
@@ -84,6 +88,16 @@ def guess_manifest(file: Path) -> GuessedManifest:
     elif len(records) >= _LEAST_DIVIDED:
         lines.append(_line("split", {"val": 0.15, "seed": 1, "stratify": True}, "there is one file"))
     return GuessedManifest(manifest, "\n".join(lines) + "\n")
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".gz").rpartition(".")[0] or file.name
+
+
+def _place(file: Path) -> Path:
+    """Where the manifest of a records file belongs."""
+    stem = _stem(file)
+    return file.with_name("manifest.yaml" if stem.lower() in _TRAIN else f"{stem}.yaml")
 
 
 def _labels(records: Records, column: str | None) -> list[str]:

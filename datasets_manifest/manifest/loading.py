@@ -95,6 +95,11 @@ def load_manifest(path: str | Path) -> LoadedManifest:
             file = found
     if content is None:
         content = _parse(_read_text(file), file)
+    return manifest_of(content, file)
+
+
+def manifest_of(content: Any, file: Location) -> LoadedManifest:
+    """Checks the content of a manifest that lies at `file`, or would. Raises InputError, see load_manifest."""
     if not isinstance(content, dict):
         raise InputError("not a manifest", file=file, value=content, wanted="a mapping with name, classes and splits")
     refuse_misplaced_keys(content, file)

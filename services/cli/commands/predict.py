@@ -35,7 +35,10 @@ def predict(
     model: ModelArgument,
     text: Annotated[list[str] | None, typer.Option(help="A text of the sample; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture of the sample; may be repeated.")] = None,
-    data: Annotated[str | None, typer.Option(help="A manifest: predict its records instead.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A manifest, or a file of records (.csv, .tsv, .jsonl, .parquet): predict them instead."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of --data; `all`: of all splits.")] = "all",
     out: Annotated[
         str | None,
@@ -59,7 +62,7 @@ def predict(
     json_: AsJson = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Predict one sample, or all records of a manifest."""
+    """Predict one sample, or all records of a manifest or of a file."""
     from datasets_manifest.errors import InputError
     from services.model_files import model_files
     from services.prediction_output import is_file_output
@@ -140,16 +143,19 @@ def _predict_to_file(
     model: str,
     sampled: tuple[Path, int] | None,
 ) -> BatchSummary:
-    from datasets_manifest.manifest.loading import load_manifest
     from datasets_manifest.records.readers import read_for_prediction
     from services.batch_prediction import predict_rows, summary_of
     from services.drift.sample import Sampler
     from services.prediction_output import withhold, write_predictions
+    from services.records_to_predict import manifest_to_predict
     from trainers.exported.predictor import load_predictor as load
     from trainers.model.reference import fingerprint
 
     seen: list[Predictions] = []
-    table = predict_rows(load(bundle), read_for_prediction(load_manifest(data), split), seen.append)
+    predictor = load(bundle)
+    manifest, guessed = manifest_to_predict(data, predictor.classes)
+    _tell(guessed)
+    table = predict_rows(predictor, read_for_prediction(manifest, split), seen.append)
     if sampled is not None:
         sampler = Sampler(*sampled)
         sampler.add(model, fingerprint(bundle), seen[0])
@@ -185,7 +191,13 @@ def _predict_on_ray(
             abstain_below=abstain_below,
             on_rows=update,
             start_ray=lambda: start_ray(address),
+            on_guess=_tell,
         )
+
+
+def _tell(guessed: str | None) -> None:
+    if guessed is not None:
+        typer.echo(f"note: {guessed}", err=True)
 
 
 def _in_words(summary: BatchSummary, split: str) -> str:
