@@ -47,9 +47,12 @@ def require_same_encoders(ours: ModelCard, theirs: ModelCard, name: str) -> None
 
 
 def text_kind(card: ModelCard) -> dict[str, object]:
-    """What a text encoder is, wherever its files lie. The vocabulary and the longest text of `tiny` follow from the data."""
+    """What a text encoder is, wherever its files lie. The vocabulary and the longest text of `tiny` follow from the data.
+
+    Dropout is none of it: it is how an encoder is trained.
+    """
     tiny = card.recipe.encoders.text.tiny
-    return {"tiny": tiny} if tiny else {key: x for key, x in card.text_config.items() if key not in _ORIGIN}
+    return {"tiny": tiny} if tiny else {key: x for key, x in card.text_config.items() if _is_of_kind(key)}
 
 
 def picture_kind(card: ModelCard) -> object:
@@ -57,7 +60,11 @@ def picture_kind(card: ModelCard) -> object:
     picture, config = card.recipe.encoders.picture, card.picture_config
     if config is None:
         return picture.tiny or picture.name
-    return {key: x for key, x in config.items() if key not in _ORIGIN}
+    return {key: x for key, x in config.items() if _is_of_kind(key)}
+
+
+def _is_of_kind(key: str) -> bool:
+    return key not in _ORIGIN and "dropout" not in key
 
 
 def _refuse(key: str, ours: str, theirs: str, name: str) -> None:

@@ -23,15 +23,16 @@ from datasets_manifest.features.feature_stream import FeatureStream
 from datasets_manifest.features.feature_views import encode_views
 from datasets_manifest.stream.encode import index_table
 from datasets_manifest.stream.local_stream import LocalStream
+from tests.trainers.encoders.test_damaged_models import write_bert
 from tests.trainers.tiny_run import make_loop, small_recipe
 from trainers.compute.device_batches import make_encoding
 from trainers.features import compute
 from trainers.features.compute import compute_features
 from trainers.loop.loop import Loop
 from trainers.m2can.network import features_of
-from trainers.model.features import FIELD, FrozenEncoders
+from trainers.model.features import FIELD, FrozenEncoders, encoder_digests
 from trainers.model.predictor import Predictor
-from trainers.preflight.features import read_features
+from trainers.preflight.features import read_features, seeded_network
 from trainers.preflight.preparation import Prepared, prepare
 from trainers.recipe import Recipe
 
@@ -239,6 +240,18 @@ def test_an_encoder_that_is_trained_has_no_features(computed: Computed, tower: s
 def test_features_of_something_else_are_refused_with_the_key(computed: Computed, override: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         prepare(computed.recipe_with(override))
+
+
+def test_dropout_is_no_other_encoder(tmp_path: Path) -> None:
+    """Features have none."""
+    folder = write_bert(tmp_path / "bert")
+    keys = [*FROZEN, f"encoders.text.name={folder}", "data.texts.max_tokens=12"]
+    found = []
+    for more in ([], ["encoders.text.dropout=0"]):
+        card = prepare(small_recipe(tmp_path, [*keys, *more])).card
+        assert (card.text_config["hidden_dropout_prob"] == 0) == bool(more)
+        found.append(encoder_digests(card, seeded_network(card)))
+    assert found[0] == found[1]
 
 
 def test_features_of_other_records_are_refused(computed: Computed, tmp_path: Path) -> None:
