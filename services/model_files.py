@@ -39,15 +39,17 @@ def model_files(model: str | Path, tracking_uri: str | None = None, storage: Pat
         if not Path(text).is_dir():
             raise InputError("there is no such folder", field="MODEL", value=text, wanted=FORMS)
         return model_of(Path(text))
-    from trainers.tracking.registered_models import client_for, fetch_bundle
+    from trainers.tracking.registered_models import client_for, fetch_version, find_model
 
     try:
-        return fetch_bundle(client_for(tracking_uri, storage), text)
+        client = client_for(tracking_uri, storage)
+        version = find_model(client, text)
     except InputError as error:
         if text.startswith("models:/"):
             raise
         problem = f"there is no such folder, and no such model in the registry ({error})"
         raise InputError(problem, field="MODEL", value=text, wanted=FORMS) from None
+    return fetch_version(client, version)
 
 
 def models_without_training(

@@ -9,6 +9,7 @@ import pytest
 
 from datasets_manifest.errors import InputError
 from services import promotion, registry
+from services.model_files import model_files
 from services.promotion import Gate, PromotionRefused
 from tests.services.registered import NAME, Registered
 from trainers.tracking import registered_models
@@ -105,6 +106,10 @@ def test_fetch_gives_verified_files_and_leaves_nothing_when_they_were_altered(
         monkeypatch.setattr(registry, "download", lambda client, version: copy)
         with pytest.raises(InputError) as caught:
             registry.fetch(registered.client, f"{NAME}:1", tmp_path / "out")
+        monkeypatch.setattr(registered_models, "download", lambda client, version: copy)
+        with pytest.raises(InputError) as named:  # by predict, too: not that there is no such model
+            model_files(f"{NAME}:1", registered.uri)
+        assert named.value.problem == caught.value.problem
         assert not (tmp_path / "out").exists()
         assert not list(tmp_path.glob(".out*"))
         return str(caught.value)
