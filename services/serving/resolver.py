@@ -20,11 +20,17 @@ from trainers.tracking.registered_models import client_for, find_model
 
 _log = logging.getLogger(__name__)
 
+_PREFIX = "models:/"
 _ALIASES = ("champion", "candidate")  # of a name without one: the first that is set
 _PATIENCE_S = 0.25  # how long a request waits for a look-up when an earlier answer is there
 _FIRST_ANSWER_S = 5.0  # how long it waits when none is
 _UNKNOWN_FOR_S = 30.0  # how long a version that is not there is refused without asking again
 _MOST_REFERENCES = 1000  # that are remembered
+
+
+def name_of(model: str) -> str:
+    """The name in `NAME`, `NAME@alias` or `NAME:version`, with or without `models:/`."""
+    return re.split("[@:]", model.removeprefix(_PREFIX))[0]
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Resolver:
     """
 
     def __init__(self, models: list[str], tracking_uri: str, ttl_s: float) -> None:
-        self._defaults = {model.partition("@")[0]: model for model in models}
+        self._defaults = {name_of(model): model.removeprefix(_PREFIX) for model in models}
         self._uri, self._ttl_s = tracking_uri, ttl_s
         self._known: OrderedDict[str, _Answer] = OrderedDict()
         self._asking: dict[str, tuple[float, asyncio.Future[_Answer]]] = {}
@@ -68,11 +74,12 @@ class Resolver:
         Raises:
             Problem: 404 not served or no such version, 503 MLflow does not answer and never has for this reference.
         """
-        name, numbered = re.split("[@:]", reference)[0], ":" in reference
+        name = name_of(reference)
         if name not in self._defaults:
             raise Problem(404, f"{name} is not served here; served are {', '.join(self._defaults)}")
         if reference == name:
             reference = self._defaults[name]
+        numbered = ":" in reference
         known = self._known.get(reference)
         if known is None or not self._is_fresh(known, numbered):
             known = await self._ask(reference, known)

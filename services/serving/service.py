@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from datasets_manifest.errors import InputError
 from services.drift.sample import SIZE, Sampler
 from services.serving.admission import Admission
 from services.serving.app import make_app
 from services.serving.engine import Engine
 from services.serving.limits import Limits
-from services.serving.resolver import Resolver
+from services.serving.resolver import Resolver, name_of
 from services.web.auth import Tokens
 from trainers.exported.background import OnnxInBackground
 from trainers.exported.graph import require_packages
@@ -26,7 +28,7 @@ Runtime = Literal["torch", "onnx"]
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """models: names in the registry, with or without `@alias`; without, the champion is served, else the candidate.
+    """models: `NAME`, `NAME@alias` or `NAME:version` in the registry; of a name alone the champion is served, else the candidate.
 
     grace_s: how long requests under way may take to end once the service is asked to. runtime: `onnx` computes with
     onnxruntime on the CPU, as soon as a version that was loaded has been exported. sample: file for a sample of what is
@@ -80,7 +82,11 @@ class Service:
 
 
 def require_models(config: ServeConfig) -> None:
-    """Raises InputError: a model that is not in the registry, or what the runtime needs is not installed."""
+    """Raises InputError: a model that is not in the registry or named twice, or what the runtime needs is not installed."""
+    counts = Counter(map(name_of, config.models))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        wanted = "each model once; requests for it may name any of its versions and aliases"
+        raise InputError("is named twice", field="MODEL", value=twice[0], wanted=wanted)
     if config.runtime == "onnx":
         require_packages("onnx")
     client = client_for(config.tracking_uri)

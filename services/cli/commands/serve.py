@@ -14,7 +14,9 @@ from services.cli.options import RUNS, Host, Port, RayCluster, Storage, TokensFi
 
 
 def serve(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="NAME or NAME@alias in the registry.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL…", help="NAME, NAME@alias or NAME:VERSION in the registry.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8000,
     tokens: TokensFile = None,

@@ -11,6 +11,8 @@ import pytest
 from datasets_manifest.errors import InputError
 from services import promotion
 from services.serving.resolver import Resolver
+from services.serving.service import ServeConfig, require_models
+from services.web.auth import Tokens
 from services.web.problems import Problem
 from tests.services.registered import NAME, Registered
 
@@ -40,6 +42,22 @@ def test_a_promotion_is_seen_and_a_lost_registry_is_not(
         assert other.value.status == 404
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("model", [f"{NAME}:1", f"models:/{NAME}:1"])
+def test_a_version_can_be_what_a_name_means(registered: Registered, model: str) -> None:
+    async def run() -> None:
+        resolver = Resolver([model], registered.uri, ttl_s=0.0)
+        assert resolver.names == [NAME]
+        for asked, version in ((NAME, "1"), (f"{NAME}:1", "1"), (f"{NAME}:2", "2")):
+            assert await resolver.resolve(asked) == (NAME, version)
+
+    asyncio.run(run())
+
+
+def test_a_model_is_named_once(registered: Registered) -> None:
+    with pytest.raises(InputError, match="is named twice"):
+        require_models(ServeConfig([f"{NAME}@candidate", f"{NAME}:1"], registered.uri, Tokens([])))
 
 
 def test_a_registry_that_hangs_holds_nobody_up(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
