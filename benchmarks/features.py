@@ -1,6 +1,6 @@
 """What features of frozen encoders save: an epoch on the encoders against one on features, and how fast features are made.
 
-    python -m benchmarks.features --train 300 --val 100 --out benchmarks/results/features.json
+    python -m benchmarks.features --train 1200 --val 100 --out benchmarks/results/features.json
 
 On generated postcards with MiniLM and EfficientNet-Lite0, on CPUs. Epochs are without Ray, in processor seconds, which
 other work on the machine hardly moves; features are computed on a Ray of this machine's CPUs, in seconds of the clock, beside
