@@ -15,6 +15,7 @@ from trainers.compute.compiled import compile_encoders
 from trainers.compute.precision import autocast_of, choose_kernels, choose_layout
 from trainers.encoders import encoders
 from trainers.m2can.collective import Collective
+from trainers.m2can.discriminators import Discriminators
 from trainers.m2can.encoders.freezing import freeze
 from trainers.m2can.encoders.text import TextEncoder
 from trainers.m2can.network import M2CAN
@@ -147,6 +148,19 @@ def make_step(
     discriminators = build.build_discriminators(
         len(network.heads), network.num_classes, recipe.objective.discriminators
     ).to(device)
+    return step_of(network, discriminators, recipe, device, ordinary=ordinary, collective=collective or Collective())
+
+
+def step_of(
+    network: M2CAN,
+    discriminators: Discriminators,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    ordinary: bool = False,
+    collective: Collective,
+) -> Step:
+    """A step of networks that are on the device."""
     optimizer, other = optimizers.build_optimizers(network, discriminators, recipe.optimizer)
     if ordinary:
         optimizer = Adam(optimizer.param_groups)  # groups keep their rates
@@ -154,14 +168,14 @@ def make_step(
             group["fused"] = None
     return Step(
         network=network,
-        model=data_parallel(network, collective or Collective()),
+        model=data_parallel(network, collective),
         discriminators=discriminators,
         objective=build.build_objective(recipe),
         optimizer=optimizer,
         discriminator_optimizer=other,
         schedule=optimizers.build_schedule(recipe.schedule, 10, 100),
         rho=recipe.sam.rho,
-        collective=collective or Collective(),
+        collective=collective,
         autocast=autocast_of(recipe, device),
         parts=recipe.train.accumulate,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.step_parts import Size, make_labels, make_network, make_rows, recipe_of
+from benchmarks.step_parts import Size, make_labels, make_network, make_rows, recipe_of, step_of
 from datasets_manifest.stream.encode import HostBatch
 from datasets_manifest.stream.source import FeatureBatch
 from tests.trainers.absent_gpu import GPU, gradients_from_nowhere, move_there, moved_there, pretend_there_is_one
@@ -17,7 +17,7 @@ from trainers.compute.precision import autocast_of, choose_layout, picture_form
 from trainers.m2can.collective import Collective
 from trainers.m2can.encoders.given_features import GivenFeatures
 from trainers.m2can.network import M2CAN
-from trainers.model import build, optimizers
+from trainers.model import build
 from trainers.recipe import Recipe
 from trainers.step.step import Step
 
@@ -30,19 +30,7 @@ def step_there(recipe: Recipe, network: M2CAN) -> Step:
     choose_layout(network, recipe, GPU)
     move_there(network)
     move_there(made)
-    optimizer, other = optimizers.build_optimizers(network, made, recipe.optimizer)
-    return Step(
-        network=network,
-        model=network,
-        discriminators=made,
-        objective=build.build_objective(recipe),
-        optimizer=optimizer,
-        discriminator_optimizer=other,
-        schedule=optimizers.build_schedule(recipe.schedule, 10, 100),
-        rho=recipe.sam.rho,
-        collective=Collective(),
-        autocast=autocast_of(recipe, GPU),
-    )
+    return step_of(network, made, recipe, GPU, collective=Collective())
 
 
 def run(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, network: M2CAN, host: HostBatch | FeatureBatch) -> None:
