@@ -62,7 +62,7 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.reports[trial.trial_id] = {name: result.get(name) for name in ("epoch", METRIC)}
+        self.reports[trial.trial_id] = {name: result.get(name) for name in ("epoch", METRIC, "finished")}
         epoch = "" if result.get("finished") else f"epoch {result['epoch']}/{self.epochs}  "
         self._tell(
             trials, trial, f"{epoch}score {result[METRIC]:.4f}" if epoch else f"ended, score {result[METRIC]:.4f}"
@@ -88,7 +88,7 @@ class Progress(tune.Callback):
 
     def summary(self, trials: list[Any]) -> str:
         """The best so far, how many have ended, how long the rest takes."""
-        ended = sum(trial.is_finished() for trial in trials)
+        ended = sum(map(self._has_ended, trials))
         parts = [f"{ended} of {self.count} ended"]
         if (best := self.best_so_far(trials)) is not None:
             parts.insert(0, f"best {best[0]:.4f} (trial {best[1]})")
@@ -110,7 +110,7 @@ class Progress(tune.Callback):
 
     def _done(self, trials: list[Any]) -> float:
         """Trials' worth of work: an ended trial counts one, one under way the part of its epochs that it has done."""
-        parts = (1.0 if t.is_finished() else self._last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
+        parts = (1.0 if self._has_ended(t) else self._last(t, "epoch", 0) / max(1, self.epochs) for t in trials)
         return float(sum(min(1.0, part) for part in parts))
 
     def table(self, trials: list[Any], most: int = _SHOWN_ROWS) -> Table:
@@ -138,6 +138,10 @@ class Progress(tune.Callback):
         scores = [(self._score(trial), number) for number, trial in enumerate(trials, start=1)]
         known = [pair for pair in scores if math.isfinite(pair[0])]
         return max(known, default=None, key=lambda pair: (pair[0], -pair[1]))
+
+    def _has_ended(self, trial: Any) -> bool:
+        """Whether it is over, or its last report says so: Tune ends it a moment later."""
+        return bool(trial.is_finished() or self._last(trial, "finished", False))
 
     def _score(self, trial: Any) -> float:
         score = self._last(trial, METRIC, None)

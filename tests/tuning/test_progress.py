@@ -52,8 +52,8 @@ def test_lines_name_the_trial_its_values_the_best_and_the_time_left(progress, ca
     trials = [TuneTrial({"uacr.start": 0.25, "sam.rho": 0, "other": 7})]
     progress.on_trial_start(0, trials, trials[0])
     report(progress, trials, 0, 60.0, epoch=1, score=0.5)
-    trials[0].status = "TERMINATED"
     report(progress, trials, 0, 120.0, epoch=2, score=0.625, finished=True)
+    trials[0].status = "TERMINATED"  # Tune says it after the last report
     trials.append(TuneTrial({"uacr.start": 0.5, "sam.rho": 0.05}))
     report(progress, trials, 1, 180.0, epoch=1, score=float("nan"))
     trials[1].status = "ERROR"
