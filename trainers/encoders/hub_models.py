@@ -93,7 +93,7 @@ def projection_width(config: Any) -> int | None:
 def set_dropout(config: Any, share: float) -> None:
     """Of an encoder's layers and attention, as far as its architecture has any."""
     for name, value in config.to_dict().items():
-        if "dropout" in name and "classifier" not in name and isinstance(value, float | int):
+        if "dropout" in name and "classifier" not in name and type(value) in (float, int):
             setattr(config, name, share)
 
 

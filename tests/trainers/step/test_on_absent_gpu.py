@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, network: M2CAN, host: H
         ("recommended", []),
         ("recommended", ["train.precision=fp32"]),
         ("recommended", ["train.precision=tf32"]),
-        ("recommended", ["encoders.picture.batch_norm=batch"]),
+        ("recommended", ["encoders.picture.batch_norm=frozen"]),
         ("recommended", ["encoders.picture.batch_norm=per_sample"]),
         ("recommended", ["network.modality_dropout=0.3"]),
         ("recommended", ["objective.discriminators=mdan", "objective.moments=1", "objective.imitation=1"]),
